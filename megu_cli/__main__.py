@@ -1,0 +1,6 @@
+"""``python -m megu_cli`` is ``megu``."""
+
+from megu_cli.cli.app import main
+
+if __name__ == "__main__":
+    main()

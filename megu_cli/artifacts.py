@@ -1,0 +1,268 @@
+"""Artifacts: files that describe themselves, are whole or absent, and are checked when read.
+
+An artifact is a JSON body plus, in a ``.safetensors`` file, named tensors. It carries its own ``meta``: stage,
+fingerprint with its parts, lineage and content digest; in JSON under the key ``meta``, in safetensors as one
+metadata key ``megu`` holding canonical JSON. So the artifact is the cache entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from megu_cli.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+_TEMPORARY = ".megu-tmp-"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a stage writes and the next one reads.
+
+    Attributes:
+        body: JSON data.
+        tensors: Named tensors; empty for a ``.json`` artifact.
+        meta: Where it comes from; empty until it is written.
+    """
+
+    body: dict[str, Any]
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def content(self) -> str:
+        """The content digest that was recorded when the artifact was written."""
+        return str(self.meta["content"])
+
+
+def canonical(data: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal data give equal bytes."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(data: Any) -> str:
+    """sha256 of canonical JSON."""
+    return hashlib.sha256(canonical(data)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def tensor_digest(path: Path) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the tensors in a safetensors file, in order of name.
+
+    It does not depend on the order in which a writer laid them out, nor on the file's metadata.
+
+    Raises:
+        ArtifactError: The file is no whole safetensors file.
+    """
+    with path.open("rb") as stream:
+        return _stream_digest(stream, path.name)
+
+
+def state_digest(state: dict[str, torch.Tensor]) -> str:
+    """The `tensor_digest` that a state dict would have as a safetensors file."""
+    import safetensors.torch
+
+    return _stream_digest(io.BytesIO(safetensors.torch.save(_separate(state))), "state dict")
+
+
+def _stream_digest(stream: BinaryIO, name: str) -> str:
+    header, start = _header(stream, name)
+    total = hashlib.sha256()
+    for key in sorted(header):
+        if key != "__metadata__":
+            first, last = header[key]["data_offsets"]
+            total.update(canonical([key, header[key]["dtype"], header[key]["shape"]]))
+            stream.seek(start + first)
+            total.update(stream.read(last - first))
+    return total.hexdigest()
+
+
+def write(path: Path, artifact: Artifact) -> None:
+    """Write an artifact whole, or not at all.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    with replacing(path) as temporary:
+        if path.suffix == ".json":
+            document = {**artifact.body, "meta": artifact.meta}
+            text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+        else:
+            described = canonical({"body": artifact.body, "meta": artifact.meta}).decode()
+            save_tensors(temporary, artifact.tensors, {"megu": described})
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors; tied ones are written out one by one."""
+    import safetensors.torch
+
+    safetensors.torch.save_file(_separate(tensors), path, metadata=metadata)
+
+
+def _separate(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """CPU copies that share no memory: safetensors refuses tied tensors."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def seal(artifact: Artifact, meta: dict[str, Any]) -> Artifact:
+    """The artifact with ``meta`` and its content digest."""
+    parts: list[Any] = [artifact.body]
+    if artifact.tensors:
+        parts.append(state_digest(artifact.tensors))
+    return Artifact(artifact.body, artifact.tensors, {"format": FORMAT, **meta, "content": digest(parts)})
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Verify an artifact's content digest and return its meta, without torch.
+
+    Raises:
+        ArtifactError: The file is missing, no artifact of ours, damaged, or of a newer format.
+    """
+    body, meta = _read_description(path)
+    parts: list[Any] = [body]
+    if path.suffix != ".json":
+        parts.append(tensor_digest(path))
+    if meta.get("content") != digest(parts):
+        raise ArtifactError(f"{path.name}: its content does not match its digest")
+    return meta
+
+
+def read(path: Path) -> Artifact:
+    """Read and verify an artifact, tensors included.
+
+    Raises:
+        ArtifactError: As `read_meta`.
+    """
+    meta = read_meta(path)
+    body, _ = _read_description(path)
+    if path.suffix == ".json":
+        return Artifact(body, {}, meta)
+    import safetensors.torch
+
+    return Artifact(body, safetensors.torch.load_file(path), meta)
+
+
+def read_body(path: Path) -> dict[str, Any]:
+    """The JSON body of an artifact that is known to be whole, without its tensors."""
+    return _read_description(path)[0]
+
+
+def _read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        if path.suffix == ".json":
+            body = json.loads(path.read_text(encoding="utf-8"))
+            meta = body.pop("meta")
+        else:
+            with path.open("rb") as stream:
+                header, _ = _header(stream, path.name)
+            described = json.loads(header["__metadata__"]["megu"])
+            body, meta = described["body"], described["meta"]
+        written = meta["format"]
+    except FileNotFoundError:
+        raise ArtifactError(f"{path.name} is not there") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{path.name} is damaged, or was not written by megu") from None
+    if written != FORMAT:
+        raise ArtifactError(
+            f"{path.name} has format {written}; this megu reads format {FORMAT}",
+            "Rebuild it, or change the version.",
+        )
+    return body, meta
+
+
+def _header(stream: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
+    """Header of a safetensors file, and where its data start."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    prefix = stream.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+    if 8 + length > size:
+        raise ArtifactError(f"{name} is truncated, or no safetensors file")
+    try:
+        header = json.loads(stream.read(length))
+        end = max((info["data_offsets"][1] for key, info in header.items() if key != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{name} is no safetensors file") from None
+    if 8 + length + end != size:
+        raise ArtifactError(f"{name} is truncated")
+    return header, 8 + length
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place, synced to disk, when the block ends well.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    try:
+        with _temporary(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the one writer of a run directory; leftovers of a killed one are swept.
+
+    Raises:
+        ArtifactError: The directory cannot be written, or another process writes to it.
+    """
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        with lock:
+            for leftover in folder.glob(f"{_TEMPORARY}*"):
+                leftover.unlink()
+            yield
+    except filelock.Timeout:
+        raise ArtifactError(
+            f"another megu process is writing to {folder}",
+            "Wait for it to end, or give another directory with -o.",
+        ) from None
+    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+        raise ArtifactError(
+            f"the run directory {folder} cannot be written: {error.strerror or error}",
+            "Give another with -o DIR.",
+        ) from None

@@ -1,0 +1,1 @@
+"""Other methods, one short file each, to set MeGU beside."""

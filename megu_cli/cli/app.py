@@ -1,0 +1,55 @@
+"""The Typer app, and the only place where an exception becomes an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from megu_cli.cli import commands
+from megu_cli.errors import MeguError
+
+app = typer.Typer(
+    name="megu",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a trained image classifier forget: a class, a sub-class, or single images, without retraining.\n\n"
+    "Start with [bold]megu demo[/bold], or [bold]megu init[/bold] for your own model and data.",
+    epilog="Exit codes: 0 done; 2 bad usage, config, data or checkpoint; 3 a requirement is not met; "
+    "4 the MLLM backend failed; 1 anything else; 130 interrupted.",
+)
+commands.register(app)
+
+
+def main() -> None:
+    """Run the command line; called by the ``megu`` script."""
+    verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
+    try:
+        app()
+    except MeguError as error:
+        if verbose:
+            raise
+        _report(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of a shell pipeline has gone: nothing more to say, and nowhere to say it.
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if verbose:
+            raise
+        _report(f"{type(error).__name__}: {error}", "This is a bug, or a limit of this machine; -v shows where.")
+        sys.exit(1)
+
+
+def _report(message: str, hint: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text("error: ", style="bold red") + Text(message))
+    if hint:
+        console.print(Text(hint, style="dim"))

@@ -1,0 +1,316 @@
+"""The commands: each opens a run, asks the pipeline for its stages, and shows what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from megu_cli.cli.options import Options, command
+
+if TYPE_CHECKING:
+    from megu_cli.config import Config
+    from megu_cli.pipeline import Pipeline
+
+_Require = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--require",
+        metavar="NAME<=NUMBER",
+        help="Exit with 3 unless met, e.g. 'forget_test_acc<=0.02'. Repeatable.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add all commands to the app."""
+    app.command(rich_help_panel="Start here")(demo)
+    app.command(rich_help_panel="Start here")(init)
+    app.command(rich_help_panel="The whole pipeline")(command(run))
+    app.command(rich_help_panel="The whole pipeline")(command(status))
+    for stage in (train, similarity, labels, noise, finetune, evaluate):
+        name = "eval" if stage is evaluate else stage.__name__
+        app.command(name, rich_help_panel="One stage at a time")(command(stage))
+    app.callback(invoke_without_command=True)(_root)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from megu_cli import __version__
+
+        typer.echo(f"megu {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The run directory.")] = Path("megu-demo"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no log.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks.")] = False,
+) -> None:
+    """See it work: digits, forget the class 8, compare with retraining. No network, about a minute.
+
+    Example: megu demo -o /tmp/demo
+    """
+    from megu_cli.artifacts import replacing
+    from megu_cli.templates import DEMO
+
+    file = out / "megu.yaml"
+    if not file.exists():
+        # The run directory must be there, and be ours, before the config can lie in it.
+        _make(out)
+        with replacing(file) as temporary:
+            temporary.write_text(DEMO, encoding="utf-8")
+    run(Options(config=file, json=as_json, quiet=quiet, verbose=verbose))
+    if not (as_json or quiet):
+        from megu_cli.cli import tables
+
+        tables.where_next(out)
+
+
+def init(
+    config: Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help="Where to write it.")] = Path(
+        "megu.yaml"
+    ),
+    data: Annotated[str, typer.Option(metavar="NAME", help="Data set: data.name.")] = "imagefolder",
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model: model.name.")] = "torchvision:resnet18",
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Trained weights: model.checkpoint."),
+    ] = None,
+    classes: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--class", metavar="NAME", help="Forget this class. Repeatable."),
+    ] = None,
+    samples: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="CSV", help="Forget the images listed in this file."),
+    ] = None,
+    fraction: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--random", metavar="FRACTION", help="Forget a random share of the training images."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a megu.yaml in which every setting is explained.
+
+    Example: megu init --data fashion_mnist --model small_resnet --class Shirt
+    """
+    from megu_cli.artifacts import replacing
+    from megu_cli.errors import ConfigError
+    from megu_cli.templates import template
+
+    if config.exists() and not force:
+        raise ConfigError(f"{config} is there already", "Give another name with -c, or overwrite it with --force.")
+    given = {"classes": classes or None, "samples": samples, "random": fraction}
+    if sum(value is not None for value in given.values()) > 1:
+        raise ConfigError("give only one of --class, --samples, --random")
+    text = template(data, model, checkpoint, classes, samples, fraction)
+    _make(config.parent)
+    with replacing(config) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
+
+
+def run(options: Options, require: _Require = None) -> None:
+    """Run the whole pipeline; what is fresh is kept.
+
+    Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
+    """
+    from megu_cli.cli import tables
+
+    with _opened(options, require) as (pipeline, config):
+        if options.dry_run:
+            _show(options, {"plan": _plan(pipeline.plan(force=options.force))}, tables.plan)
+            return
+        pipeline.run(force=options.force)
+    _show_eval(options, config)
+
+
+def status(options: Options) -> None:
+    """Show what is fresh, stale (and why), missing, corrupt or blocked. Exit code 1 unless all is fresh.
+
+    Example: megu status -o runs/shirt
+    """
+    from megu_cli.cli import tables
+    from megu_cli.pipeline import STAGES
+
+    with _opened(options, write=False) as (pipeline, _):
+        states = pipeline.status()
+    rows = {
+        name: {"status": state.status, "reason": state.reason, "file": STAGES[name].file}
+        for name, state in states.items()
+    }
+    _show(options, {"stages": rows}, tables.status)
+    if any(state.status not in ("fresh", "absent") for state in states.values()):
+        raise typer.Exit(1)
+
+
+def train(
+    options: Options,
+    retain_only: Annotated[
+        bool, typer.Option("--retain-only", help="Train the oracle: re-initialised, without the forget set.")
+    ] = False,
+) -> None:
+    """Train the original model, or with --retain-only the oracle.
+
+    Example: megu train --retain-only
+    """
+    _stage(options, ["oracle" if retain_only else "train"])
+
+
+def similarity(options: Options) -> None:
+    """Rate how similar the classes' concepts are, and make the transition matrix of it.
+
+    Example: megu similarity --set transition.temperature=2
+    """
+    _stage(options, ["similarity", "transition"])
+
+
+def labels(options: Options) -> None:
+    """Give each forgotten image a semantically near perturbing label.
+
+    Example: megu labels --set labels.mode=hard
+    """
+    _stage(options, ["labels"])
+
+
+def noise(options: Options) -> None:
+    """Train the positive-negative feature noise pair.
+
+    Example: megu noise --set noise.use=both
+    """
+    _stage(options, ["noise"])
+
+
+def finetune(options: Options) -> None:
+    """Finetune on perturbed forgotten and retained images; writes the unlearned model.safetensors.
+
+    Example: megu finetune --set finetune.epochs=3
+    """
+    _stage(options, ["finetune"])
+
+
+def evaluate(options: Options, require: _Require = None) -> None:
+    """Measure the unlearned model beside the original, the masked and (where it is there) the retrained one.
+
+    Example: megu eval --require 'forget_test_acc<=0.02' --require 'avg_gap<=0.03'
+    """
+    _stage(options, ["eval"], require)
+
+
+def _stage(options: Options, names: list[str], require: list[str] | None = None) -> None:
+    """The body of every stage's command."""
+    from megu_cli.cli import tables
+    from megu_cli.pipeline import STAGES
+
+    with _opened(options, require) as (pipeline, config):
+        if options.dry_run:
+            _show(options, {"plan": _plan(pipeline.plan(names, options.force))}, tables.plan)
+            return
+        pipeline.build(names, options.force)
+    if names == ["eval"]:
+        _show_eval(options, config)
+        return
+    from megu_cli.artifacts import read_body
+
+    bodies = {name: read_body(config.out / STAGES[name].file) for name in names}
+    result = {name: {"file": str(config.out / STAGES[name].file), **body} for name, body in bodies.items()}
+    _show(options, result, tables.stages)
+
+
+def _show_eval(options: Options, config: Config) -> None:
+    """Print the evaluation, then hold it against the requirements."""
+    from megu_cli.artifacts import read_body
+    from megu_cli.cli import tables
+    from megu_cli.errors import RequirementError
+    from megu_cli.pipeline import STAGES
+    from megu_cli.requirements import judge, parse
+
+    evaluation = read_body(config.out / STAGES["eval"].file)
+    verdicts = judge(parse(config.eval.require), evaluation)
+    result = dict(evaluation)
+    if verdicts:
+        result["requirements"] = [{"requirement": str(v.requirement), "value": v.value, "met": v.met} for v in verdicts]
+    _show(options, result, tables.evaluation)
+    missed = [
+        f"{v.requirement} is not met: " + ("there is no such figure without an oracle" if v.value is None
+                                           else f"{v.requirement.name} is {v.value:.4f}")
+        for v in verdicts if not v.met
+    ]  # fmt: skip
+    if missed:
+        raise RequirementError("; ".join(missed))
+
+
+@contextlib.contextmanager
+def _opened(
+    options: Options, require: list[str] | None = None, write: bool = True
+) -> Iterator[tuple[Pipeline, Config]]:
+    """The pipeline of a call, with the run directory locked for writing unless nothing will be written."""
+    from megu_cli.artifacts import locked
+    from megu_cli.cli.progress import tracker
+    from megu_cli.config import load_config
+    from megu_cli.requirements import parse
+
+    overrides = list(options.set_)
+    flags = {"out": options.out, "seed": options.seed, "device": options.device}
+    config = load_config(options.config, overrides, flags)
+    if require:
+        config = config.model_copy(
+            update={"eval": config.eval.model_copy(update={"require": [*config.eval.require, *require]})}
+        )
+    parse(config.eval.require)  # a requirement that cannot be read is refused before anything runs
+
+    from megu_cli.pipeline import Pipeline
+    from megu_cli.workspace import Workspace
+
+    work = Workspace(config, tracker(options.quiet))
+    pipeline = Pipeline(work, say=lambda line: None if options.quiet else typer.echo(line, err=True))
+    try:
+        if not write or options.dry_run:
+            yield pipeline, config
+        else:
+            work.check()
+            with locked(config.out):
+                yield pipeline, config
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was finished is kept, and the same command goes on from there", err=True)
+        raise
+
+
+def _plan(rows: list[tuple[str, str, str]]) -> list[dict[str, str]]:
+    return [{"stage": stage, "action": action, "reason": reason} for stage, action, reason in rows]
+
+
+def _show(options: Options, result: dict[str, Any], table: Any) -> None:
+    """Print a result on stdout: one JSON object, or a table."""
+    if options.json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        table(result)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder.
+
+    Raises:
+        ArtifactError: It cannot be made.
+    """
+    from megu_cli.errors import ArtifactError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be written: {error.strerror}", "Give another place.") from None

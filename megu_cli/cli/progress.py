@@ -1,0 +1,71 @@
+"""Progress on stderr: a bar in a terminal, plain lines elsewhere, nothing for what takes under two seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from megu_cli.runtime import Track, silent
+
+_PATIENCE = 2.0
+_INTERVAL = 10.0
+
+
+def tracker(quiet: bool) -> Track:
+    """The tracker for this process's stderr."""
+    if quiet:
+        return silent
+    return _bar if sys.stderr.isatty() else _lines
+
+
+@contextlib.contextmanager
+def _bar(label: str, total: int) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f}/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = progress.add_task(label, total=total, rate=0.0)
+    started = time.monotonic()
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        elapsed = time.monotonic() - started
+        if not progress.live.is_started and elapsed > _PATIENCE:
+            progress.start()
+        progress.update(task, completed=done, rate=done / max(elapsed, 1e-9))
+
+    try:
+        yield advance
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+@contextlib.contextmanager
+def _lines(label: str, total: int) -> Iterator[Callable[[], None]]:
+    started = said = time.monotonic()
+    done = 0
+
+    def advance() -> None:
+        nonlocal done, said
+        done += 1
+        now = time.monotonic()
+        if now - said >= _INTERVAL:
+            said = now
+            rate = done / (now - started)
+            left = (total - done) / rate
+            print(f"{label}: {done}/{total}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)  # noqa: T201
+
+    yield advance

@@ -1,0 +1,356 @@
+"""The configuration: one YAML file, validated in one go.
+
+Every setting is declared here once, with its type, default and meaning; ``megu init`` and docs/config.md are
+made from these declarations. Precedence: defaults < preset < YAML < flags.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from megu_cli.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """The images."""
+
+    name: Literal["digits", "fashion_mnist", "cifar10", "cifar20", "cifar100", "imagefolder"] = Field(
+        description="digits | fashion_mnist | cifar10 | cifar20 | cifar100 | imagefolder"
+    )
+    root: Path | None = Field(
+        None,
+        description="folder of the images (imagefolder: holds train/ and test/) or of the downloaded files",
+    )
+    superclasses: dict[str, list[str]] | None = Field(
+        None, description="superclass -> its classes: turns any data set into a coarse-labelled one"
+    )
+    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="share of the training images held out (by hash of their identity) for validation"
+    )
+    limit: Count | None = Field(
+        None, description="use only this many training images (chosen by hash of their identity); null: all"
+    )
+    image_size: Count | None = Field(
+        None,
+        description="resize to this many pixels a side (imagefolder: needed); null: as the data set has it",
+    )
+    memory_limit: Positive = Field(
+        2.0, description="GiB of decoded images to keep in memory; a larger split streams from disk"
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that decode streamed images")
+
+
+class ModelConfig(_Section):
+    """The classifier."""
+
+    name: str = Field(description="small_cnn | small_resnet | resnet18 (the field's CIFAR variant) | torchvision:NAME")
+    checkpoint: Path | None = Field(
+        None,
+        description="trained weights (.safetensors, or .pth/.pt with tensors only); null: original.safetensors in "
+        "the run directory, which `megu train` writes",
+    )
+
+
+class RandomForget(_Section):
+    """A random share of the training images."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="share of the training images")
+    count: Count | None = Field(None, description="number of training images")
+
+    @model_validator(mode="after")
+    def _one(self) -> RandomForget:
+        if (self.fraction is None) == (self.count is None):
+            raise ValueError("give exactly one of fraction, count")
+        return self
+
+
+class ForgetConfig(_Section):
+    """What to forget: exactly one of the four."""
+
+    classes: list[str | int] | None = Field(None, description="class names (or indices): forget whole classes")
+    subclasses: list[str] | None = Field(None, description="members of data.superclasses: forget sub-classes")
+    samples: Path | None = Field(None, description="CSV with one training index or relative path per line")
+    random: RandomForget | None = Field(None, description="{fraction: 0.03} or {count: 100}")
+
+    @model_validator(mode="after")
+    def _one(self) -> ForgetConfig:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of classes, subclasses, samples, random (given: {', '.join(given) or 'none'})"
+            )
+        return self
+
+
+class MLLMConfig(_Section):
+    """Where the similarity ratings come from."""
+
+    backend: Literal["recorded"] = Field("recorded", description="recorded: replay the ratings in a file")
+    ratings: Path | None = Field(
+        None, description="file of recorded ratings; null: those shipped for digits and fashion_mnist"
+    )
+
+
+class TransitionConfig(_Section):
+    """From ratings to the transition matrix."""
+
+    temperature: Positive = Field(3.0, description="softmax temperature over ratings from 0 to 10")
+
+
+class LabelsConfig(_Section):
+    """The perturbing labels."""
+
+    source: Literal["transition+prediction", "transition", "prediction", "random"] = Field(
+        "transition+prediction", description="transition+prediction | transition | prediction | random"
+    )
+    mode: Literal["auto", "hard", "sample", "soft"] = Field(
+        "auto", description="auto (hard for wholly forgotten classes, else soft) | hard | sample | soft"
+    )
+    alpha: NonNegative = Field(0.75, description="exponent of the model's own prediction in T[y,k] * p(k|x)^alpha")
+    keep: Literal["auto"] | Fraction = Field(
+        "auto",
+        description="soft and sample: mass that stays on the true label; auto: what the model gives held-out images "
+        "of the same class",
+    )
+
+
+class NoiseConfig(_Section):
+    """The positive-negative feature noise pair."""
+
+    use: Literal["both", "positive", "negative", "none"] = Field(
+        "negative", description="both | positive | negative | none"
+    )
+    negative: Literal["away", "carry"] = Field(
+        "carry",
+        description="away: moves forgotten images off their class | carry: puts its features on retained ones",
+    )
+    strength: Literal["uniform", "full"] = Field(
+        "uniform", description="uniform: strength drawn from U(0,1) per sample | full: always 1"
+    )
+    batch: Count = Field(8, description="noises per perturbing label and per forgotten class")
+    steps: Count = Field(60, description="optimiser steps of the pair")
+    lr: Positive = Field(0.1, description="Adam learning rate, in normalised pixel units")
+    penalty: NonNegative = Field(0.1, description="lambda: weight of the mean squared noise")
+
+
+class FinetuneConfig(_Section):
+    """Fragment-Align: the short finetuning."""
+
+    epochs: Count = Field(2, description="passes; each draws the noises anew")
+    retain_fraction: Literal["auto"] | Positive = Field(
+        "auto", description="retained samples per epoch, as a share of all; auto: as many as make 12,000"
+    )
+    batch: Count = Field(128, description="retained samples per step")
+    forget_batch: Count = Field(64, description="forgotten samples per step")
+    weight: Positive = Field(0.2, description="weight of the loss on forgotten samples")
+    clean: Fraction = Field(0.5, description="share of forgotten samples left without noise")
+    reassign: bool = Field(
+        True, description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]"
+    )
+    beta: NonNegative = Field(0.3, description="weight of the transition matrix when labels are reassigned")
+    lr: Positive = Field(0.01, description="SGD learning rate at the start; it falls to 0 as a cosine")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum")
+    weight_decay: NonNegative = Field(5e-4, description="SGD weight decay")
+    patience: Count = Field(2, description="stop after so many epochs without a gain in validation accuracy")
+
+
+class TrainConfig(_Section):
+    """How `megu train` trains the original model and the oracle."""
+
+    epochs: Count = Field(15, description="passes over the training images")
+    batch: Count = Field(128, description="samples per step")
+    lr: Positive = Field(0.1, description="peak learning rate of one-cycle SGD")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum (Nesterov)")
+    weight_decay: NonNegative = Field(5e-4, description="SGD weight decay")
+    augment: Literal["none", "flip", "crop+flip"] = Field("none", description="none | flip | crop+flip")
+
+
+class EvalConfig(_Section):
+    """How the result is judged."""
+
+    oracle: bool = Field(
+        False,
+        description="`megu run` also retrains from scratch without the forget set (slow; the judge of all)",
+    )
+    require: list[str] = Field(
+        default_factory=list, description="requirements such as forget_test_acc<=0.02; one unmet: exit code 3"
+    )
+    attack_samples: Count = Field(
+        5000, description="members and as many non-members that train the support vector attack, at most"
+    )
+    probe_samples: Count = Field(10000, description="training images that train the linear probe, at most")
+    batch: Count = Field(1000, description="samples per forward pass")
+
+
+class Config(_Section):
+    """A whole megu.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seed of everything random")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto | cpu | cuda | mps")
+    out: Path = Field(Path("megu-run"), description="the run directory")
+    preset: Literal["paper"] | None = Field(
+        None, description="paper: the paper's method without what is ours (see docs/decisions.md)"
+    )
+    data: DataConfig
+    model: ModelConfig
+    forget: ForgetConfig
+    mllm: MLLMConfig = Field(default_factory=MLLMConfig)  # type: ignore[arg-type]
+    transition: TransitionConfig = Field(default_factory=TransitionConfig)  # type: ignore[arg-type]
+    labels: LabelsConfig = Field(default_factory=LabelsConfig)  # type: ignore[arg-type]
+    noise: NoiseConfig = Field(default_factory=NoiseConfig)  # type: ignore[arg-type]
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)  # type: ignore[arg-type]
+    train: TrainConfig = Field(default_factory=TrainConfig)  # type: ignore[arg-type]
+    eval: EvalConfig = Field(default_factory=EvalConfig)  # type: ignore[arg-type]
+
+
+# What the paper's method is without our additions; a user's own keys still win over these.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "noise": {"use": "both", "negative": "away"},
+        "finetune": {"reassign": False, "clean": 0.0},
+    }
+}
+
+
+def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str, Any] | None = None) -> Config:
+    """Read, merge and validate a configuration.
+
+    Args:
+        file: The YAML file. Relative paths in it are relative to its folder.
+        overrides: ``a.b=value`` settings, each value parsed as YAML; relative paths are relative to the
+            working directory.
+        flags: Values of dedicated flags (``seed``, ``device``, ``out``); ``None`` means not given.
+
+    Raises:
+        ConfigError: The file is missing or no YAML, or settings are at fault; all faults are named together.
+    """
+    from_yaml = _absolute(Config, _read_yaml(file), file.resolve().parent)
+    from_flags: dict[str, Any] = {}
+    for override in overrides or []:
+        _merge(from_flags, _parse_override(override))
+    _merge(from_flags, {k: v for k, v in (flags or {}).items() if v is not None})
+    from_flags = _absolute(Config, from_flags, Path.cwd())
+
+    merged: dict[str, Any] = {}
+    own = _merge(_merge({}, from_yaml), from_flags)
+    preset = own.get("preset")
+    if isinstance(preset, str):
+        _merge(merged, PRESETS.get(preset, {}))
+    _merge(merged, own)
+    # The default run directory, too, lies beside the YAML.
+    merged.setdefault("out", file.resolve().parent / Config.model_fields["out"].default)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
+        count = error.error_count()
+        raise ConfigError(
+            f"{file}: {count} setting{'s are' if count > 1 else ' is'} at fault\n{faults}",
+            "`megu init` writes a config with every setting explained.",
+        ) from None
+
+
+def get(config: BaseModel, key: str) -> Any:
+    """Value of a dotted key as plain JSON data; a section gives all its settings."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return str(value) if isinstance(value, Path) else value
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"no config at {file}", "Name one with -c FILE, or write one with `megu init`.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file} holds no settings", "`megu init` writes a config to start from.")
+    return raw
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise ConfigError(f"--set {override!r} is not of the form key.subkey=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return typing.cast(dict[str, Any], value)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``over`` on ``base`` in place; mappings merge, except the forget request and superclasses."""
+    for key, value in over.items():
+        # A request given by a flag replaces the file's: merging `classes` with `random` would give two.
+        mergeable = key not in ("forget", "superclasses")
+        if mergeable and isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = copy.deepcopy(value)
+    return base
+
+
+def _absolute(model: type[BaseModel], raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the values of Path settings absolute, against the folder that their source stands in."""
+    result: dict[str, Any] = {}
+    for key, value in raw.items():
+        field = model.model_fields.get(key) if isinstance(key, str) else None
+        kinds = _kinds(field.annotation) if field else ()
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if section and isinstance(value, dict):
+            value = _absolute(section, value, folder)
+        elif Path in kinds and isinstance(value, (str, Path)):
+            value = folder / Path(value).expanduser()
+        result[key] = value
+    return result
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) or (annotation,)
+
+
+def _describe(fault: Any) -> str:
+    """One validation fault as `key: what is wrong`, with the nearest known key for an unknown one."""
+    location = fault["loc"]
+    key = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in location[:-1]:
+            kinds = _kinds(section.model_fields[part].annotation)
+            section = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+        near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1, cutoff=0.5)
+        return f"{key}: unknown key" + (
+            f"; did you mean {near[0]}?" if near else f"; known: {', '.join(section.model_fields)}"
+        )
+    if fault["type"] == "missing":
+        return f"{key}: missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+    return f"{key or 'config'}: {message[0].lower()}{message[1:]}{shown}"

@@ -1,0 +1,56 @@
+"""Errors that a user can act on, each with the exit code that the process ends with."""
+
+from __future__ import annotations
+
+
+class MeguError(Exception):
+    """An expected failure: what went wrong, where, and what to do next.
+
+    Args:
+        message: What is wrong, naming the file or key.
+        hint: The next step for the user, printed on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class InputError(MeguError):
+    """The command line, the config, the data or a file handed over is at fault."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """The configuration is at fault."""
+
+
+class DataError(InputError):
+    """The data set or the forget request is at fault."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+
+class ArtifactError(InputError):
+    """A file of the run directory is missing, corrupt or stale, or the directory is in use."""
+
+
+class RequirementError(MeguError):
+    """A requirement of ``megu eval --require`` is not met."""
+
+    exit_code = 3
+
+
+class MLLMError(MeguError):
+    """The similarity backend failed, or what it answered carries no information."""
+
+    exit_code = 4

@@ -1,0 +1,165 @@
+"""Stage 4: Fragment-Align, the short finetuning on perturbed forgotten and retained data (MeGU, arXiv:2602.17088)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megu_cli.data import Split
+from megu_cli.runtime import Track, generator, silent
+from megu_cli.training import History, fit, shuffled
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """D_f as the finetuning sees it: N_f samples in the order of ``index``.
+
+    Attributes:
+        index: (N_f,) positions in the split.
+        target: (N_f, K) distributions to learn: one-hot perturbing labels, or soft ones.
+        prior: (N_f, K) log of each sample's row of the transition matrix, -inf where no label may go; used where
+            labels are reassigned.
+        positive: (N_f,) which group of the positive noises a sample takes.
+        negative: (N_f,) which group of the negative noises a sample takes.
+    """
+
+    index: Tensor
+    target: Tensor
+    prior: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+@dataclass(frozen=True)
+class _Step:
+    retained: Tensor
+    retained_labels: Tensor
+    forgotten: Tensor
+    target: Tensor
+    prior: Tensor
+    clean: Tensor
+
+
+def finetune(
+    model: nn.Module,
+    split: Split,
+    retain: Tensor,
+    forgotten: Forgotten,
+    *,
+    positive: Tensor | None,
+    negative: Tensor | None,
+    uniform: bool,
+    clean: float,
+    reassign: bool,
+    beta: float,
+    weight: float,
+    epochs: int,
+    retain_samples: int,
+    batch: int,
+    forget_batch: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    seed: int,
+    validate: Callable[[nn.Module], float] | None = None,
+    patience: int | None = None,
+    device: torch.device | str = "cpu",
+    track: Track = silent,
+) -> History:
+    """Finetune ``model`` in place on D_f^p and D_r.
+
+    Every step sees ``batch`` retained samples (x, y) and ``forget_batch`` forgotten ones (x + u (N+ + N-), target);
+    its loss is CE(retained) + weight * CE(forgotten).
+
+    Args:
+        model: Starts as the original model, on ``device``.
+        split: Where the samples are.
+        retain: (N_r,) positions of D_r.
+        forgotten: D_f with its labels.
+        positive: (G, R, C, H, W) noises N+, or none.
+        negative: (G, R, C, H, W) noises N-, or none.
+        uniform: Noise strength u ~ U(0, 1) per sample and epoch, rather than 1.
+        clean: Share of the forgotten samples left without noise.
+        reassign: On clean samples, the label is argmax_k of log p_now(k|x) + beta * prior(k), taken anew at every
+            step from the model as it is; noised samples keep their given target.
+        beta: Weight of the prior.
+        weight: Of the loss on forgotten samples.
+        epochs: Passes; each draws samples, noises and strengths anew.
+        retain_samples: Retained samples per epoch.
+        batch: Retained samples per step.
+        forget_batch: Forgotten samples per step.
+        lr: SGD learning rate at the start; it follows a cosine to 0.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        seed: Of all draws.
+        validate: Model -> accuracy on retained validation samples, after each epoch.
+        patience: Epochs without a gain in it after which to stop.
+        device: Where to compute.
+        track: Reports progress.
+    """
+    steps = math.ceil(retain_samples / batch)
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    noises = [(n.to(device), groups) for n, groups in
+              ((positive, forgotten.positive), (negative, forgotten.negative)) if n is not None]  # fmt: skip
+    slots = torch.arange(len(forgotten.index))
+
+    def batches(epoch: int) -> Iterator[_Step]:
+        retained = shuffled(retain, retain_samples, batch, seed, "finetune", epoch, "retain")
+        chosen = shuffled(slots, steps * forget_batch, forget_batch, seed, "finetune", epoch, "forget")
+        draw = generator(seed, "finetune", epoch, "noise")
+        size = steps * forget_batch
+        noisy = torch.rand(size, generator=draw) >= clean if noises else torch.zeros(size, dtype=torch.bool)
+        strength = torch.rand(size, generator=draw) if uniform else torch.ones(size)
+        strength = (strength * noisy).split(forget_batch)
+        picks = [torch.randint(n.shape[1], (size,), generator=draw).split(forget_batch) for n, _ in noises]
+        images = split.batches(
+            [i for r, s in zip(retained, chosen, strict=True) for i in (r, forgotten.index[s])], device
+        )
+        for step, (r, s) in enumerate(zip(retained, chosen, strict=True)):
+            x, x_forgotten = next(images), next(images)
+            for (noise, groups), pick in zip(noises, picks, strict=True):
+                u = strength[step].to(device)[:, None, None, None]
+                x_forgotten = x_forgotten + u * noise[groups[s], pick[step]]
+            yield _Step(
+                x,
+                split.labels[r].to(device),
+                x_forgotten,
+                forgotten.target[s].to(device),
+                forgotten.prior[s].to(device),
+                (strength[step] == 0).to(device),
+            )
+
+    def loss(net: nn.Module, step: _Step) -> Tensor:
+        # One pass over both parts: batch norm sees the mixture that the loss is taken on.
+        together = torch.cat([step.retained, step.forgotten]).contiguous(memory_format=torch.channels_last)
+        logits = net(together)
+        kept, gone = logits.split([len(step.retained), len(step.forgotten)])
+        target = step.target
+        if reassign:
+            now = functional.log_softmax(gone.detach().double(), 1) + beta * step.prior
+            moved = functional.one_hot(now.argmax(1), gone.shape[1]).to(target)
+            target = torch.where(step.clean[:, None], moved, target)
+        return functional.cross_entropy(kept, step.retained_labels) + weight * functional.cross_entropy(
+            gone, target.to(gone.dtype)
+        )
+
+    return fit(
+        model,
+        epochs=epochs,
+        steps=steps,
+        batches=batches,
+        loss=loss,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        seed=seed,
+        label="finetune",
+        validate=validate,
+        patience=patience,
+        track=track,
+    )

@@ -1,0 +1,90 @@
+"""Stage 3: the positive-negative feature noise pair (MeGU, arXiv:2602.17088).
+
+Noises are images in normalised space. They are trained against the frozen original model in eval mode, in batches
+per group (a perturbing label, a forgotten class), never per sample: the cost does not grow with the forget set.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megu_cli.data import Split
+from megu_cli.models import frozen
+from megu_cli.runtime import Track, generator, silent
+
+
+def train_noise(
+    model: nn.Module,
+    split: Split,
+    index: Tensor,
+    group: Tensor,
+    target: Tensor,
+    *,
+    away: bool,
+    noises: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    penalty: float,
+    seed: int,
+    label: str,
+    device: torch.device | str = "cpu",
+    track: Track = silent,
+) -> Tensor:
+    """Train a batch of noises for each group by Adam.
+
+    Towards the target, min CE(f(x + n), t) + penalty * mean(n^2): the positive noise N+ on forgotten samples assigned
+    to t, and the carrying negative noise N- on retained samples. Away from it, the cross-entropy is to grow; its
+    bounded form is min -log(1 - p(t | x + n)), which ends at 0.
+
+    Args:
+        model: The original classifier f; neither its parameters nor its batch-norm statistics change.
+        split: Where the samples are.
+        index: (N,) positions of the samples that the noises are trained on.
+        group: (N,) which of the G groups each sample belongs to.
+        target: (G,) class that each group's noises move towards, or away from.
+        away: Away from the target rather than towards it.
+        noises: Noises per group.
+        steps: Optimiser steps, each on ``batch`` samples drawn evenly over the groups.
+        batch: Samples per step.
+        lr: Learning rate, in normalised pixel units.
+        penalty: lambda, weight of the mean square of the noises in a step.
+        seed: Of the draws and of the start.
+        label: ``positive`` or ``negative``: names the random streams and the progress.
+        device: Where to compute.
+        track: Reports progress.
+
+    Returns:
+        (G, noises, C, H, W) float32 on the CPU.
+    """
+    order = torch.argsort(group, stable=True)
+    counts = torch.bincount(group, minlength=len(target))
+    starts = counts.cumsum(0) - counts
+    draw = generator(seed, "noise", label)
+    chosen = torch.randint(len(target), (steps, batch), generator=draw)
+    within = (torch.rand(steps, batch, generator=draw) * counts[chosen]).long()
+    positions = index[order[starts[chosen] + within]]
+    which = torch.randint(noises, (steps, batch), generator=draw)
+
+    first = next(split.batches([index[:1]]))
+    start = 0.01 * torch.randn(len(target), noises, *first.shape[1:], generator=draw)
+    noise = start.to(device).requires_grad_()
+    optimizer = torch.optim.Adam([noise], lr)
+    with frozen(model), track(f"{label} noise", steps) as advance:
+        for x, g, r in zip(split.batches(list(positions), device), chosen, which, strict=True):
+            added = noise[g, r]
+            logits = model((x + added).contiguous(memory_format=torch.channels_last)).float()
+            goal = target[g].to(device)
+            if away:
+                sure = functional.log_softmax(logits, 1).gather(1, goal[:, None])[:, 0]
+                loss = -torch.log1p(-sure.exp().clamp_max(1 - 1e-6)).mean()
+            else:
+                loss = functional.cross_entropy(logits, goal)
+            loss = loss + penalty * added.square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            advance()
+    return noise.detach().cpu().contiguous()

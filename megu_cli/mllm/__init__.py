@@ -1,0 +1,1 @@
+"""Similarity ratings: one protocol, one file per backend."""

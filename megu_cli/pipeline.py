@@ -1,0 +1,430 @@
+"""The stage table, and what follows from it: what is fresh, what must run, and running it.
+
+A stage's key is the content it is made from: its settings and the digests of its inputs. An artifact carries its
+key, so it is its own cache entry, in this directory or handed over to another.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+from megu_cli import __version__, artifacts
+from megu_cli.artifacts import Artifact
+from megu_cli.errors import ArtifactError, MeguError
+from megu_cli.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: Also the name of the function in stages.py.
+        file: The artifact; written last, so that its presence means that the stage is complete.
+        command: What rebuilds it.
+        settings: Dotted keys of the config that it uses.
+        given: Inputs that no stage makes; see `Workspace.digest`.
+        needs: Stages whose artifacts it reads.
+        weights: Plain weight files that it writes beside the artifact.
+        version: Raised whenever the same inputs would give another result.
+    """
+
+    name: str
+    file: str
+    command: str
+    settings: tuple[str, ...]
+    given: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    version: int = 1
+
+
+_TRAIN = ("seed", "model.name", "train")
+# All of config.noise but its strength, which the finetuning uses.
+_NOISE = tuple(f"noise.{key}" for key in ("use", "negative", "batch", "steps", "lr", "penalty"))
+_METHOD = ("train_data", "forget")
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("train", "original.safetensors", "megu train", (*_TRAIN, "data.validation"), ("train_data",)),
+        Stage("oracle", "oracle.safetensors", "megu train --retain-only", _TRAIN, _METHOD),
+        Stage("similarity", "similarity.json", "megu similarity", ("mllm.backend",), ("concepts", "ratings")),
+        Stage(
+            "transition",
+            "transition.safetensors",
+            "megu similarity",
+            ("transition",),
+            ("concepts",),
+            ("similarity",),
+        ),
+        Stage(
+            "labels",
+            "labels.safetensors",
+            "megu labels",
+            ("seed", "model.name", "labels"),
+            _METHOD,
+            ("checkpoint", "transition"),
+        ),
+        Stage(
+            "noise",
+            "noise.safetensors",
+            "megu noise",
+            ("seed", "model.name", "finetune.batch", *_NOISE),
+            _METHOD,
+            ("checkpoint", "labels"),
+        ),
+        Stage(
+            "finetune",
+            "finetune.json",
+            "megu finetune",
+            ("seed", "model.name", "finetune", "noise.strength"),
+            _METHOD,
+            ("checkpoint", "transition", "labels", "noise"),
+            ("model.safetensors",),
+        ),
+        Stage(
+            "eval",
+            "eval.json",
+            "megu eval",
+            ("seed", "model.name", "eval.attack_samples", "eval.probe_samples"),
+            (*_METHOD, "test_data"),
+            ("checkpoint", "finetune", "oracle"),
+        ),
+    )
+}
+# What the report and the figures of time count as the method's own work.
+METHOD_STAGES = ("labels", "noise", "finetune")
+
+Status = Literal["fresh", "absent", "stale", "missing", "corrupt", "blocked"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a stage stands.
+
+    Attributes:
+        status: ``absent`` means: not there, and not needed, since a later artifact fits without it.
+        reason: Why it is not fresh; which part of the key changed.
+        meta: Of the artifact, where it can be read.
+    """
+
+    status: Status
+    reason: str = ""
+    meta: Mapping[str, Any] | None = None
+
+    @property
+    def content(self) -> str:
+        """Content digest of a fresh artifact."""
+        assert self.meta is not None
+        return str(self.meta["content"])
+
+
+class Pipeline:
+    """The stages of one run directory.
+
+    Args:
+        work: The inputs, and the run directory.
+        say: Told in a line what is skipped and what is rebuilt, and why.
+    """
+
+    def __init__(self, work: Workspace, say: Callable[[str], None] = lambda line: None) -> None:
+        self.work = work
+        self.say = say
+        self._states: dict[str, State] = {}
+
+    # -- what is there ---------------------------------------------------------------------------------------------
+
+    def state(self, name: str) -> State:
+        """Where a stage stands; remembered until something runs."""
+        if name not in self._states:
+            self._states[name] = self._assess(STAGES[name])
+        return self._states[name]
+
+    def status(self) -> dict[str, State]:
+        """Where all stages of this config stand, in order."""
+        states = {name: self.state(name) for name in self.order()}
+        goals = self.goals()
+        for name, state in states.items():
+            if state.status == "missing" and name not in goals and self._covered(name, states):
+                states[name] = State("absent", "not there, and not needed: what was made from it fits")
+        return states
+
+    def order(self) -> list[str]:
+        """The stages that this config has."""
+        skipped = {"train"} if self.work.config.model.checkpoint else set()
+        if not self.work.config.eval.oracle and not (self.work.out / STAGES["oracle"].file).exists():
+            skipped.add("oracle")
+        return [name for name in STAGES if name not in skipped]
+
+    def goals(self) -> list[str]:
+        """The stages that must stand at the end of `megu run`."""
+        return ["finetune", "eval"]
+
+    def _covered(self, name: str, states: Mapping[str, State]) -> bool:
+        readers = [s.name for s in STAGES.values() if s.name in states and name in self._upstream(s)]
+        return bool(readers) and all(
+            states[r].status == "fresh" or (states[r].status == "missing" and self._covered(r, states)) for r in readers
+        )
+
+    def _upstream(self, stage: Stage) -> list[str]:
+        """The stages that an artifact is made from."""
+        own = self.work.config.model.checkpoint
+        names = [
+            "train" if need == "checkpoint" else need for need in stage.needs if not (need == "checkpoint" and own)
+        ]
+        return [name for name in names if name != "oracle" or self._uses_oracle()]
+
+    def _uses_oracle(self) -> bool:
+        return self.work.config.eval.oracle or (self.work.out / STAGES["oracle"].file).exists()
+
+    def _given(self, stage: Stage) -> list[str]:
+        own = self.work.config.model.checkpoint
+        return [*stage.given, *(["checkpoint"] if own and "checkpoint" in stage.needs else [])]
+
+    def _assess(self, stage: Stage) -> State:
+        path = self.work.out / stage.file
+        meta: dict[str, Any] | None = None
+        trouble: State | None = None
+        if not path.exists():
+            trouble = State("missing", "not made yet")
+        else:
+            try:
+                meta = artifacts.read_meta(path)
+                for file, recorded in meta.get("weights", {}).items():
+                    if artifacts.tensor_digest(self.work.out / file) != recorded:
+                        trouble = State("corrupt", f"{file} does not match its digest")
+            except ArtifactError as error:
+                trouble = State("corrupt", error.message)
+            except OSError as error:
+                trouble = State("missing", f"{stage.weights[0]} is not there ({error.strerror})")
+        try:
+            parts = self._parts(stage)
+        except MeguError as error:
+            return State("blocked", error.message.splitlines()[0])
+        if trouble or meta is None:
+            return trouble or State("missing", "not made yet")
+        for name in self._upstream(stage):
+            state = self.state(name)
+            if state.status == "fresh":
+                parts["inputs"][name] = state.content
+            elif state.status == "missing" and self._fits_without(name, meta):
+                parts["inputs"][name] = meta["inputs"][name]
+            elif state.status in ("missing", "blocked"):
+                return State("stale", f"{name} is {state.status}", meta)
+            else:
+                return State("stale", f"{name} is {state.status}: {state.reason}", meta)
+        difference = _difference(meta, parts)
+        return State("stale", difference, meta) if difference else State("fresh", "", meta)
+
+    def _parts(self, stage: Stage) -> dict[str, Any]:
+        """The parts of a stage's key that do not come from other stages."""
+        return {
+            "stage": stage.name,
+            "version": stage.version,
+            "settings": self.work.settings(stage.settings),
+            "inputs": {name: self.work.digest(name) for name in self._given(stage)},
+        }
+
+    def _fits_without(self, name: str, meta: Mapping[str, Any]) -> bool:
+        """Whether an artifact whose upstream file is gone was made from what that stage would be made from today."""
+        recorded = meta["lineage"].get(name)
+        if recorded is None or name not in meta["inputs"]:
+            return False
+        stage = STAGES[name]
+        parts = self._parts(stage)
+        for upstream in self._upstream(stage):
+            state = self.state(upstream)
+            if state.status == "fresh":
+                parts["inputs"][upstream] = state.content
+            elif state.status == "missing" and self._fits_without(upstream, {**recorded, "lineage": meta["lineage"]}):
+                parts["inputs"][upstream] = recorded["inputs"][upstream]
+            else:
+                return False
+        return not _difference(recorded, parts)
+
+    # -- making it -------------------------------------------------------------------------------------------------
+
+    def build(self, names: Iterable[str], force: bool = False) -> None:
+        """Run single stages, in order; a stage that is fresh is skipped unless forced.
+
+        Raises:
+            ArtifactError: An input made by another stage is missing, stale or corrupt; the command that rebuilds it
+                is named.
+            MeguError: Whatever the stage raises.
+        """
+        names = list(names)
+        for name in names:
+            if not force and self._skip(name):
+                continue
+            self._given_or_raise(STAGES[name])
+            for upstream in self._upstream(STAGES[name]):
+                state = self.state(upstream)
+                if upstream == "oracle" and state.status == "missing":
+                    continue
+                if state.status != "fresh":
+                    file = STAGES[upstream].file
+                    raise ArtifactError(
+                        f"{name} cannot run: {file} is {state.status} ({state.reason})",
+                        f"Rebuild it with `{STAGES[upstream].command}`, or everything with `megu run`.",
+                    )
+            self._run(name)
+
+    def run(self, force: bool = False) -> None:
+        """Bring the whole run directory up to date: rebuild what is stale, corrupt or missing, and only that.
+
+        Raises:
+            MeguError: Whatever a stage raises; what was finished stays.
+        """
+        done: set[str] = set()
+        # All that is wrong with what the user gave shows now, before the first hour of work.
+        for name in self.order():
+            self._given_or_raise(STAGES[name])
+        for name in self.order() if force else self.goals():
+            self._ensure(name, done, force)
+
+    def plan(self, names: Iterable[str] | None = None, force: bool = False) -> list[tuple[str, str, str]]:
+        """(stage, run or keep, reason) for each stage, without running any."""
+        states = self.status()
+        wanted = [name for name in self.order() if names is None or name in names]
+        return [
+            (name, "keep", states[name].reason or "fresh")
+            if states[name].status in ("fresh", "absent") and not force
+            else (name, "run", states[name].reason or "forced")
+            for name in wanted
+        ]
+
+    def _ensure(self, name: str, done: set[str], force: bool) -> None:
+        if name in done:
+            return
+        if force or self.state(name).status != "fresh":
+            for upstream in self._upstream(STAGES[name]):
+                self._ensure(upstream, done, force)
+        # An upstream that was rebuilt to the same content leaves this one fresh.
+        if force or not self._skip(name):
+            self._run(name)
+        done.add(name)
+
+    def _skip(self, name: str) -> bool:
+        if self.state(name).status == "fresh":
+            self.say(f"{name}: fresh")
+            return True
+        return False
+
+    def _given_or_raise(self, stage: Stage) -> None:
+        for name in self._given(stage):
+            self.work.digest(name)
+
+    def _run(self, name: str) -> None:
+        """Run one stage whose inputs are all fresh, and write what it makes."""
+        from megu_cli import stages
+        from megu_cli.runtime import machine
+
+        stage = STAGES[name]
+        before = self.state(name)
+        why = f" ({before.status}: {before.reason})" if before.status in ("stale", "corrupt") else ""
+        self.say(f"{name}: running{why}")
+        parts = self._parts(stage)
+        inputs: dict[str, Artifact] = {}
+        lineage: dict[str, Any] = {}
+        for upstream in self._upstream(stage):
+            path = self.work.out / STAGES[upstream].file
+            if upstream == "oracle" and not path.exists():
+                continue
+            artifact = inputs[upstream] = artifacts.read(path)
+            parts["inputs"][upstream] = artifact.content
+            lineage |= artifact.meta["lineage"]
+            lineage[upstream] = {k: artifact.meta[k] for k in ("version", "settings", "inputs", "fingerprint")}
+        self.work.preload()
+        started = time.perf_counter()
+        product = getattr(stages, "evaluate" if name == "eval" else name)(self.work, inputs)
+        seconds = time.perf_counter() - started
+
+        weights = {}
+        for file, state in product.weights.items():
+            with artifacts.replacing(self.work.out / file) as temporary:
+                artifacts.save_tensors(temporary, state, {"format": "pt"})
+            weights[file] = artifacts.tensor_digest(self.work.out / file)
+        body = dict(product.artifact.body)
+        if name == "eval":
+            body["time"] = self._times(lineage)
+        meta = {
+            **parts,
+            "fingerprint": artifacts.digest(parts),
+            "lineage": lineage,
+            "weights": weights,
+            "seed": self.work.config.seed,
+            "megu": __version__,
+        }
+        sealed = artifacts.seal(Artifact(body, product.artifact.tensors), meta)
+        artifacts.write(self.work.out / stage.file, sealed)
+        self.work.keep_memo()
+        self.work.log_run(
+            {
+                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "stage": name,
+                "fingerprint": meta["fingerprint"],
+                "content": sealed.content,
+                "seconds": round(seconds, 3),
+                "device": str(self.work.device),
+                "machine": machine(),
+            }
+        )
+        self.work.forget_loaded(name)
+        self._states.clear()
+
+    def _times(self, lineage: Mapping[str, Any]) -> dict[str, float | None]:
+        """Seconds of each stage, and the method's as a share of retraining; ``None`` where runs.jsonl does not tell."""
+        known = {name: self.work.seconds(lineage[name]["fingerprint"]) for name in STAGES if name in lineage}
+        seconds = {name: entry[0] for name, entry in known.items() if entry}
+        machines = {entry[1] for name, entry in known.items() if entry}
+
+        def ratio(names: tuple[str, ...]) -> float | None:
+            if len(machines) != 1 or not seconds.get("oracle") or not all(name in seconds for name in names):
+                return None
+            return sum(seconds[name] for name in names) / seconds["oracle"]
+
+        return {
+            **{f"{name}_s": value for name, value in seconds.items()},
+            "time_ratio": ratio(METHOD_STAGES),
+            "time_ratio_total": ratio(("similarity", "transition", *METHOD_STAGES)),
+        }
+
+
+_INPUT_NAMES = {
+    "train_data": "the training data",
+    "test_data": "the test data",
+    "forget": "the forget request",
+    "concepts": "the classes asked about",
+    "ratings": "the recorded ratings",
+    "checkpoint": "the checkpoint",
+}
+
+
+def _difference(recorded: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+    """Which parts of a key changed, in words; empty if none."""
+    changes = []
+    if recorded["version"] != parts["version"]:
+        changes.append(f"the stage's version ({recorded['version']} -> {parts['version']})")
+    old, new = _flat(recorded["settings"]), _flat(parts["settings"])
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            changes.append(f"{key} {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}")
+    for name in sorted(recorded["inputs"].keys() | parts["inputs"].keys()):
+        if recorded["inputs"].get(name) != parts["inputs"].get(name):
+            changes.append(_INPUT_NAMES.get(name, STAGES[name].file if name in STAGES else name))
+    return "changed: " + ", ".join(changes) if changes else ""
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,88 @@
+"""What a computation runs on: devices, random streams, and the reporting of progress.
+
+Randomness is a function of (seed, path) alone, such as ``(seed, "finetune", epoch, "strength")``, never of the
+order in which things run: a stage draws the same alone, inside ``megu run``, and in any process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Track(Protocol):
+    """Reports how far a piece of work is; the command line shows a bar, a library call nothing."""
+
+    def __call__(self, label: str, total: int) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """A context for ``total`` units of work under the name ``label``; call what it gives once per unit."""
+
+
+@contextlib.contextmanager
+def silent(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """Report nothing."""
+    yield lambda: None
+
+
+def derive(seed: int, *path: object) -> int:
+    """A 63-bit seed that depends on every part of ``path`` and on nothing else."""
+    text = "/".join([str(seed), *map(str, path)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *path: object) -> torch.Generator:
+    """A CPU random generator for one purpose; draws are made on the CPU so that devices agree."""
+    import torch
+
+    return torch.Generator().manual_seed(derive(seed, *path))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *path: object) -> Iterator[None]:
+    """Seed torch's global generators (initialisation, dropout) for a block, and restore them after it."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, *path))
+        yield
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device that ``auto|cpu|cuda|mps`` means here.
+
+    Raises:
+        ConfigError: The device asked for is not there.
+    """
+    import torch
+
+    from megu_cli.errors import ConfigError
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there[name]:
+        raise ConfigError(
+            f"device {name} is not available here", f"Available: {', '.join(d for d in there if there[d])}."
+        )
+    return torch.device(name)
+
+
+def deterministic() -> None:
+    """Let torch choose deterministic algorithms wherever it has them."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def machine() -> str:
+    """A short name of what computes here, so that times of different machines are not set in relation."""
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    return f"{platform.node()} {processor} {torch.get_num_threads()} threads"

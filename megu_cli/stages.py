@@ -1,0 +1,374 @@
+"""One function per stage: config and loaded inputs in, an artifact out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megu_cli import training
+from megu_cli.artifacts import Artifact
+from megu_cli.baselines.mask import mask
+from megu_cli.errors import ConfigError
+from megu_cli.evaluation import accuracy, distance, membership, probe
+from megu_cli.method import finetune as fragment_align
+from megu_cli.method import labels as perturbing
+from megu_cli.method.noise import train_noise
+from megu_cli.method.transition import transition_matrix
+from megu_cli.mllm.recorded import Recorded
+from megu_cli.models import State, like, read_checkpoint
+from megu_cli.runtime import generator, seeded
+from megu_cli.workspace import Workspace
+
+Inputs = Mapping[str, Artifact]
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a stage makes: its artifact, and plain weight files that the artifact names by digest."""
+
+    artifact: Artifact
+    weights: dict[str, State] = field(default_factory=dict)
+
+
+def train(work: Workspace, inputs: Inputs) -> Product:
+    """Train the original model on all training images but the held-out ones."""
+    return _train(work, torch.where(~work.data.validation)[0], "train")
+
+
+def oracle(work: Workspace, inputs: Inputs) -> Product:
+    """Retrain from a true re-initialisation, without the forget set: the same recipe, the same passes."""
+    return _train(work, work.request.retain, "oracle")
+
+
+def _train(work: Workspace, index: Tensor, label: str) -> Product:
+    settings = work.config.train
+    with seeded(work.config.seed, label, "init"):
+        model = work.build()
+    history = training.train_classifier(
+        model,
+        work.data.train,
+        index,
+        epochs=settings.epochs,
+        batch=settings.batch,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        augment=settings.augment,
+        seed=work.config.seed,
+        label=label,
+        device=work.device,
+        track=work.track,
+    )
+    body = {
+        "model": work.config.model.name,
+        "classes": work.data.classes,
+        "samples": len(index),
+        "loss": history.loss,
+    }
+    return Product(Artifact(body, {key: value.cpu() for key, value in model.state_dict().items()}))
+
+
+def similarity(work: Workspace, inputs: Inputs) -> Product:
+    """Ratings of how similar the forgotten concepts are to the retained ones."""
+    # With a single candidate there is nothing to ask: the transition is certain.
+    asked = [question for question in work.questions if len(question.candidates) > 1]
+    ratings = Recorded(work.ratings_file).rate(asked)
+    body = {
+        "classes": work.data.concepts,
+        "rater": ratings.rater,
+        "scores": ratings.scores,
+        "backend": work.config.mllm.backend,
+        **ratings.provenance,
+    }
+    return Product(Artifact(body))
+
+
+def transition(work: Workspace, inputs: Inputs) -> Product:
+    """The transition matrix of the rated concepts."""
+    scores = inputs["similarity"].body["scores"]
+    data, request = work.data, work.request
+    ratings = torch.full((len(request.asked), len(data.concepts)), float("nan"), dtype=torch.float64)
+    for row, question in enumerate(work.questions):
+        for candidate in question.candidates:
+            only = len(question.candidates) == 1
+            rating = 0.0 if only else scores[question.concept].get(candidate)
+            if rating is not None:
+                ratings[row, data.concepts.index(candidate)] = rating
+    matrix = transition_matrix(
+        ratings,
+        request.asked,
+        data.concept_class,
+        classes=len(data.classes),
+        forgotten=request.concepts,
+        own_class=request.kind == "subclasses",
+        temperature=work.config.transition.temperature,
+    )
+    body = {"rows": [data.concepts[c] for c in request.asked], "columns": data.classes}
+    return Product(Artifact(body, {"transition": matrix}))
+
+
+def labels(work: Workspace, inputs: Inputs) -> Product:
+    """A perturbing label, or a distribution over labels, for each forgotten sample."""
+    settings, data, request = work.config.labels, work.data, work.request
+    true = data.train.labels[request.forget]
+    rows = _rows(work, inputs)
+    model = work.original()
+
+    def says(index: Tensor) -> Tensor:
+        outputs = training.predict(
+            model,
+            data.train,
+            index,
+            classes=len(data.classes),
+            device=work.device,
+            label="labels",
+            track=work.track,
+        )
+        return outputs.logits.log_softmax(1)
+
+    scores = perturbing.label_scores(rows, says(request.forget), settings.source, settings.alpha)
+    draw = generator(work.config.seed, "labels")
+    mode = settings.mode if settings.mode != "auto" else ("hard" if request.kind == "classes" else "soft")
+    tensors = {"index": request.forget, "perturbing": perturbing.hard_labels(scores, settings.source, draw)}
+    body: dict[str, Any] = {"mode": mode, "classes": data.classes}
+    if mode != "hard":
+        keep = torch.full(true.shape, 0.0, dtype=torch.float64)
+        if settings.keep == "auto":
+            held_out = torch.where(data.validation)[0]
+            if not len(held_out):
+                raise ConfigError(
+                    "labels.keep: auto looks at held-out images, and data.validation leaves none",
+                    "Raise data.validation, or give labels.keep a number from 0 to 1.",
+                )
+            keep = perturbing.unseen_confidence(
+                says(held_out).exp(),
+                data.train.labels[held_out],
+                data.train.concepts[held_out],
+                data.train.concepts[request.forget],
+            )
+        else:
+            keep += settings.keep
+        # What is wholly forgotten keeps nothing.
+        keep[torch.isin(true, torch.tensor(request.classes, dtype=torch.int64))] = 0
+        target = perturbing.soft_labels(scores, true, keep)
+        body["keep"] = {
+            data.concepts[c]: round(float(keep[data.train.concepts[request.forget] == c].mean()), 6)
+            for c in request.asked
+        }
+        if mode == "sample":
+            target = functional.one_hot(perturbing.draw_labels(target, draw), len(data.classes)).double()
+            tensors["perturbing"] = target.argmax(1)
+        tensors["target"] = target.float()
+    counts = torch.bincount(tensors["perturbing"], minlength=len(data.classes)).tolist()
+    body["counts"] = {name: n for name, n in zip(data.classes, counts, strict=True) if n}
+    return Product(Artifact(body, tensors))
+
+
+def _rows(work: Workspace, inputs: Inputs) -> Tensor:
+    """(N_f, K): each forgotten sample's row of the transition matrix."""
+    row = torch.full((len(work.data.concepts),), -1)
+    row[torch.tensor(work.request.asked)] = torch.arange(len(work.request.asked))
+    return inputs["transition"].tensors["transition"][row[work.data.train.concepts[work.request.forget]]]
+
+
+def noise(work: Workspace, inputs: Inputs) -> Product:
+    """The positive-negative feature noise pair."""
+    settings, data, request = work.config.noise, work.data, work.request
+    use = settings.use
+    tensors: dict[str, Tensor] = {}
+    if use == "none":
+        return Product(Artifact({"use": use, "classes": data.classes}))
+    model = work.original()
+
+    def pair(label: str, index: Tensor, group: Tensor, target: Tensor, away: bool) -> None:
+        tensors[label] = train_noise(
+            model,
+            data.train,
+            index,
+            group,
+            target,
+            away=away,
+            noises=settings.batch,
+            steps=settings.steps,
+            batch=work.config.finetune.batch,
+            lr=settings.lr,
+            penalty=settings.penalty,
+            seed=work.config.seed,
+            label=label,
+            device=work.device,
+            track=work.track,
+        )
+        tensors[f"{label}_class"] = target
+
+    if use in ("both", "positive"):
+        target, group = inputs["labels"].tensors["perturbing"].unique(return_inverse=True)
+        pair("positive", request.forget, group, target, away=False)
+    if use in ("both", "negative"):
+        target, group = data.train.labels[request.forget].unique(return_inverse=True)
+        away = settings.negative == "away"
+        # Carrying noise is put on retained images, away noise on the forgotten ones of its class.
+        index = request.forget if away else request.retain
+        pair("negative", index, group if away else torch.arange(len(index)) % len(target), target, away)
+    return Product(Artifact({"use": use, "classes": data.classes}, tensors))
+
+
+def finetune(work: Workspace, inputs: Inputs) -> Product:
+    """Fragment-Align: the unlearned model."""
+    settings, data, request = work.config.finetune, work.data, work.request
+    chosen, noises = inputs["labels"], inputs["noise"].tensors
+    hard = chosen.tensors["perturbing"]
+    target = chosen.tensors.get("target", functional.one_hot(hard, len(data.classes)).float())
+    true = data.train.labels[request.forget]
+    forgotten = fragment_align.Forgotten(
+        index=request.forget,
+        target=target,
+        prior=_rows(work, inputs).log(),
+        positive=_groups(hard, noises.get("positive_class")),
+        negative=_groups(true, noises.get("negative_class")),
+    )
+    share = settings.retain_fraction
+    samples = 12_000 if share == "auto" else max(settings.batch, round(share * len(request.retain)))
+
+    def validate(net: nn.Module) -> float:
+        return training.accuracy(net, data.train, request.validation, work.device)
+
+    model = work.original()
+    history = fragment_align.finetune(
+        model,
+        data.train,
+        request.retain,
+        forgotten,
+        positive=noises.get("positive"),
+        negative=noises.get("negative"),
+        uniform=work.config.noise.strength == "uniform",
+        clean=settings.clean,
+        reassign=settings.reassign and chosen.body["mode"] == "hard",
+        beta=settings.beta,
+        weight=settings.weight,
+        epochs=settings.epochs,
+        retain_samples=samples,
+        batch=settings.batch,
+        forget_batch=settings.forget_batch,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        seed=work.config.seed,
+        validate=validate if len(request.validation) else None,
+        patience=settings.patience,
+        device=work.device,
+        track=work.track,
+    )
+    body = {"loss": history.loss, "validation_acc": history.validation, "steps": history.steps}
+    return Product(Artifact(body), {"model.safetensors": like(model.state_dict(), work.checkpoint)})
+
+
+def _groups(value: Tensor, classes: Tensor | None) -> Tensor:
+    """Position of each value in the sorted ``classes``."""
+    return torch.zeros_like(value) if classes is None else torch.searchsorted(classes, value)
+
+
+def evaluate(work: Workspace, inputs: Inputs) -> Product:
+    """Every metric of the original, the unlearned, the masked and, where it is there, the retrained model."""
+    data, request = work.data, work.request
+    unlearned = work.load(read_checkpoint(work.out / "model.safetensors"), "model.safetensors")
+    models = {"original": work.original(), "unlearned": unlearned}
+    if retrained := inputs.get("oracle"):
+        models["oracle"] = work.load(retrained.tensors, "oracle.safetensors")
+    seen = {name: _Seen.by(model, work, name) for name, model in models.items()}
+    seen["mask"] = seen["original"].masked(request.classes)
+    order = [name for name in ("original", "mask", "unlearned", "oracle") if name in seen]
+
+    result: dict[str, Any] = {name: _metrics(seen[name], work) for name in order}
+    result["per_class"] = {
+        name: {
+            split: dict(zip(data.classes, values, strict=True))
+            for split, values in seen[name].per_class(data.train.labels, data.test.labels).items()
+        }
+        for name in order
+    }
+    result["comparison"] = {}
+    if "oracle" in seen:
+        target = seen["oracle"].train.logits[request.forget].softmax(1)
+        for name in order[:-1]:
+            says = seen[name].train.logits[request.forget].softmax(1)
+            result["comparison"][name] = {
+                "js_divergence": distance.js_divergence(says, target),
+                "agreement": distance.agreement(says, target),
+                "avg_gap": distance.avg_gap(result[name], result["oracle"]),
+                "tow": distance.tow(result[name], result["oracle"]),
+            }
+    result["request"] = {
+        "kind": request.kind,
+        "classes": [data.classes[c] for c in request.classes],
+        "concepts": [data.concepts[c] for c in request.concepts],
+        "forget": len(request.forget),
+        "retain": len(request.retain),
+    }
+    return Product(Artifact(result))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a model says of both splits."""
+
+    train: training.Outputs
+    test: training.Outputs
+
+    @classmethod
+    def by(cls, model: nn.Module, work: Workspace, name: str) -> _Seen:
+        both = [
+            training.predict(
+                model,
+                split,
+                torch.arange(len(split)),
+                classes=len(work.data.classes),
+                batch=work.config.eval.batch,
+                device=work.device,
+                label=f"eval {name}",
+                track=work.track,
+            )
+            for split in (work.data.train, work.data.test)
+        ]
+        return cls(*both)
+
+    def masked(self, classes: list[int]) -> _Seen:
+        return _Seen(*(training.Outputs(mask(o.logits, classes), o.features) for o in (self.train, self.test)))
+
+    def per_class(self, train: Tensor, test: Tensor) -> dict[str, list[float | None]]:
+        classes = self.train.logits.shape[1]
+        return {
+            "train": accuracy.per_class_accuracy(self.train.logits, train, classes),
+            "test": accuracy.per_class_accuracy(self.test.logits, test, classes),
+        }
+
+
+def _metrics(seen: _Seen, work: Workspace) -> dict[str, float | None]:
+    """The metrics of one model by itself."""
+    data, request, settings = work.data, work.request, work.config.eval
+    y, y_test = data.train.labels, data.test.labels
+    gone = torch.isin(data.test.concepts, torch.tensor(request.concepts, dtype=torch.int64))
+    p, p_test = seen.train.logits.softmax(1), seen.test.logits[~gone].softmax(1)
+
+    draw = generator(work.config.seed, "eval", "attack")
+    number = min(settings.attack_samples, len(request.retain), int((~gone).sum()))
+    members = request.retain[torch.randperm(len(request.retain), generator=draw)[:number]]
+    others = torch.randperm(len(p_test), generator=draw)[:number]
+    sure = p.gather(1, y[:, None])[:, 0]
+    sure_test = p_test.gather(1, y_test[~gone][:, None])[:, 0]
+
+    draw = generator(work.config.seed, "eval", "probe")
+    probed = torch.randperm(len(y), generator=draw)[: settings.probe_samples]
+    return {
+        "retain_train_acc": accuracy.accuracy(seen.train.logits[request.retain], y[request.retain]),
+        "forget_train_acc": accuracy.accuracy(seen.train.logits[request.forget], y[request.forget]),
+        "retain_test_acc": accuracy.accuracy(seen.test.logits[~gone], y_test[~gone]),
+        "forget_test_acc": accuracy.accuracy(seen.test.logits[gone], y_test[gone]),
+        "mia_entropy_lr": membership.mia_entropy_lr(p[request.retain], p_test, p[request.forget]),
+        "mia_confidence_svc": membership.mia_confidence_svc(sure[members], sure_test[others], sure[request.forget]),
+        "probe_acc": probe.probe_acc(seen.train.features[probed], y[probed], seen.test.features[gone], y_test[gone]),
+    }

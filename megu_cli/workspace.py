@@ -1,0 +1,250 @@
+"""What a run works on: config, data set, forget request, checkpoint; each loaded once, when first needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megu_cli import artifacts
+from megu_cli.config import Config, get
+from megu_cli.errors import CheckpointError, DataError
+from megu_cli.runtime import Track, silent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from megu_cli.data import Dataset
+    from megu_cli.forget import Request
+    from megu_cli.mllm.base import Question
+    from megu_cli.models import State
+
+_MEMO = ".digests.json"
+_RUNS = "runs.jsonl"
+
+
+class Workspace:
+    """The inputs of all stages, and the run directory.
+
+    Args:
+        config: The validated configuration; its ``out`` is the run directory.
+        track: Reports progress.
+    """
+
+    def __init__(self, config: Config, track: Track = silent) -> None:
+        self.config = config
+        self.out = config.out
+        self.track = track
+        self._memo: dict[str, list[Any]] | None = None
+        self._memo_changed = False
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        from megu_cli.runtime import deterministic, resolve_device
+
+        deterministic()
+        return resolve_device(self.config.device)
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set."""
+        from megu_cli import data
+        from megu_cli.models import channels_of
+
+        settings = self.config.data
+        return data.load(
+            settings.name,
+            root=settings.root,
+            superclasses=settings.superclasses,
+            validation=settings.validation,
+            limit=settings.limit,
+            image_size=settings.image_size,
+            memory_limit=settings.memory_limit,
+            workers=settings.workers,
+            channels=channels_of(self.config.model.name),
+            file_digests=self.file_digests,
+        )
+
+    @cached_property
+    def request(self) -> Request:
+        """The forget request, resolved."""
+        from megu_cli.forget import resolve
+
+        asked = self.config.forget
+        share = asked.random
+        return resolve(
+            self.data,
+            classes=asked.classes,
+            subclasses=asked.subclasses,
+            samples=asked.samples,
+            fraction=share.fraction if share else None,
+            count=share.count if share else None,
+            seed=self.config.seed,
+        )
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The rows of ratings that the request needs."""
+        from megu_cli.mllm.base import Question
+
+        names, gone = self.data.concepts, set(self.request.concepts)
+        return [
+            Question(names[c], [n for k, n in enumerate(names) if k != c and k not in gone], [])
+            for c in self.request.asked
+        ]
+
+    @property
+    def ratings_file(self) -> Path:
+        """Where the recorded ratings are."""
+        from megu_cli.mllm.recorded import shipped
+
+        settings = self.config
+        # CIFAR-20 and other coarse sets are rated by their fine classes: the same file serves.
+        return settings.mllm.ratings or shipped(settings.data.name)
+
+    def build(self) -> nn.Module:
+        """A freshly initialised model of the configured kind, from torch's global random state, on the device."""
+        from megu_cli.models import build
+
+        model = build(self.config.model.name, len(self.data.classes), self.data.channels)
+        return model.to(self.device)
+
+    @cached_property
+    def checkpoint(self) -> State:
+        """The original model's weights as the file has them.
+
+        Raises:
+            CheckpointError: They cannot be read.
+        """
+        from megu_cli.models import read_checkpoint
+
+        return read_checkpoint(self.checkpoint_file)
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """The user's checkpoint, or the one that `megu train` writes."""
+        return self.config.model.checkpoint or self.out / "original.safetensors"
+
+    def original(self) -> nn.Module:
+        """A new copy of the original model, in eval mode.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read or does not fit.
+        """
+        return self.load(self.checkpoint, self.checkpoint_file.name)
+
+    def load(self, state: State, source: str) -> nn.Module:
+        """A model with the given weights, in eval mode on the device."""
+        from megu_cli.models import load_state
+
+        return load_state(self.build(), state, source).eval()
+
+    def check(self) -> None:
+        """Resolve data set and request, so that what is at fault in them is said before anything is written."""
+        _ = self.device, self.request, self.questions
+
+    def preload(self) -> None:
+        """Load what several stages share, so that the time of a stage is its own."""
+        _ = self.data, self.request, self.device
+        if self.checkpoint_file.is_file():
+            _ = self.checkpoint
+
+    def forget_loaded(self, stage: str) -> None:
+        """Drop what a stage has just replaced on disk."""
+        if stage == "train":
+            for name in ("checkpoint", "_checkpoint_digest"):
+                self.__dict__.pop(name, None)
+
+    def digest(self, name: str) -> str:
+        """Content digest of an input that no stage makes: train_data, test_data, forget, concepts, ratings, checkpoint.
+
+        Raises:
+            InputError: It is missing or at fault.
+        """
+        return str(getattr(self, f"_{name}_digest"))
+
+    @cached_property
+    def _train_data_digest(self) -> str:
+        return self.data.train.digest
+
+    @cached_property
+    def _test_data_digest(self) -> str:
+        return self.data.test.digest
+
+    @cached_property
+    def _forget_digest(self) -> str:
+        return self.request.digest
+
+    @cached_property
+    def _concepts_digest(self) -> str:
+        asked = [[q.concept, q.candidates] for q in self.questions]
+        return artifacts.digest([asked, self.data.concept_class.tolist(), self.request.kind])
+
+    @cached_property
+    def _ratings_digest(self) -> str:
+        if not self.ratings_file.is_file():
+            raise DataError(f"no recorded ratings at {self.ratings_file}", "Set mllm.ratings to a file that is there.")
+        return self.file_digests([self.ratings_file])[0]
+
+    @cached_property
+    def _checkpoint_digest(self) -> str:
+        path = self.checkpoint_file
+        if not path.is_file():
+            raise CheckpointError(f"no checkpoint at {path}", "Set model.checkpoint, or make one with `megu train`.")
+        # Weights are digested as tensors, so that a .pth file and its safetensors twin are the same input. Fitting
+        # them now means that a wrong checkpoint is refused before any stage has run.
+        self.original()
+        return artifacts.state_digest(self.checkpoint)
+
+    def file_digests(self, files: Sequence[Path]) -> list[str]:
+        """sha256 of each file, remembered by path, size and time of change."""
+        if self._memo is None:
+            try:
+                self._memo = json.loads((self.out / _MEMO).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                self._memo = {}
+        result = []
+        for path in files:
+            status = path.stat()
+            known = self._memo.get(str(path))
+            if known is None or known[:2] != [status.st_size, status.st_mtime_ns]:
+                known = [status.st_size, status.st_mtime_ns, artifacts.file_digest(path)]
+                self._memo[str(path)] = known
+                self._memo_changed = True
+            result.append(str(known[2]))
+        return result
+
+    def keep_memo(self) -> None:
+        """Write the remembered digests to the run directory, where they changed."""
+        if self._memo_changed:
+            with artifacts.replacing(self.out / _MEMO) as temporary:
+                temporary.write_text(json.dumps(self._memo), encoding="utf-8")
+            self._memo_changed = False
+
+    def log_run(self, entry: dict[str, Any]) -> None:
+        """Append to runs.jsonl what depends on the moment: time, device, seconds."""
+        with (self.out / _RUNS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    def seconds(self, fingerprint: str) -> tuple[float, str] | None:
+        """Seconds that the artifact with this fingerprint last took, and on which machine; ``None`` if not known."""
+        try:
+            lines = (self.out / _RUNS).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return None
+        for line in reversed(lines):
+            try:
+                entry = json.loads(line)
+            except ValueError:  # a line cut short by a kill
+                continue
+            if entry.get("fingerprint") == fingerprint:
+                return float(entry["seconds"]), str(entry["machine"])
+        return None
+
+    def settings(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Resolved settings by dotted key."""
+        return {key: get(self.config, key) for key in keys}
