@@ -130,7 +130,8 @@ def seal(artifact: Artifact, meta: dict[str, Any]) -> Artifact:
     parts: list[Any] = [artifact.body]
     if artifact.tensors:
         parts.append(state_digest(artifact.tensors))
-    return Artifact(artifact.body, artifact.tensors, {"format": FORMAT, **meta, "content": digest(parts)})
+    meta = {"format": FORMAT, **meta, "content": digest(parts)}
+    return Artifact(artifact.body, artifact.tensors, {**meta, "checksum": digest(meta)})
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -143,8 +144,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     parts: list[Any] = [body]
     if path.suffix != ".json":
         parts.append(tensor_digest(path))
-    if meta.get("content") != digest(parts):
-        raise ArtifactError(f"{path.name}: its content does not match its digest")
+    without = {key: value for key, value in meta.items() if key != "checksum"}
+    if meta.get("content") != digest(parts) or meta.get("checksum") != digest(without):
+        raise ArtifactError(f"{path.name}: it does not match its digest")
     return meta
 
 

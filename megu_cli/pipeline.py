@@ -208,18 +208,17 @@ class Pipeline:
             return State("blocked", error.message.splitlines()[0])
         if trouble or meta is None:
             return trouble or State("missing", "not made yet")
+        stale = ""
         for name in self._upstream(stage):
             state = self.state(name)
             if state.status == "fresh":
                 parts["inputs"][name] = state.content
-            elif state.status == "missing" and self._fits_without(name, meta):
+            elif name in meta["inputs"]:
                 parts["inputs"][name] = meta["inputs"][name]
-            elif state.status in ("missing", "blocked"):
-                return State("stale", f"{name} is {state.status}", meta)
-            else:
-                return State("stale", f"{name} is {state.status}: {state.reason}", meta)
-        difference = _difference(meta, parts)
-        return State("stale", difference, meta) if difference else State("fresh", "", meta)
+            if state.status != "fresh" and not (state.status == "missing" and self._fits_without(name, meta)):
+                stale = stale or f"{name} is {state.status}" + (f": {state.reason}" if state.reason else "")
+        reason = _difference(meta, parts) or stale
+        return State("stale", reason, meta) if reason else State("fresh", "", meta)
 
     def _parts(self, stage: Stage) -> dict[str, Any]:
         """The parts of a stage's key that do not come from other stages."""
@@ -267,12 +266,18 @@ class Pipeline:
                 if upstream == "oracle" and state.status == "missing":
                     continue
                 if state.status != "fresh":
-                    file = STAGES[upstream].file
                     raise ArtifactError(
-                        f"{name} cannot run: {file} is {state.status} ({state.reason})",
-                        f"Rebuild it with `{STAGES[upstream].command}`, or everything with `megu run`.",
+                        f"{name} cannot run: {STAGES[upstream].file} is {state.status} ({state.reason})",
+                        f"Rebuild it with `{self._rebuilt_by(upstream)}`, or everything with `megu run`.",
                     )
             self._run(name)
+
+    def _rebuilt_by(self, name: str) -> str:
+        """The command to begin with: that of the first stage upstream that is not fresh."""
+        for upstream in self._upstream(STAGES[name]):
+            if self.state(upstream).status != "fresh" and not self._covered(upstream, self._states):
+                return self._rebuilt_by(upstream)
+        return STAGES[name].command
 
     def run(self, force: bool = False) -> None:
         """Bring the whole run directory up to date: rebuild what is stale, corrupt or missing, and only that.

@@ -1,0 +1,92 @@
+"""Imports go one way, and heavy ones are never made by the light modules."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import subprocess_environment
+
+PACKAGE = Path(__file__).parent.parent / "megu_cli"
+# From the bottom up: a module may import its own layer and those before it.
+LAYERS = [
+    {"errors", "config", "runtime", "__init__"},
+    {"artifacts", "requirements", "templates"},
+    {"data", "models", "mllm"},
+    {"forget", "training", "workspace"},
+    {"method", "baselines", "evaluation"},
+    {"stages"},
+    {"pipeline"},
+    {"cli", "__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+PURE = {"method", "baselines", "evaluation"}
+
+
+def modules() -> dict[Path, str]:
+    return {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for path, unit in modules().items():
+        for name in imported(path):
+            if name.startswith("megu_cli."):
+                other = name.split(".")[1]
+                if other != "__version__" and LEVEL[other] > LEVEL[unit]:
+                    wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong
+
+
+def test_method_baselines_and_evaluation_see_tensors_only():
+    forbidden = {
+        "megu_cli.config",
+        "megu_cli.artifacts",
+        "megu_cli.workspace",
+        "megu_cli.cli",
+        "pathlib",
+        "rich",
+        "typer",
+    }
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path, unit in modules().items() if unit in PURE
+        for name in imported(path) if any(name == f or name.startswith(f + ".") for f in forbidden)
+    ]  # fmt: skip
+    assert not wrong
+
+
+def test_importing_the_package_is_light():
+    code = (
+        "import sys, megu_cli, megu_cli.cli.app, megu_cli.config, megu_cli.artifacts, megu_cli.errors, megu_cli.runtime\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'numpy', 'matplotlib'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=subprocess_environment(), capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_only_the_app_ends_the_process():
+    exits = [
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        if any(
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            and (node.value.id, node.attr) in {("sys", "exit"), ("os", "_exit")}
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    ]  # fmt: skip
+    assert exits == ["cli/app.py"]

@@ -1,0 +1,121 @@
+"""Artifacts are whole or absent, verified when read, and written by one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from megu_cli import artifacts
+from megu_cli.artifacts import Artifact
+from megu_cli.errors import ArtifactError
+
+META = {"stage": "labels", "fingerprint": "f", "lineage": {}, "seed": 0}
+
+
+def sealed(**tensors: torch.Tensor) -> Artifact:
+    return artifacts.seal(Artifact({"b": 1, "a": ["ü"]}, tensors), META)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.safetensors"])
+def test_round_trip_and_same_bytes(tmp_path, name):
+    tensors = {} if name.endswith("json") else {"t": torch.arange(6).view(2, 3), "u": torch.rand(3)}
+    for file in (name, f"again-{name}"):
+        artifacts.write(tmp_path / file, sealed(**tensors))
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"again-{name}").read_bytes()
+    back = artifacts.read(tmp_path / name)
+    assert back.body == {"b": 1, "a": ["ü"]}
+    assert all(torch.equal(back.tensors[k], v) for k, v in tensors.items())
+    assert artifacts.read_meta(tmp_path / name) == back.meta
+    assert back.content == sealed(**tensors).content
+
+
+def test_the_header_carries_one_key_of_canonical_json(tmp_path):
+    artifacts.write(tmp_path / "x.safetensors", sealed(t=torch.zeros(1)))
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert list(metadata) == ["megu"]
+    assert metadata["megu"] == artifacts.canonical(json.loads(metadata["megu"])).decode()
+
+
+@pytest.mark.parametrize("position", [0, 9, 200, -1])
+def test_any_flipped_byte_is_noticed(tmp_path, position):
+    path = tmp_path / "x.safetensors"
+    artifacts.write(path, sealed(t=torch.rand(50)))
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError):
+        artifacts.read_meta(path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+@pytest.mark.parametrize("name", ["x.json", "x.safetensors"])
+def test_a_truncated_file_is_noticed(tmp_path, name, keep):
+    path = tmp_path / name
+    artifacts.write(path, sealed(**({} if name == "x.json" else {"t": torch.rand(50)})))
+    path.write_bytes(path.read_bytes()[: keep if keep >= 0 else -2])
+    with pytest.raises(ArtifactError):
+        artifacts.read_meta(path)
+
+
+def test_an_edited_body_is_noticed(tmp_path):
+    path = tmp_path / "x.json"
+    artifacts.write(path, sealed())
+    path.write_text(path.read_text().replace('"b": 1', '"b": 2'))
+    with pytest.raises(ArtifactError, match="does not match its digest"):
+        artifacts.read_meta(path)
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    artifacts.write(path, sealed())
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(ArtifactError, match="has format 2"):
+        artifacts.read_meta(path)
+
+
+def test_a_digest_of_tensors_depends_on_content_alone(tmp_path):
+    a, b = torch.rand(2, 3), torch.arange(4)
+    save_file({"a": a, "b": b}, tmp_path / "1.safetensors", metadata={"format": "pt"})
+    save_file({"b": b, "a": a}, tmp_path / "2.safetensors")
+    digest = artifacts.tensor_digest(tmp_path / "1.safetensors")
+    assert artifacts.tensor_digest(tmp_path / "2.safetensors") == digest == artifacts.state_digest({"b": b, "a": a})
+    changed = [{"a": a + 1, "b": b}, {"a": a.view(3, 2), "b": b}, {"a": a, "b": b.int()}, {"a": a, "c": b}]
+    assert len({artifacts.state_digest(state) for state in changed} | {digest}) == 5
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    artifacts.write(path, sealed())
+    before = path.read_bytes()
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(ArtifactError, match="No space left on device"):
+        artifacts.write(path, artifacts.seal(Artifact({"other": 1}), META))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_the_lock_sweeps_what_a_killed_writer_left(tmp_path):
+    (tmp_path / ".megu-tmp-1-labels.safetensors").write_bytes(b"half")
+    with artifacts.locked(tmp_path):
+        assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(ArtifactError, match="another megu process"), artifacts.locked(tmp_path):
+            pass
+
+
+def test_tied_weights_are_written_one_by_one(tmp_path):
+    shared = torch.rand(4)
+    artifacts.save_tensors(tmp_path / "x.safetensors", {"a": shared, "b": shared, "c": shared.view(2, 2).t()}, {})
+    assert artifacts.tensor_digest(tmp_path / "x.safetensors") == artifacts.state_digest(
+        {"a": shared.clone(), "b": shared.clone(), "c": shared.view(2, 2).t().contiguous()}
+    )

@@ -1,0 +1,158 @@
+"""The command line itself: help, speed, streams, exit codes, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import subprocess_environment, write_config
+
+COMMANDS = ["demo", "init", "run", "status", "train", "similarity", "labels", "noise", "finetune", "eval"]
+
+
+def process(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
+def test_help_is_fast_and_imports_nothing_heavy(command):
+    code = (
+        "import sys; from megu_cli.cli.app import app\n"
+        f"try: app({[*command, '--help']!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'numpy', 'matplotlib', 'torchvision'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    # The best of three: another process may hold the machine for a moment.
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        answer = process("-c", code)
+        seconds.append(time.perf_counter() - started)
+        assert answer.returncode == 0, answer.stderr
+        assert "Usage:" in answer.stdout
+        if seconds[-1] < 0.5:
+            break
+    assert min(seconds) < 0.5
+
+
+def test_each_help_has_an_example():
+    for name in COMMANDS:
+        assert f"Example: megu {name}" in " ".join(process("-m", "megu_cli", name, "--help").stdout.split())
+
+
+def test_module_and_version():
+    from megu_cli import __version__
+
+    assert process("-m", "megu_cli", "--version").stdout == f"megu {__version__}\n"
+
+
+def test_json_is_alone_on_stdout_and_quiet_is_quiet(megu, finished):
+    answer = megu("eval", "-c", finished, "--json", "--force", "-q")
+    assert answer.err == ""
+    assert set(answer.json) >= {"original", "unlearned", "oracle", "mask", "comparison", "per_class", "time"}
+    table = megu("eval", "-c", finished).out
+    assert "unlearned" in table
+    assert "\x1b" not in table  # no colours into a pipe
+
+
+def test_every_stage_prints_json(megu, finished):
+    for command, key in {
+        "similarity": "transition",
+        "labels": "labels",
+        "noise": "noise",
+        "finetune": "finetune",
+    }.items():
+        answer = megu(command, "-c", finished, "--json")
+        assert answer.code == 0
+        assert key in answer.json
+        assert megu(command, "-c", finished).code == 0
+
+
+def test_requirements_are_a_gate(megu, finished):
+    assert megu("eval", "-c", finished, "--require", "forget_test_acc<=1", "--require", "agreement>=0").code == 0
+    answer = megu("eval", "-c", finished, "--require", "retain_test_acc>=1.5", "--json")
+    assert answer.code == 3
+    value = answer.json["unlearned"]["retain_test_acc"]
+    assert answer.json["requirements"] == [{"requirement": "retain_test_acc>=1.5", "value": value, "met": False}]
+    assert f"retain_test_acc is {value:.4f}" in answer.err
+    unknown = megu("eval", "-c", finished, "--require", "accuracy>=0.5")
+    assert unknown.code == 2
+    assert "there is no metric accuracy" in unknown.err
+
+
+def test_a_requirement_without_a_figure_is_not_met(megu, finished):
+    (finished.parent / "run" / "oracle.safetensors").unlink()
+    answer = megu("eval", "-c", finished, "--set", "eval.oracle=false", "--force", "--require", "avg_gap<=1")
+    assert answer.code == 3
+    assert "no such figure without an oracle" in answer.err
+
+
+def test_a_traceback_only_when_asked(megu, finished, monkeypatch):
+    from megu_cli import stages
+
+    def fail(work, inputs):
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(stages, "labels", fail)
+    answer = megu("labels", "-c", finished, "--force")
+    assert answer.code == 1
+    assert answer.err.splitlines()[-2:] == [
+        "error: ZeroDivisionError: boom", "This is a bug, or a limit of this machine; -v shows where."
+    ]  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        megu("labels", "-c", finished, "--force", "-v")
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_partial_artifact(tmp_path):
+    file = write_config(tmp_path, train={"epochs": 2000, "batch": 16})
+    child = subprocess.Popen(
+        [sys.executable, "-m", "megu_cli", "train", "-c", str(file)],
+        env=subprocess_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    deadline = time.monotonic() + 60
+    while not (run / ".lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert out == ""
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert {p.name for p in run.iterdir()} <= {".lock", ".digests.json"}
+
+
+def test_progress_is_plain_lines_in_a_pipe(capsys, monkeypatch):
+    from megu_cli.cli import progress
+
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.tracker(quiet=False)("training", 4) as advance:
+        for _ in range(4):
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["training: 2/4, 0/s, 12 s left", "training: 4/4, 0/s, 0 s left"]
+    with progress.tracker(quiet=True)("training", 4) as advance:
+        advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_status_is_one_json_object(megu, config):
+    answer = megu("status", "-c", config, "--json")
+    assert answer.code == 1
+    assert {row["status"] for row in json.loads(answer.out)["stages"].values()} == {"missing"}
+    assert not (config.parent / "run").exists()

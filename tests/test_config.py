@@ -1,0 +1,83 @@
+"""Defaults < preset < YAML < flags; paths; what `megu init` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import write_config
+
+from megu_cli.config import Config, load_config
+from megu_cli.errors import ConfigError
+from megu_cli.templates import DEMO, template
+
+
+def test_precedence(tmp_path):
+    file = write_config(tmp_path, preset="paper", noise={"use": "positive"})
+    config = load_config(file)
+    assert (config.noise.use, config.noise.negative) == ("positive", "away")  # YAML over preset, preset over default
+    assert config.finetune.reassign is False
+    assert config.finetune.clean == 0
+    config = load_config(file, ["noise.use=none", "noise.steps=9", "seed=3"], {"seed": 5, "device": None})
+    assert (config.noise.use, config.noise.steps, config.seed, config.device) == ("none", 9, 5, "auto")
+    assert load_config(write_config(tmp_path)).finetune.reassign is True
+
+
+def test_paths_in_the_file_are_relative_to_it_and_in_flags_to_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = write_config(tmp_path / "a", out="b", model={"checkpoint": "w.pth"}, forget={"samples": "list.csv"})
+    config = load_config(file, ["mllm.ratings=r.json"], {"out": None})
+    assert config.out == tmp_path / "a" / "b"
+    assert config.model.checkpoint == tmp_path / "a" / "w.pth"
+    assert config.forget.samples == tmp_path / "a" / "list.csv"
+    assert config.mllm.ratings == tmp_path / "elsewhere" / "r.json"
+    assert load_config(file, [], {"out": Path("c")}).out == tmp_path / "elsewhere" / "c"
+
+
+def test_a_value_may_hold_an_equals_sign_and_a_request_is_replaced_whole(tmp_path):
+    config = load_config(write_config(tmp_path), ["forget.samples=a=b.csv"])
+    assert config.forget.samples is not None
+    assert config.forget.samples.name == "a=b.csv"
+    assert config.forget.classes is None
+
+
+def test_a_section_that_is_missing_is_named(tmp_path):
+    file = tmp_path / "megu.yaml"
+    file.write_text("data: {name: digits}\nforget: {classes: [1]}\n")
+    with pytest.raises(ConfigError, match="model: missing"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("text", [DEMO, template("digits", "small_cnn", None, ["8"], None, None),
+                                  template("digits", "small_cnn", Path("w.pth"), None, Path("d.csv"), None),
+                                  template("imagefolder", "torchvision:resnet18", None, None, None, 0.03)])  # fmt: skip
+def test_written_configs_are_valid(tmp_path, text):
+    file = tmp_path / "megu.yaml"
+    file.write_text(text)
+    load_config(file)
+
+
+def test_the_template_shows_every_setting_with_its_default(tmp_path):
+    text = template("digits", "small_cnn", None, ["8"], None, None)
+    # Uncommenting everything must be a valid config again: no setting is misspelt or shown in another form.
+    lines = [line.removeprefix("# ") for line in text.splitlines()[1:]]
+    forget = ("  subclasses:", "  samples:", "  random:")
+    raw = yaml.safe_load("\n".join(line for line in lines if not line.startswith(forget)))
+    config = Config.model_validate(raw)
+    assert config.model_dump(exclude={"out"}) == Config(
+        data={"name": "digits"}, model={"name": "small_cnn"}, forget={"classes": ["8"]}
+    ).model_dump(exclude={"out"})
+
+
+def test_init_writes_and_does_not_overwrite(megu, tmp_path):
+    file = tmp_path / "new" / "megu.yaml"
+    assert megu("init", "-c", file, "--data", "digits", "--model", "small_cnn", "--class", "8").code == 0
+    assert load_config(file).forget.classes == ["8"]
+    before = file.read_text()
+    answer = megu("init", "-c", file)
+    assert answer.code == 2
+    assert "is there already" in answer.err
+    assert file.read_text() == before
+    assert megu("init", "-c", file, "--random", "0.1", "--class", "8").code == 2

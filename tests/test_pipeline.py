@@ -1,0 +1,245 @@
+"""What is rebuilt, what is kept, and why: freshness by content."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import listing, weights
+
+from megu_cli import artifacts
+from megu_cli.config import load_config
+from megu_cli.pipeline import STAGES, Pipeline
+from megu_cli.workspace import Workspace
+
+
+def ran(err: str) -> list[str]:
+    return [line.split(":")[0] for line in err.splitlines() if ": running" in line]
+
+
+def states(config: Path, *overrides: str) -> dict[str, str]:
+    pipeline = Pipeline(Workspace(load_config(config, list(overrides))))
+    return {name: state.status for name, state in pipeline.status().items()}
+
+
+def test_a_run_writes_every_artifact_and_a_second_one_computes_nothing(megu, config):
+    first = megu("run", "-c", config, "--set", "eval.oracle=true")
+    assert first.code == 0, first.err
+    out = config.parent / "run"
+    expected = {stage.file for stage in STAGES.values()} | {"model.safetensors", "runs.jsonl"}
+    assert listing(out) == expected
+    before = {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"}
+
+    second = megu("run", "-c", config, "--set", "eval.oracle=true")
+    assert second.code == 0
+    assert ran(second.err) == []
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"} == before
+    assert second.out == first.out
+
+
+def test_the_fingerprint_is_pinned(finished):
+    # A literal: a change of what makes a key is a decision, since it makes every user's artifacts stale.
+    meta = artifacts.read_meta(finished.parent / "run" / "transition.safetensors")
+    assert set(meta) == {
+        "format", "stage", "version", "settings", "inputs", "fingerprint", "lineage", "weights", "seed", "megu", "content",
+        "checksum",
+    }  # fmt: skip
+    parts = {
+        "stage": "transition",
+        "version": 1,
+        "settings": {"transition": {"temperature": 3.0}},
+        "inputs": {"a": "b"},
+    }
+    assert artifacts.digest(parts) == "915be7a52974feb01b435692f995e60ce61a3e172a0cce94f2f5730b9ba8cb3e"
+
+
+@pytest.mark.parametrize(
+    ("setting", "stages"),
+    [
+        ("noise.steps=5", ["noise", "finetune", "eval"]),
+        ("noise.strength=full", ["finetune", "eval"]),
+        ("transition.temperature=2", ["transition", "labels", "noise", "finetune", "eval"]),
+        ("eval.probe_samples=150", ["eval"]),
+        ("finetune.lr=0.02", ["finetune", "eval"]),
+        ("device=cpu", []),
+        ("eval.require=[forget_test_acc<=1]", []),
+    ],
+)
+def test_a_changed_setting_reruns_only_what_depends_on_it(megu, finished, setting, stages):
+    answer = megu("run", "-c", finished, "--set", setting)
+    assert answer.code == 0, answer.err
+    # An unchanged output stops the cascade, so what ran may be fewer, but it starts with the right stage.
+    assert ran(answer.err)[:1] == stages[:1]
+    assert set(ran(answer.err)) <= set(stages)
+    if setting.startswith("noise.steps"):
+        assert ran(answer.err) == stages
+
+
+def test_status_names_the_setting_that_changed(megu, finished):
+    assert megu("status", "-c", finished).code == 0
+    answer = megu("status", "-c", finished, "--set", "noise.steps=7", "--json")
+    assert answer.code == 1
+    rows = answer.json["stages"]
+    assert rows["labels"]["status"] == "fresh"
+    assert rows["noise"] == {
+        "status": "stale", "reason": "changed: noise.steps 4 -> 7", "file": "noise.safetensors"
+    }  # fmt: skip
+    assert "noise is stale" in rows["finetune"]["reason"]
+
+
+def test_an_unchanged_output_stops_the_cascade(megu, finished):
+    # With one forgotten class, temperature moves T but may leave the hard labels; force shows the same more plainly.
+    answer = megu("labels", "-c", finished, "--force")
+    assert ran(answer.err) == ["labels"]
+    assert ran(megu("run", "-c", finished).err) == []
+
+
+def test_touching_reruns_nothing_and_a_changed_rating_does(megu, finished, tmp_path):
+    shipped = Path(artifacts.__file__).parent / "mllm" / "ratings" / "digits.json"
+    ratings = tmp_path / "ratings.json"
+    shutil.copy(shipped, ratings)
+    use = ("-c", finished, "--set", f"mllm.ratings={ratings}")
+    assert ran(megu("run", *use).err) == []  # the same content under another name
+    os.utime(ratings, (1, 1))
+    assert ran(megu("run", *use).err) == []
+    content = json.loads(ratings.read_text())
+    content["scores"]["8"]["0"] = 9
+    ratings.write_text(json.dumps(content))
+    assert "changed: the recorded ratings" in megu("status", *use, "--json").json["stages"]["similarity"]["reason"]
+    assert ran(megu("run", *use).err)[:2] == ["similarity", "transition"]
+
+
+def test_a_corrupt_artifact_is_rebuilt_by_run_and_refused_by_a_stage(megu, finished):
+    out = finished.parent / "run"
+    before = weights(out)
+    damaged = bytearray(before["labels.safetensors"])
+    damaged[-3] ^= 1
+    (out / "labels.safetensors").write_bytes(bytes(damaged))
+    assert states(finished)["labels"] == "corrupt"
+
+    refused = megu("noise", "-c", finished, "--force")
+    assert refused.code == 2
+    assert "labels.safetensors is corrupt" in refused.err
+    assert "megu labels" in refused.err
+
+    answer = megu("run", "-c", finished)
+    assert ran(answer.err) == ["labels"]
+    assert "corrupt" in answer.err
+    assert weights(out) == before
+
+
+def test_an_unlearned_model_that_was_changed_is_rebuilt(megu, finished):
+    out = finished.parent / "run"
+    before = weights(out)
+    shutil.copy(out / "original.safetensors", out / "model.safetensors")
+    assert states(finished)["finetune"] == "corrupt"
+    assert ran(megu("run", "-c", finished).err) == ["finetune"]
+    assert weights(out) == before
+
+
+def test_artifacts_may_be_gone_when_a_later_one_fits(megu, finished):
+    out = finished.parent / "run"
+    for name in ("noise.safetensors", "labels.safetensors", "similarity.json"):
+        (out / name).unlink()
+    answer = megu("status", "-c", finished, "--json")
+    assert answer.code == 0
+    assert answer.json["stages"]["noise"]["status"] == "absent"
+    assert ran(megu("run", "-c", finished).err) == []
+    # ... but not when what they would be made from has changed, however far up.
+    assert ran(megu("run", "-c", finished, "--set", "labels.alpha=0").err)[:1] == ["labels"]
+
+
+def test_a_stage_alone_refuses_artifacts_of_another_request(megu, finished):
+    answer = megu("noise", "-c", finished, "--set", "forget.classes=[3]")
+    assert answer.code == 2
+    assert "labels.safetensors is stale" in answer.err
+    assert "the forget request" in answer.err
+
+
+def test_stage_by_stage_in_separate_directories_gives_the_same_bytes(megu, finished):
+    whole = finished.parent / "run"
+    takes = {
+        "similarity": [],
+        "labels": ["original.safetensors", "transition.safetensors"],
+        "noise": ["original.safetensors", "labels.safetensors"],
+        "finetune": ["original.safetensors", "transition.safetensors", "labels.safetensors", "noise.safetensors"],
+    }
+    for stage, files in takes.items():
+        job = finished.parent / stage
+        job.mkdir()
+        for file in files:
+            shutil.copy(whole / file, job / file)
+        answer = megu(stage, "-c", finished, "-o", job)
+        assert answer.code == 0, answer.err
+    for stage, file in {
+        "similarity": "transition.safetensors",
+        "labels": "labels.safetensors",
+        "noise": "noise.safetensors",
+        "finetune": "model.safetensors",
+    }.items():
+        assert (finished.parent / stage / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_force_keeps_the_old_artifact_until_the_new_one_is_there(megu, finished, monkeypatch):
+    out = finished.parent / "run"
+    before = weights(out)
+    from megu_cli import stages
+
+    def fail(work, inputs):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(stages, "noise", fail)
+    answer = megu("noise", "-c", finished, "--force")
+    assert answer.code == 1
+    assert "RuntimeError: no" in answer.err
+    assert "Traceback" not in answer.err
+    assert weights(out) == before
+
+
+def test_dry_run_writes_nothing(megu, config):
+    answer = megu("run", "-c", config, "--dry-run", "--json")
+    assert answer.code == 0
+    assert [row["stage"] for row in answer.json["plan"] if row["action"] == "run"] == [
+        "train", "similarity", "transition", "labels", "noise", "finetune", "eval",
+    ]  # fmt: skip
+    assert not (config.parent / "run").exists()
+
+
+def test_the_unlearned_model_is_a_drop_in(finished):
+    from safetensors.torch import load_file
+
+    out = finished.parent / "run"
+    original, unlearned = load_file(out / "original.safetensors"), load_file(out / "model.safetensors")
+    assert {k: (v.shape, v.dtype) for k, v in original.items()} == {k: (v.shape, v.dtype) for k, v in unlearned.items()}
+    work = Workspace(load_config(finished))
+    work.build().load_state_dict(unlearned, strict=True)
+    assert all(not torch.equal(original[k], unlearned[k]) for k in original)
+
+
+def test_a_pth_checkpoint_gives_the_same_model_as_its_safetensors_twin(megu, finished):
+    from safetensors.torch import load_file, save_file
+
+    folder = finished.parent
+    state = load_file(folder / "run" / "original.safetensors")
+    save_file(state, folder / "mine.safetensors")
+    torch.save(state, folder / "mine.pth")
+    for name in ("mine.safetensors", "mine.pth"):
+        answer = megu("run", "-c", finished, "-o", folder / f"out-{name}", "--set", f"model.checkpoint={folder / name}",
+                      "--set", "eval.oracle=false")  # fmt: skip
+        assert answer.code == 0, answer.err
+    twins = [folder / f"out-{name}" / "model.safetensors" for name in ("mine.safetensors", "mine.pth")]
+    assert twins[0].read_bytes() == twins[1].read_bytes() == (folder / "run" / "model.safetensors").read_bytes()
+
+
+def test_time_is_reported_against_retraining(finished):
+    evaluation = artifacts.read_body(finished.parent / "run" / "eval.json")
+    entries = [json.loads(line) for line in (finished.parent / "run" / "runs.jsonl").read_text().splitlines()]
+    seconds = {entry["stage"]: entry["seconds"] for entry in entries}
+    own = sum(seconds[name] for name in ("labels", "noise", "finetune"))
+    assert evaluation["time"]["time_ratio"] == pytest.approx(own / seconds["oracle"])
+    total = own + seconds["similarity"] + seconds["transition"]
+    assert evaluation["time"]["time_ratio_total"] == pytest.approx(total / seconds["oracle"])
