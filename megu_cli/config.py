@@ -119,22 +119,23 @@ class LabelsConfig(_Section):
     source: Literal["transition+prediction", "transition", "prediction", "random"] = Field(
         "transition+prediction", description="transition+prediction | transition | prediction | random"
     )
-    mode: Literal["auto", "hard", "sample", "soft"] = Field(
-        "auto", description="auto (hard for wholly forgotten classes, else soft) | hard | sample | soft"
+    mode: Literal["auto", "hard", "sample", "soft", "ranked"] = Field(
+        "auto", description="auto (hard for wholly forgotten classes, else ranked) | hard | sample | soft | ranked"
     )
     alpha: NonNegative = Field(0.75, description="exponent of the model's own prediction in T[y,k] * p(k|x)^alpha")
     keep: Literal["auto"] | Fraction = Field(
         "auto",
-        description="soft and sample: mass that stays on the true label; auto: what the model gives held-out images "
-        "of the same class",
+        description="soft, sample: mass that stays on the true label; ranked: share of the images that keep it; "
+        "auto: what the model gives, or gets right, on held-out images of the same class",
     )
 
 
 class NoiseConfig(_Section):
     """The positive-negative feature noise pair."""
 
-    use: Literal["both", "positive", "negative", "none"] = Field(
-        "negative", description="both | positive | negative | none"
+    use: Literal["auto", "both", "positive", "negative", "none"] = Field(
+        "auto",
+        description="auto (negative for wholly forgotten classes, else none) | both | positive | negative | none",
     )
     negative: Literal["away", "carry"] = Field(
         "carry",
@@ -217,6 +218,15 @@ class Config(_Section):
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)  # type: ignore[arg-type]
     train: TrainConfig = Field(default_factory=TrainConfig)  # type: ignore[arg-type]
     eval: EvalConfig = Field(default_factory=EvalConfig)  # type: ignore[arg-type]
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Config:
+        looks = self.labels.mode != "hard" and self.labels.keep == "auto" and self.forget.classes is None
+        if looks and self.data.validation == 0:
+            raise ValueError(
+                "labels.keep: auto looks at held-out images; raise data.validation or give labels.keep a number"
+            )
+        return self
 
 
 # What the paper's method is without our additions; a user's own keys still win over these.

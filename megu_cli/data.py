@@ -63,6 +63,9 @@ class Images(Protocol):
     def batches(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
         """One uint8 tensor (B, C, H, W) for each tensor of positions in ``order``."""
 
+    def at(self, index: Tensor) -> Images:
+        """The images at ``index`` alone."""
+
 
 class MemoryImages:
     """Images that fit in memory: one uint8 tensor (N, C, H, W)."""
@@ -77,12 +80,17 @@ class MemoryImages:
         """See `Images.batches`."""
         return (self.pixels[index] for index in order)
 
+    def at(self, index: Tensor) -> MemoryImages:
+        """The images at ``index`` alone."""
+        return MemoryImages(self.pixels[index])
+
 
 class FileImages:
-    """Images that stay on disk and are decoded as they are asked for."""
+    """Images on disk: decoded as they are asked for, or all at the first use where they are to be kept in memory."""
 
-    def __init__(self, files: Sequence[Path], decode: Callable[[Path], Tensor], workers: int) -> None:
-        self.files, self.decode, self.workers = files, decode, workers
+    def __init__(self, files: Sequence[Path], decode: Callable[[Path], Tensor], workers: int, keep: bool) -> None:
+        self.files, self.decode, self.workers, self.keep = files, decode, workers, keep
+        self._kept: MemoryImages | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -92,6 +100,18 @@ class FileImages:
 
     def batches(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
         """See `Images.batches`."""
+        if not self.keep:
+            return self._decoded(order)
+        if self._kept is None:
+            everything = list(torch.arange(len(self)).split(256))
+            self._kept = MemoryImages(torch.cat(list(self._decoded(everything))))
+        return self._kept.batches(order)
+
+    def at(self, index: Tensor) -> FileImages:
+        """The images at ``index`` alone."""
+        return FileImages([self.files[i] for i in index.tolist()], self.decode, self.workers, self.keep)
+
+    def _decoded(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
         loader: torch.utils.data.DataLoader[Tensor] = torch.utils.data.DataLoader(
             self,  # type: ignore[arg-type]
             batch_sampler=[index.tolist() for index in order],
@@ -251,11 +271,7 @@ def _hash(names: Sequence[str], purpose: str) -> np.ndarray[Any, Any]:
 def _limited(split: Split, limit: int) -> Split:
     keep = np.sort(np.argsort(_hash(split.names, "limit"), kind="stable")[:limit])
     index = torch.from_numpy(keep)
-    if isinstance(split.images, MemoryImages):
-        images: Images = MemoryImages(split.images.pixels[index])
-    else:
-        assert isinstance(split.images, FileImages)
-        images = FileImages([split.images.files[i] for i in keep], split.images.decode, split.images.workers)
+    images = split.images.at(index)
     names = [split.names[i] for i in keep]
     digest = hashlib.sha256(f"{split.digest} {limit}".encode()).hexdigest()
     return Split(images, split.labels[index], split.concepts[index], names, split.mean, split.std, digest)
@@ -284,7 +300,7 @@ def _in_memory(classes: list[str], train: Any, test: Any) -> _Raw:
     """Splits of (uint8 array (N, H, W) or (N, H, W, C), labels) as tensors with their digests."""
     parts, digests = [], []
     for split, (pixels, labels) in (("train", train), ("test", test)):
-        pixels = np.ascontiguousarray(pixels)
+        pixels = np.array(pixels)  # a copy of our own: what a reader gives may be read-only
         labels = np.asarray(labels, dtype=np.int64)
         tensor = torch.from_numpy(pixels)
         tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
@@ -379,7 +395,7 @@ def _downloaded(reader: Any, root: Path | None, otherwise: str) -> tuple[Any, An
     try:
         return tuple(reader(folder, train=train, download=True) for train in (True, False))
     except Exception as error:  # torchvision lets through whatever urllib, tarfile and pickle raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(
             f"{reader.__name__}: nothing usable in {folder}, and the download failed ({reason})",
             f"Either let megu download it once on a machine with a network, or {otherwise}.",
@@ -430,11 +446,8 @@ def _imagefolder(
         names = [f"{split}/{path.relative_to(folder).as_posix()}" for path in files]
         rows = list(zip(names, labels, file_digests(files), strict=True))
         digests.append(hashlib.sha256(repr((rows, size)).encode()).hexdigest())
-        images: Images = FileImages(files, decode, workers)
-        if len(files) * (channels or 3) * size * size <= memory_limit * 2**30:
-            order = list(torch.arange(len(files)).split(256))
-            images = MemoryImages(torch.cat(list(images.batches(order))))
-        parts.append((images, np.array(labels), names))
+        fits = len(files) * (channels or 3) * size * size <= memory_limit * 2**30
+        parts.append((FileImages(files, decode, workers, keep=fits), np.array(labels), names))
     return _Raw(classes, parts[0], parts[1], (digests[0], digests[1]))
 
 

@@ -82,9 +82,31 @@ _BUILTIN: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
+_TORCHVISION = "torchvision:"
+
+
 def channels_of(name: str) -> int | None:
     """Input channels that a model insists on; ``None`` where it takes the data set's."""
     return None if name in _BUILTIN else 3
+
+
+def check_name(name: str) -> None:
+    """See that there is such a model.
+
+    Raises:
+        ConfigError: There is none; those that there are are named.
+    """
+    short = name.removeprefix(_TORCHVISION)
+    if name.startswith(_TORCHVISION):
+        import torchvision
+
+        known = torchvision.models.list_models(module=torchvision.models)
+        if short not in known:
+            raise ConfigError(f"model.name: torchvision has no classifier {short!r}", f"It has: {', '.join(known)}.")
+    elif name not in _BUILTIN:
+        raise ConfigError(
+            f"model.name: there is no model {name!r}", f"Known: {', '.join(_BUILTIN)}, {_TORCHVISION}NAME."
+        )
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module:
@@ -98,18 +120,13 @@ def build(name: str, classes: int, channels: int) -> nn.Module:
     Raises:
         ConfigError: There is no such model.
     """
+    check_name(name)
     if name in _BUILTIN:
         model = _BUILTIN[name](classes, channels)
-    elif name.startswith("torchvision:"):
+    else:
         import torchvision
 
-        known = torchvision.models.list_models(module=torchvision.models)
-        short = name.removeprefix("torchvision:")
-        if short not in known:
-            raise ConfigError(f"model.name: torchvision has no classifier {short!r}", f"It has: {', '.join(known)}.")
-        model = torchvision.models.get_model(short, weights=None, num_classes=classes)
-    else:
-        raise ConfigError(f"model.name: there is no model {name!r}", f"Known: {', '.join(_BUILTIN)}, torchvision:NAME.")
+        model = torchvision.models.get_model(name.removeprefix(_TORCHVISION), weights=None, num_classes=classes)
     return model.to(memory_format=torch.channels_last)
 
 

@@ -115,58 +115,65 @@ def transition(work: Workspace, inputs: Inputs) -> Product:
 def labels(work: Workspace, inputs: Inputs) -> Product:
     """A perturbing label, or a distribution over labels, for each forgotten sample."""
     settings, data, request = work.config.labels, work.data, work.request
-    true = data.train.labels[request.forget]
-    rows = _rows(work, inputs)
-    model = work.original()
-
-    def says(index: Tensor) -> Tensor:
-        outputs = training.predict(
-            model,
-            data.train,
-            index,
-            classes=len(data.classes),
-            device=work.device,
-            label="labels",
-            track=work.track,
-        )
-        return outputs.logits.log_softmax(1)
-
-    scores = perturbing.label_scores(rows, says(request.forget), settings.source, settings.alpha)
+    true, concepts = data.train.labels[request.forget], data.train.concepts[request.forget]
+    logits = _says(work, request.forget)
+    scores = perturbing.label_scores(_rows(work, inputs), logits.log_softmax(1), settings.source, settings.alpha)
     draw = generator(work.config.seed, "labels")
-    mode = settings.mode if settings.mode != "auto" else ("hard" if request.kind == "classes" else "soft")
+    mode = settings.mode if settings.mode != "auto" else ("hard" if request.kind == "classes" else "ranked")
     tensors = {"index": request.forget, "perturbing": perturbing.hard_labels(scores, settings.source, draw)}
     body: dict[str, Any] = {"mode": mode, "classes": data.classes}
     if mode != "hard":
-        keep = torch.full(true.shape, 0.0, dtype=torch.float64)
-        if settings.keep == "auto":
-            held_out = torch.where(data.validation)[0]
-            if not len(held_out):
-                raise ConfigError(
-                    "labels.keep: auto looks at held-out images, and data.validation leaves none",
-                    "Raise data.validation, or give labels.keep a number from 0 to 1.",
-                )
-            keep = perturbing.unseen_confidence(
-                says(held_out).exp(),
-                data.train.labels[held_out],
-                data.train.concepts[held_out],
-                data.train.concepts[request.forget],
-            )
+        keep = _keep(work, mode)
+        body["keep"] = {data.concepts[c]: float(keep[concepts == c][0]) for c in request.asked}
+        if mode == "ranked":
+            tensors["perturbing"] = perturbing.ranked_labels(scores, true, logits, concepts, keep)
         else:
-            keep += settings.keep
-        # What is wholly forgotten keeps nothing.
-        keep[torch.isin(true, torch.tensor(request.classes, dtype=torch.int64))] = 0
-        target = perturbing.soft_labels(scores, true, keep)
-        body["keep"] = {
-            data.concepts[c]: round(float(keep[data.train.concepts[request.forget] == c].mean()), 6)
-            for c in request.asked
-        }
-        if mode == "sample":
-            target = functional.one_hot(perturbing.draw_labels(target, draw), len(data.classes)).double()
-            tensors["perturbing"] = target.argmax(1)
-        tensors["target"] = target.float()
+            target = perturbing.soft_labels(scores, true, keep)
+            if mode == "sample":
+                tensors["perturbing"] = perturbing.draw_labels(target, draw)
+            else:
+                tensors["target"] = target.float()
     counts = torch.bincount(tensors["perturbing"], minlength=len(data.classes)).tolist()
     body["counts"] = {name: n for name, n in zip(data.classes, counts, strict=True) if n}
     return Product(Artifact(body, tensors))
+
+
+def _keep(work: Workspace, mode: str) -> Tensor:
+    """(N_f,) how much of its true label each forgotten sample keeps; nothing where the class is wholly forgotten.
+
+    Raises:
+        ConfigError: There are no held-out images to tell by.
+    """
+    data, request, given = work.data, work.request, work.config.labels.keep
+    true, concepts = data.train.labels[request.forget], data.train.concepts[request.forget]
+    if given == "auto":
+        held_out = torch.where(data.validation)[0]
+        if not len(held_out):
+            raise ConfigError(
+                "labels.keep: auto looks at held-out images, and data.validation leaves none",
+                "Raise data.validation, or give labels.keep a number from 0 to 1.",
+            )
+        logits, labels_there = _says(work, held_out), data.train.labels[held_out]
+        right = logits.argmax(1) == labels_there
+        sure = logits.double().softmax(1).gather(1, labels_there[:, None])[:, 0]
+        keep = perturbing.by_concept(right if mode == "ranked" else sure, data.train.concepts[held_out], concepts)
+    else:
+        keep = torch.full(true.shape, given, dtype=torch.float64)
+    return keep.masked_fill(torch.isin(true, torch.tensor(request.classes, dtype=torch.int64)), 0)
+
+
+def _says(work: Workspace, index: Tensor) -> Tensor:
+    """Logits of the original model on training images."""
+    outputs = training.predict(
+        work.original(),
+        work.data.train,
+        index,
+        classes=len(work.data.classes),
+        device=work.device,
+        label="labels",
+        track=work.track,
+    )
+    return outputs.logits
 
 
 def _rows(work: Workspace, inputs: Inputs) -> Tensor:
@@ -179,7 +186,7 @@ def _rows(work: Workspace, inputs: Inputs) -> Tensor:
 def noise(work: Workspace, inputs: Inputs) -> Product:
     """The positive-negative feature noise pair."""
     settings, data, request = work.config.noise, work.data, work.request
-    use = settings.use
+    use = settings.use if settings.use != "auto" else ("negative" if request.kind == "classes" else "none")
     tensors: dict[str, Tensor] = {}
     if use == "none":
         return Product(Artifact({"use": use, "classes": data.classes}))

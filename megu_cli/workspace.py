@@ -145,6 +145,9 @@ class Workspace:
 
     def check(self) -> None:
         """Resolve data set and request, so that what is at fault in them is said before anything is written."""
+        from megu_cli.models import check_name
+
+        check_name(self.config.model.name)
         _ = self.device, self.request, self.questions
 
     def preload(self) -> None:
@@ -186,8 +189,11 @@ class Workspace:
 
     @cached_property
     def _ratings_digest(self) -> str:
+        from megu_cli.mllm.recorded import Recorded
+
         if not self.ratings_file.is_file():
             raise DataError(f"no recorded ratings at {self.ratings_file}", "Set mllm.ratings to a file that is there.")
+        Recorded(self.ratings_file).rate(self.questions)  # a rating that is missing shows before anything runs
         return self.file_digests([self.ratings_file])[0]
 
     @cached_property

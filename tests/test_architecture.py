@@ -69,10 +69,9 @@ def test_method_baselines_and_evaluation_see_tensors_only():
 
 
 def test_importing_the_package_is_light():
-    code = (
-        "import sys, megu_cli, megu_cli.cli.app, megu_cli.config, megu_cli.artifacts, megu_cli.errors, megu_cli.runtime\n"
-        "heavy = {'torch', 'transformers', 'sklearn', 'numpy', 'matplotlib'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
-    )
+    light = ["megu_cli", *(f"megu_cli.{name}" for name in ("cli.app", "config", "artifacts", "errors", "runtime"))]
+    heavy = {"torch", "transformers", "sklearn", "numpy", "matplotlib"}
+    code = f"import sys, {', '.join(light)}; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
     answer = subprocess.run(
         [sys.executable, "-c", code], env=subprocess_environment(), capture_output=True, text=True, check=False
     )

@@ -102,7 +102,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(ArtifactError, match="No space left on device"):
         artifacts.write(path, artifacts.seal(Artifact({"other": 1}), META))
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["x.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_the_lock_sweeps_what_a_killed_writer_left(tmp_path):

@@ -22,7 +22,7 @@ from megu_cli import artifacts
 def refused(answer, *parts: str) -> None:
     assert answer.code == 2, answer.err
     assert answer.out == ""
-    assert answer.err.startswith("error: ")
+    assert "\nerror: " in f"\n{answer.err}"
     assert "Traceback" not in answer.err
     for part in parts:
         assert part in answer.err

@@ -11,7 +11,7 @@ from torch import nn
 from megu_cli.artifacts import state_digest
 from megu_cli.data import MemoryImages, Split
 from megu_cli.method.finetune import Forgotten, finetune
-from megu_cli.method.labels import draw_labels, hard_labels, label_scores, soft_labels, unseen_confidence
+from megu_cli.method.labels import by_concept, draw_labels, hard_labels, label_scores, ranked_labels, soft_labels
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
 
@@ -89,11 +89,22 @@ def test_drawn_labels_follow_their_distribution():
     assert hard_labels(torch.tensor([[0.1, 0.5, 0.4]]), "transition", draw).tolist() == [1]
 
 
-def test_unseen_confidence_is_the_mean_over_held_out_images_of_the_concept():
-    probabilities = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
-    true, concepts = torch.tensor([0, 0, 1]), torch.tensor([4, 4, 5])
-    sure = unseen_confidence(probabilities, true, concepts, torch.tensor([5, 4, 6]))
-    assert sure.tolist() == pytest.approx([0.8, 0.7, (0.9 + 0.5 + 0.8) / 3])
+def test_held_out_images_speak_for_their_concept():
+    values, concepts = torch.tensor([0.9, 0.5, 0.8]), torch.tensor([4, 4, 5])
+    told = by_concept(values, concepts, torch.tensor([5, 4, 6]))
+    assert told.tolist() == pytest.approx([0.8, 0.7, (0.9 + 0.5 + 0.8) / 3])
+    assert by_concept(values > 0.6, concepts, torch.tensor([4])).tolist() == [0.5]
+
+
+def test_ranked_labels_move_the_least_sure_of_each_concept():
+    true = torch.tensor([0, 0, 0, 0, 1, 1])
+    margins = torch.tensor([3.0, 0.5, -1.0, 2.0, 9.0, 8.0])
+    logits = torch.zeros(6, 3)
+    logits[torch.arange(6), true] = margins
+    scores = torch.tensor([[0.0, 0.2, 0.8], [0.0, 0.9, 0.1], [0.0, 0.3, 0.7], [0.0, 0.6, 0.4], [1, 0, 0], [0, 0, 1]])
+    keep = torch.tensor([0.5] * 4 + [1.0] * 2)
+    assert ranked_labels(scores, true, logits, true, keep).tolist() == [0, 1, 2, 0, 1, 1]
+    assert ranked_labels(scores, true, logits, true, torch.zeros(6)).tolist() == [2, 1, 2, 1, 0, 2]
 
 
 class Linear(nn.Module):
@@ -133,9 +144,9 @@ def test_noise_moves_towards_its_target_and_away_from_it():
     x = next(split.batches([index]))
     assert (model(x).argmax(1) == 0).all()
     group = torch.zeros(len(index), dtype=torch.long)
-    towards = train_noise(model, split, index, group, torch.tensor([2]), away=False, **NOISE)
+    towards = train_noise(model, split, index, group, torch.tensor([1]), away=False, **NOISE)
     assert towards.shape == (1, 3, 1, 4, 4)
-    assert all((model(x + noise).argmax(1) == 2).all() for noise in towards[0])
+    assert all((model(x + noise).argmax(1) == 1).all() for noise in towards[0])
     away = train_noise(model, split, index, group, torch.tensor([0]), away=True, **NOISE)
     assert all((model(x + noise).argmax(1) != 0).all() for noise in away[0])
     # The model is as it was: parameters, batch-norm statistics, mode and gradients.
@@ -195,7 +206,8 @@ def test_reassigned_labels_follow_the_model_and_the_prior():
     ends = {}
     for reassign in (False, True):
         model = Linear()
-        finetune(model, split, kept, forgotten(gone, 1, [0, 0, 1.0]), **{**FINETUNE, "reassign": reassign})
+        request = forgotten(gone, 1, [0, 0, 1.0])
+        finetune(model, split, kept, request, **{**FINETUNE, "reassign": reassign})
         ends[reassign] = model.eval()(next(split.batches([gone]))).argmax(1).unique().tolist()
     assert ends == {False: [1], True: [2]}
 
@@ -223,13 +235,6 @@ def test_early_stop_follows_validation_accuracy():
     split = halves()
     gone, kept = torch.where(split.labels == 0)[0], torch.where(split.labels == 1)[0]
     scores = iter([0.5, 0.9, 0.8, 0.9, 1.0, 1.0])
-    history = finetune(
-        Linear(),
-        split,
-        kept,
-        forgotten(gone, 2, [0, 0.5, 0.5]),
-        validate=lambda _: next(scores),
-        patience=2,
-        **FINETUNE,
-    )
+    request = forgotten(gone, 2, [0, 0.5, 0.5])
+    history = finetune(Linear(), split, kept, request, validate=lambda _: next(scores), patience=2, **FINETUNE)
     assert history.validation == [0.5, 0.9, 0.8, 0.9]

@@ -48,28 +48,52 @@ def soft_labels(scores: Tensor, true: Tensor, keep: Tensor) -> Tensor:
     return keep.to(scores)[:, None] * identity + (1 - keep.to(scores))[:, None] * others
 
 
+def ranked_labels(scores: Tensor, true: Tensor, logits: Tensor, concepts: Tensor, keep: Tensor) -> Tensor:
+    """(N,) labels for single images of retained classes: the least sure of each concept move, the rest stay.
+
+    A model that never saw the images would still classify most of them correctly; those that it would not are mostly
+    those with the smallest margin, even for a model that has memorised them all. So a share of 1 - keep, the
+    smallest margins, takes its best-scored label, and the others keep their own.
+
+    Args:
+        scores: (N, K) from `label_scores`.
+        true: (N,) true labels.
+        logits: (N, K) of the original model.
+        concepts: (N,) concepts, within which images are ranked.
+        keep: (N,) share from 0 to 1 that keeps its label; equal within a concept.
+    """
+    own = logits.double().gather(1, true[:, None])
+    rest = logits.double().scatter(1, true[:, None], float("-inf"))
+    margin = own[:, 0] - rest.max(1).values
+    labels = true.clone()
+    for concept in concepts.unique():
+        same = torch.where(concepts == concept)[0]
+        number = round(float(1 - keep[same[0]]) * len(same))
+        moved = same[margin[same].argsort(stable=True)[:number]]
+        labels[moved] = scores[moved].argmax(1)
+    return labels
+
+
 def draw_labels(distribution: Tensor, draw: torch.Generator) -> Tensor:
     """(N,) one label drawn from each row of (N, K)."""
     return torch.multinomial(distribution, 1, generator=draw)[:, 0]
 
 
-def unseen_confidence(probabilities: Tensor, true: Tensor, concepts: Tensor, wanted: Tensor) -> Tensor:
-    """How sure the model is of held-out images of each sample's concept: what a model that never saw them would be.
+def by_concept(values: Tensor, concepts: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over the held-out images of each sample's concept: what the model makes of images that it never saw.
 
     Args:
-        probabilities: (V, K) of the held-out images.
-        true: (V,) their true labels.
+        values: (V,) of the held-out images, such as the true label's probability, or whether it is predicted.
         concepts: (V,) their concepts.
         wanted: (N,) concepts of the forgotten samples.
 
     Returns:
-        (N,) mean probability of the true label over the held-out images of the same concept; over all of them where
-        the concept has none.
+        (N,) float64; the mean over all held-out images where the concept has none.
     """
-    sure = probabilities.double().gather(1, true[:, None])[:, 0]
-    result = torch.full(wanted.shape, float(sure.mean()), dtype=torch.float64)
+    values = values.double()
+    result = torch.full(wanted.shape, float(values.mean()), dtype=torch.float64)
     for concept in wanted.unique():
         same = concepts == concept
         if same.any():
-            result[wanted == concept] = sure[same].mean()
+            result[wanted == concept] = values[same].mean()
     return result
