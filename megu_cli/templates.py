@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from megu_cli.config import Config
 
 _WIDTH = 40
+_TEXT = 76
 
 DEMO = """\
 # The demo: scikit-learn's digits, forget the class 8. `megu init` writes a config with every setting explained.
@@ -64,5 +66,6 @@ def _line(indent: str, key: str, value: Any, description: str, set_: bool) -> st
     shown = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip()
     if isinstance(plain, str):
         shown = json.dumps(plain) if shown.startswith("'") else shown
+    first, *more = textwrap.wrap(description, _TEXT) or [""]
     setting = f"{'' if set_ else '# '}{indent}{key}: {shown}"
-    return f"{setting:{_WIDTH}}  # {description}"
+    return "\n".join([f"{setting:{_WIDTH}}  # {first}", *(f"{'':{_WIDTH}}  # {line}" for line in more)])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import listing, weights
+from conftest import listing, weights, write_config
+from test_data import write_folder
 
 from megu_cli import artifacts
 from megu_cli.config import load_config
@@ -243,3 +244,27 @@ def test_time_is_reported_against_retraining(finished):
     assert evaluation["time"]["time_ratio"] == pytest.approx(own / seconds["oracle"])
     total = own + seconds["similarity"] + seconds["transition"]
     assert evaluation["time"]["time_ratio_total"] == pytest.approx(total / seconds["oracle"])
+
+
+def test_an_image_folder_touched_and_changed(megu, tmp_path):
+    write_folder(tmp_path / "images", number=12)
+    names = ["cat", "dog", "eel"]
+    scores = {a: {b: 5 for b in names if b != a} for a in names}
+    (tmp_path / "ratings.json").write_text(json.dumps({"classes": names, "scores": scores, "rater": "this test"}))
+    file = write_config(
+        tmp_path,
+        data={"name": "imagefolder", "root": "images", "image_size": 8, "limit": None},
+        forget={"classes": ["dog"]},
+        mllm={"ratings": "ratings.json"},
+    )
+    assert megu("run", "-c", file).code == 0
+    image = tmp_path / "images" / "train" / "cat" / "3.png"
+    os.utime(image, (1, 1))
+    assert megu("status", "-c", file).code == 0
+    assert ran(megu("run", "-c", file).err) == []
+    shutil.copy(tmp_path / "images" / "train" / "cat" / "4.png", image)
+    rows = megu("status", "-c", file, "--json").json["stages"]
+    assert rows["train"]["reason"] == "changed: the training data"
+    assert rows["labels"]["reason"].startswith("changed: the training data")
+    assert {rows[name]["status"] for name in ("similarity", "transition")} == {"fresh"}
+    assert ran(megu("run", "-c", file).err)[0] == "train"
