@@ -27,6 +27,10 @@ FORMAT = 1
 _TEMPORARY = ".megu-tmp-"
 
 
+class ForeignFileError(ArtifactError):
+    """A whole file that stands where an artifact should, and is not megu's: it must not be replaced."""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """What a stage writes and the next one reads.
@@ -174,10 +178,14 @@ def _read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         if path.suffix == ".json":
             body = json.loads(path.read_text(encoding="utf-8"))
+            if "meta" not in body:
+                raise _foreign(path)
             meta = body.pop("meta")
         else:
             with path.open("rb") as stream:
                 header, _ = _header(stream, path.name)
+            if "megu" not in header.get("__metadata__", {}):
+                raise _foreign(path)
             described = json.loads(header["__metadata__"]["megu"])
             body, meta = described["body"], described["meta"]
         written = meta["format"]
@@ -191,6 +199,13 @@ def _read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "Rebuild it, or change the version.",
         )
     return body, meta
+
+
+def _foreign(path: Path) -> ForeignFileError:
+    return ForeignFileError(
+        f"{path} was not written by megu and would be replaced",
+        "Move it elsewhere (trained weights are named by model.checkpoint), or give another directory with -o.",
+    )
 
 
 def _header(stream: BinaryIO, name: str) -> tuple[dict[str, Any], int]:

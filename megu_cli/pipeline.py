@@ -198,6 +198,8 @@ class Pipeline:
                 for file, recorded in meta.get("weights", {}).items():
                     if artifacts.tensor_digest(self.work.out / file) != recorded:
                         trouble = State("corrupt", f"{file} does not match its digest")
+            except artifacts.ForeignFileError as error:
+                return State("blocked", error.message)
             except ArtifactError as error:
                 trouble = State("corrupt", error.message)
             except OSError as error:
@@ -323,6 +325,8 @@ class Pipeline:
     def _given_or_raise(self, stage: Stage) -> None:
         for name in self._given(stage):
             self.work.digest(name)
+        if (self.work.out / stage.file).exists() and self.state(stage.name).status == "blocked":
+            artifacts.read_meta(self.work.out / stage.file)  # raises: the file is not ours to replace
 
     def _run(self, name: str) -> None:
         """Run one stage whose inputs are all fresh, and write what it makes."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from megu_cli import artifacts
 from megu_cli.config import Config, get
-from megu_cli.errors import CheckpointError, DataError
+from megu_cli.errors import CheckpointError, ConfigError, DataError
 from megu_cli.runtime import Track, silent
 
 if TYPE_CHECKING:
@@ -148,6 +148,12 @@ class Workspace:
         from megu_cli.models import check_name
 
         check_name(self.config.model.name)
+        own = self.config.model.checkpoint
+        if own is not None and own.resolve().parent == self.out.resolve():
+            raise ConfigError(
+                f"model.checkpoint {own.name} lies in the run directory, where megu writes",
+                "Move it elsewhere, or give another run directory with -o.",
+            )
         _ = self.device, self.request, self.questions
 
     def preload(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,8 +144,10 @@ def test_checkpoints(megu, finished):
 
 
 def test_a_checkpoint_that_another_model_made(megu, finished):
-    answer = megu("labels", "-c", finished, "--set", "model.name=small_resnet", "--set",
-                  f"model.checkpoint={finished.parent / 'run' / 'original.safetensors'}")  # fmt: skip
+    mine = finished.parent / "mine.safetensors"
+    shutil.copy(finished.parent / "run" / "original.safetensors", mine)
+    setting = f"model.checkpoint={mine}"
+    answer = megu("labels", "-c", finished, "--set", "model.name=small_resnet", "--set", setting)
     refused(answer, "does not fit the model", "missing: stem.0.weight", "and ", "model.name is another architecture")
 
 
@@ -164,6 +167,22 @@ def test_an_artifact_of_another_data_set_or_checkpoint(megu, finished):
         "noise", "-c", finished, "--force", "--set", f"model.checkpoint={finished.parent / 'other.safetensors'}"
     )
     refused(answer, "labels.safetensors is stale", "the checkpoint")
+
+
+def test_files_of_the_users_are_never_replaced(megu, finished):
+    out = finished.parent / "run"
+    state = load_file(out / "original.safetensors")
+    mine = finished.parent / "mine" / "original.safetensors"
+    mine.parent.mkdir()
+    save_file(state, mine)
+    before = mine.read_bytes()
+    for command in ("run", "train"):
+        refused(megu(command, "-c", finished, "-o", mine.parent), "was not written by megu", "model.checkpoint")
+    refused(
+        megu("run", "-c", finished, "-o", mine.parent, "--set", f"model.checkpoint={mine}"), "lies in the run directory"
+    )
+    assert mine.read_bytes() == before
+    assert listing(mine.parent) == {"original.safetensors"}
 
 
 def test_an_output_directory_that_cannot_be_written(megu, config, tmp_path):

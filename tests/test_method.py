@@ -176,7 +176,8 @@ def test_a_heavier_penalty_makes_smaller_noise():
 
 FINETUNE = {
     "positive": None, "negative": None, "uniform": True, "clean": 0.5, "reassign": False, "beta": 0.3, "weight": 1.0,
-    "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0,
+    "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9,
+    "weight_decay": 0.0,
     "seed": 0,
 }  # fmt: skip
 
