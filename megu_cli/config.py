@@ -158,8 +158,8 @@ class FinetuneConfig(_Section):
         "auto", description="retained samples per epoch, as a share of all; auto: as many as make 12,000"
     )
     batch: Count = Field(128, description="retained samples per step")
-    forget_batch: Count = Field(64, description="forgotten samples per step")
-    weight: Positive = Field(0.2, description="weight of the loss on forgotten samples")
+    forget_batch: Count = Field(128, description="forgotten samples per step")
+    weight: Positive = Field(0.25, description="weight of the loss on forgotten samples")
     clean: Fraction = Field(0.5, description="share of forgotten samples left without noise")
     reassign: bool = Field(
         True, description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]"

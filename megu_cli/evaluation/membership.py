@@ -24,11 +24,13 @@ def mia_entropy_lr(retain: Tensor, test: Tensor, forget: Tensor) -> float:
         forget: (N_f, K) probabilities on the forget set.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     x = np.concatenate([entropy(retain).numpy(), entropy(test).numpy()])[:, None]
     y = np.concatenate([np.ones(len(retain)), np.zeros(len(test))])
-    attack = LogisticRegression(class_weight="balanced").fit(x, y)
-    return float(attack.predict(entropy(forget).numpy()[:, None]).mean())
+    with threadpool_limits(1):  # see `probe`: a second thread only waits
+        attack = LogisticRegression(class_weight="balanced").fit(x, y)
+        return float(attack.predict(entropy(forget).numpy()[:, None]).mean())
 
 
 def mia_confidence_svc(retain: Tensor, test: Tensor, forget: Tensor) -> float:

@@ -24,7 +24,10 @@ def probe_acc(features: Tensor, labels: Tensor, forgotten_features: Tensor, forg
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    probe.fit(features.double().numpy(), labels.numpy())
-    return float(probe.score(forgotten_features.double().numpy(), forgotten_labels.numpy()))
+    # One thread: at this size a second one only waits, and on a busy machine it waits long.
+    with threadpool_limits(1):
+        probe.fit(features.double().numpy(), labels.numpy())
+        return float(probe.score(forgotten_features.double().numpy(), forgotten_labels.numpy()))
