@@ -158,14 +158,14 @@ class FinetuneConfig(_Section):
         "auto", description="retained samples per epoch, as a share of all; auto: as many as make 12,000"
     )
     batch: Count = Field(128, description="retained samples per step")
-    forget_batch: Count = Field(128, description="forgotten samples per step")
-    weight: Positive = Field(0.25, description="weight of the loss on forgotten samples")
-    clean: Fraction = Field(0.5, description="share of forgotten samples left without noise")
+    forget_batch: Count = Field(64, description="forgotten samples per step")
+    weight: Positive = Field(0.2, description="weight of the loss on forgotten samples")
+    clean: Fraction = Field(0.75, description="share of forgotten samples left without noise")
     reassign: bool = Field(
         True, description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]"
     )
     beta: NonNegative = Field(0.3, description="weight of the transition matrix when labels are reassigned")
-    lr: Positive = Field(0.01, description="SGD learning rate at the start; it falls to 0 as a cosine")
+    lr: Positive = Field(0.005, description="SGD learning rate at the start; it falls to 0 as a cosine")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum")
     weight_decay: NonNegative = Field(5e-4, description="SGD weight decay")
     patience: Count = Field(2, description="stop after so many epochs without a gain in validation accuracy")

@@ -143,6 +143,7 @@ def finetune(
         target = step.target
         if reassign:
             now = functional.log_softmax(gone.detach().double(), 1) + beta * step.prior
+            now = now.masked_fill(step.prior.isneginf(), float("-inf"))  # with beta = 0, too, no label goes there
             moved = functional.one_hot(now.argmax(1), gone.shape[1]).to(target)
             target = torch.where(step.clean[:, None], moved, target)
         return functional.cross_entropy(kept, step.retained_labels) + weight * functional.cross_entropy(
