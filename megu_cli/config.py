@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from megu_cli.errors import ConfigError
 
@@ -101,10 +104,64 @@ class ForgetConfig(_Section):
 class MLLMConfig(_Section):
     """Where the similarity ratings come from."""
 
-    backend: Literal["recorded"] = Field("recorded", description="recorded: replay the ratings in a file")
-    ratings: Path | None = Field(
-        None, description="file of recorded ratings; null: those shipped for digits and fashion_mnist"
+    backend: Literal["recorded", "local", "endpoint", "clip"] = Field(
+        "recorded",
+        description="recorded: replay the ratings in a file | local: a vision-language model of transformers | "
+        "endpoint: an OpenAI-compatible server | clip: a CLIP or SigLIP model of transformers",
     )
+    ratings: Path | None = Field(
+        None, description="recorded: file of ratings; null: those shipped for digits and fashion_mnist"
+    )
+    model: Path | str | None = Field(
+        None,
+        description="local, clip: a hub id, or a directory (absolute, or beginning with ./ or ../); endpoint: the "
+        "model's name there",
+    )
+    revision: str | None = Field(None, description="local, clip: commit or tag of a hub id; null: its main branch")
+    base_url: str | None = Field(None, description="endpoint: address, such as http://localhost:8000/v1")
+    key_env: str = Field("MEGU_API_KEY", description="endpoint: environment variable that holds the key, if it has one")
+    allow_remote: bool = Field(False, description="endpoint: images may be sent to a host that is not this machine")
+    images: Literal["auto", "retain-only", "none"] = Field(
+        "auto",
+        description="which images may be shown: auto (retained ones; forgotten ones only where the whole class is "
+        "forgotten) | retain-only | none (rate by name alone)",
+    )
+    images_per_class: Count = Field(8, description="images shown of each class that is asked about")
+    image_size: Count = Field(448, description="images are downsized to this many pixels on the longer side")
+    concurrency: Count = Field(4, description="endpoint: calls at the same time")
+    timeout: Positive = Field(120.0, description="endpoint: seconds to wait for an answer")
+    retries: Annotated[int, Field(ge=0)] = Field(
+        5, description="endpoint: times that a call is repeated after 429, 5xx, a time-out or a cut connection"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="local, clip: auto (float32 on cpu, bfloat16 on cuda, float16 on mps) | float32 | ..."
+    )
+    trust_remote_code: bool = Field(False, description="local, clip: run code that comes with the model")
+
+    @field_validator("key_env", mode="plain")
+    @classmethod
+    def _a_name(cls, value: Any) -> str:
+        # What stands here by mistake may be the key itself: a message must not repeat it.
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise PydanticCustomError("key_env", "give the name of an environment variable, not the key itself")
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> MLLMConfig:
+        if self.backend != "recorded" and not self.model:
+            raise ValueError(f"backend: {self.backend} needs mllm.model")
+        if self.backend == "endpoint":
+            try:
+                url = urlsplit(self.base_url or "")
+                complete = url.scheme in ("http", "https") and bool(url.hostname)
+                _ = url.port
+            except ValueError:
+                complete = False
+            if not complete:
+                raise ValueError("backend: endpoint needs mllm.base_url, such as http://localhost:8000/v1")
+            if url.username or url.password or url.query or url.fragment:
+                raise PydanticCustomError("base_url", "base_url: give the address only, and a key by mllm.key_env")
+        return self
 
 
 class TransitionConfig(_Section):
@@ -336,10 +393,15 @@ def _absolute(model: type[BaseModel], raw: dict[str, Any], folder: Path) -> dict
         section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
         if section and isinstance(value, dict):
             value = _absolute(section, value, folder)
-        elif Path in kinds and isinstance(value, (str, Path)):
+        elif Path in kinds and isinstance(value, (str, Path)) and (str not in kinds or _is_path(value)):
             value = folder / Path(value).expanduser()
         result[key] = value
     return result
+
+
+def _is_path(value: str | Path) -> bool:
+    """Whether what may be a name or a path is a path."""
+    return isinstance(value, Path) or value.startswith(("/", "./", "../", "~"))
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
@@ -362,5 +424,7 @@ def _describe(fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key}: missing"
     message = fault["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+    # A key may have been put into these two by mistake.
+    silent = isinstance(fault["input"], dict) or fault["type"] in ("key_env", "base_url")
+    shown = "" if silent else f" (got {fault['input']!r})"
     return f"{key or 'config'}: {message[0].lower()}{message[1:]}{shown}"

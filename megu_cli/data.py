@@ -60,6 +60,9 @@ class Images(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
+    def __getitem__(self, position: int) -> Tensor:
+        """The image at a position: uint8 (C, H, W)."""
+
     def batches(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
         """One uint8 tensor (B, C, H, W) for each tensor of positions in ``order``."""
 
@@ -75,6 +78,9 @@ class MemoryImages:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def __getitem__(self, position: int) -> Tensor:
+        return self.pixels[position]
 
     def batches(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
         """See `Images.batches`."""
@@ -266,6 +272,12 @@ def _hash(names: Sequence[str], purpose: str) -> np.ndarray[Any, Any]:
     """A number in [0, 1) for each name that depends on nothing but the name and the purpose."""
     digests = b"".join(hashlib.sha256(f"{purpose}/{name}".encode()).digest()[:8] for name in names)
     return np.frombuffer(digests, dtype=">u8") / 2.0**64
+
+
+def sampled(split: Split, positions: Sequence[int], number: int) -> list[int]:
+    """Up to ``number`` of ``positions``, chosen by hash of the images' identity: the same ones whatever the seed."""
+    rank = _hash([split.names[i] for i in positions], "similarity")
+    return [positions[i] for i in np.argsort(rank, kind="stable")[:number]]
 
 
 def _limited(split: Split, limit: int) -> Split:

@@ -53,7 +53,8 @@ STAGES = {
     for stage in (
         Stage("train", "original.safetensors", "megu train", (*_TRAIN, "data.validation"), ("train_data",)),
         Stage("oracle", "oracle.safetensors", "megu train --retain-only", _TRAIN, _METHOD),
-        Stage("similarity", "similarity.json", "megu similarity", ("mllm.backend",), ("concepts", "ratings")),
+        # What else determines the ratings depends on the backend: see _RATING.
+        Stage("similarity", "similarity.json", "megu similarity", ("mllm.backend",), ("concepts",)),
         Stage(
             "transition",
             "transition.safetensors",
@@ -97,6 +98,15 @@ STAGES = {
         ),
     )
 }
+# mllm.backend -> settings and given inputs that determine its ratings; waiting times, concurrency and keys do not.
+_RATING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "recorded": ((), ("ratings",)),
+    "endpoint": (("mllm.model", "mllm.base_url"), ("prompt",)),
+    "local": (("mllm.dtype",), ("prompt", "rater_model")),
+    "clip": (("mllm.dtype",), ("prompt", "rater_model")),
+}
+# And of every backend that may be shown images.
+_SHOWING = (("mllm.images", "mllm.images_per_class", "mllm.image_size"), ("train_data", "forget"))
 # What the report and the figures of time count as the method's own work.
 METHOD_STAGES = ("labels", "noise", "finetune")
 
@@ -184,7 +194,24 @@ class Pipeline:
 
     def _given(self, stage: Stage) -> list[str]:
         own = self.work.config.model.checkpoint
-        return [*stage.given, *(["checkpoint"] if own and "checkpoint" in stage.needs else [])]
+        return [
+            *stage.given,
+            *(self._rating()[1] if stage.name == "similarity" else ()),
+            *(["checkpoint"] if own and "checkpoint" in stage.needs else []),
+        ]
+
+    def _settings(self, stage: Stage) -> list[str]:
+        return [*stage.settings, *(self._rating()[0] if stage.name == "similarity" else ())]
+
+    def _rating(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Settings and given inputs that determine this config's ratings."""
+        mllm = self.work.config.mllm
+        settings, given = _RATING[mllm.backend]
+        if mllm.backend == "recorded":
+            return settings, given
+        if mllm.images == "none":
+            return (*settings, "mllm.images"), given
+        return (*settings, *_SHOWING[0]), (*given, *_SHOWING[1])
 
     def _assess(self, stage: Stage) -> State:
         path = self.work.out / stage.file
@@ -227,7 +254,7 @@ class Pipeline:
         return {
             "stage": stage.name,
             "version": stage.version,
-            "settings": self.work.settings(stage.settings),
+            "settings": self.work.settings(self._settings(stage)),
             "inputs": {name: self.work.digest(name) for name in self._given(stage)},
         }
 
@@ -410,6 +437,8 @@ _INPUT_NAMES = {
     "forget": "the forget request",
     "concepts": "the classes asked about",
     "ratings": "the recorded ratings",
+    "prompt": "the wording of the questions",
+    "rater_model": "the model that rates",
     "checkpoint": "the checkpoint",
 }
 

@@ -19,7 +19,7 @@ from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
-from megu_cli.mllm.recorded import Recorded
+from megu_cli.mllm.base import Ratings
 from megu_cli.models import State, like, read_checkpoint
 from megu_cli.runtime import generator, seeded
 from megu_cli.workspace import Workspace
@@ -77,7 +77,7 @@ def similarity(work: Workspace, inputs: Inputs) -> Product:
     """Ratings of how similar the forgotten concepts are to the retained ones."""
     # With a single candidate there is nothing to ask: the transition is certain.
     asked = [question for question in work.questions if len(question.candidates) > 1]
-    ratings = Recorded(work.ratings_file).rate(asked)
+    ratings = work.rater.rate(asked) if asked else Ratings("nobody: a single candidate needs no rating", {}, {})
     body = {
         "classes": work.data.concepts,
         "rater": ratings.rater,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +16,12 @@ from megu_cli.runtime import Track, silent
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch import nn
 
     from megu_cli.data import Dataset
     from megu_cli.forget import Request
-    from megu_cli.mllm.base import Question
+    from megu_cli.mllm.base import Backend, Cost, Question
     from megu_cli.models import State
 
 _MEMO = ".digests.json"
@@ -88,14 +90,89 @@ class Workspace:
 
     @cached_property
     def questions(self) -> list[Question]:
-        """The rows of ratings that the request needs."""
+        """The rows of ratings that the request needs, with the images that may be shown for them.
+
+        Raises:
+            DataError: ``mllm.images`` leaves no image of a concept.
+        """
         from megu_cli.mllm.base import Question
 
         names, gone = self.data.concepts, set(self.request.concepts)
         return [
-            Question(names[c], [n for k, n in enumerate(names) if k != c and k not in gone], [])
+            Question(names[c], [n for k, n in enumerate(names) if k != c and k not in gone], self._shown(c))
             for c in self.request.asked
         ]
+
+    def _shown(self, concept: int) -> list[int]:
+        """Positions of the images of a concept that a model is shown."""
+        import torch
+
+        from megu_cli.data import sampled
+
+        settings = self.config.mllm
+        if settings.backend == "recorded" or settings.images == "none":
+            return []
+        shown = self.data.train.concepts == concept
+        if settings.images == "retain-only" or concept not in self.request.concepts:
+            shown[self.request.forget] = False
+        positions = torch.where(shown)[0].tolist()
+        if not positions:
+            raise DataError(
+                f"mllm.images: {settings.images} leaves no image of {self.data.concepts[concept]} to show",
+                "All of its training images are to be forgotten. Set mllm.images to none, to rate by name alone"
+                + (", or to auto." if concept in self.request.concepts else "."),
+            )
+        return sampled(self.data.train, positions, settings.images_per_class)
+
+    def picture(self, position: int) -> Image.Image:
+        """A training image as it may be shown to a model."""
+        from megu_cli.mllm.pictures import picture
+
+        return picture(self.data.train.images[position], self.config.mllm.image_size)
+
+    @cached_property
+    def rater(self) -> Backend:
+        """The similarity backend."""
+        settings = self.config.mllm
+        if settings.backend == "recorded":
+            from megu_cli.mllm.recorded import Recorded
+
+            return Recorded(self.ratings_file)
+        from megu_cli.mllm.answers import Answers
+
+        answers = Answers(self.out / "similarity.answers.jsonl")
+        assert settings.model is not None  # the config has seen to it
+        if settings.backend == "endpoint":
+            from megu_cli.mllm.endpoint import Endpoint
+
+            return Endpoint(
+                str(settings.model),
+                settings.base_url or "",
+                key=os.environ.get(settings.key_env),
+                key_env=settings.key_env,
+                allow_remote=settings.allow_remote,
+                show=self.picture,
+                answers=answers,
+                concurrency=settings.concurrency,
+                timeout=settings.timeout,
+                retries=settings.retries,
+                track=self.track,
+            )
+        from megu_cli.mllm.clip import Clip
+        from megu_cli.mllm.local import Local
+
+        kind = Local if settings.backend == "local" else Clip
+        return kind(
+            settings.model,
+            identity=self._rater_model_digest,
+            revision=settings.revision,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+            device=self.device,
+            show=self.picture,
+            answers=answers,
+            track=self.track,
+        )
 
     @property
     def ratings_file(self) -> Path:
@@ -105,6 +182,10 @@ class Workspace:
         settings = self.config
         # CIFAR-20 and other coarse sets are rated by their fine classes: the same file serves.
         return settings.mllm.ratings or shipped(settings.data.name)
+
+    def rating_cost(self) -> Cost:
+        """What the similarity ratings would take; nothing is sent."""
+        return self.rater.cost([question for question in self.questions if len(question.candidates) > 1])
 
     def build(self) -> nn.Module:
         """A freshly initialised model of the configured kind, from torch's global random state, on the device."""
@@ -169,7 +250,9 @@ class Workspace:
                 self.__dict__.pop(name, None)
 
     def digest(self, name: str) -> str:
-        """Content digest of an input that no stage makes: train_data, test_data, forget, concepts, ratings, checkpoint.
+        """Content digest of an input that no stage makes.
+
+        These are train_data, test_data, forget, concepts, ratings, prompt, rater_model and checkpoint.
 
         Raises:
             InputError: It is missing or at fault.
@@ -201,6 +284,24 @@ class Workspace:
             raise DataError(f"no recorded ratings at {self.ratings_file}", "Set mllm.ratings to a file that is there.")
         Recorded(self.ratings_file).rate(self.questions)  # a rating that is missing shows before anything runs
         return self.file_digests([self.ratings_file])[0]
+
+    @cached_property
+    def _prompt_digest(self) -> str:
+        from megu_cli.mllm import base
+
+        return artifacts.digest(["prompt", base.PROMPT_VERSION])
+
+    @cached_property
+    def _rater_model_digest(self) -> str:
+        settings = self.config.mllm
+        if isinstance(settings.model, str):
+            return artifacts.digest([settings.model, settings.revision])
+        folder = settings.model
+        files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder else []
+        if folder is None or not files:
+            raise DataError(f"mllm.model: {folder} is no directory of a model")
+        names = [path.relative_to(folder).as_posix() for path in files]
+        return artifacts.digest([names, self.file_digests(files)])
 
     @cached_property
     def _checkpoint_digest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,12 +172,48 @@ def train(
     _stage(options, ["oracle" if retain_only else "train"])
 
 
-def similarity(options: Options) -> None:
+def similarity(
+    options: Options,
+    against: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Compare the ratings with those in FILE: rank correlation, and where."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Draw the ratings here, and as a heat map in similarity.png.")
+    ] = False,
+) -> None:
     """Rate how similar the classes' concepts are, and make the transition matrix of it.
 
-    Example: megu similarity --set transition.temperature=2
+    With --dry-run: the calls, images and estimated tokens that it takes, and to which host they go.
+
+    Example: megu similarity --set mllm.backend=endpoint --set mllm.model=llava --dry-run
     """
-    _stage(options, ["similarity", "transition"])
+    from megu_cli.cli import tables
+
+    names = ["similarity", "transition"]
+    if options.dry_run:
+        with _opened(options) as (pipeline, _):
+            plan = _plan(pipeline.plan(names, options.force))
+            cost = pipeline.work.rating_cost() if plan[0]["action"] == "run" else None
+        _show(options, {"plan": plan, "cost": dataclasses.asdict(cost) if cost else None}, tables.rating_cost)
+        return
+    result = _built(options, names)
+    if against is not None:
+        from megu_cli.mllm.agreement import compare
+        from megu_cli.mllm.recorded import Recorded
+
+        other = Recorded(against)
+        body = result["similarity"]
+        result["against"] = {
+            "file": str(against),
+            "rater": other.rater,
+            **compare(body["scores"], other.scores),
+        }
+    if show:
+        from megu_cli.mllm.heatmap import draw
+
+        result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_suffix(".png"))
+    _show(options, result, tables.similarity)
 
 
 def labels(options: Options) -> None:
@@ -214,21 +251,27 @@ def evaluate(options: Options, require: _Require = None) -> None:
 def _stage(options: Options, names: list[str], require: list[str] | None = None) -> None:
     """The body of every stage's command."""
     from megu_cli.cli import tables
+
+    if options.dry_run:
+        with _opened(options, require) as (pipeline, _):
+            _show(options, {"plan": _plan(pipeline.plan(names, options.force))}, tables.plan)
+    elif names == ["eval"]:
+        with _opened(options, require) as (pipeline, config):
+            pipeline.build(names, options.force)
+        _show_eval(options, config)
+    else:
+        _show(options, _built(options, names), tables.stages)
+
+
+def _built(options: Options, names: list[str]) -> dict[str, Any]:
+    """Build stages; what they made, by name."""
+    from megu_cli.artifacts import read_body
     from megu_cli.pipeline import STAGES
 
-    with _opened(options, require) as (pipeline, config):
-        if options.dry_run:
-            _show(options, {"plan": _plan(pipeline.plan(names, options.force))}, tables.plan)
-            return
+    with _opened(options) as (pipeline, config):
         pipeline.build(names, options.force)
-    if names == ["eval"]:
-        _show_eval(options, config)
-        return
-    from megu_cli.artifacts import read_body
-
-    bodies = {name: read_body(config.out / STAGES[name].file) for name in names}
-    result = {name: {"file": str(config.out / STAGES[name].file), **body} for name, body in bodies.items()}
-    _show(options, result, tables.stages)
+    files = {name: config.out / STAGES[name].file for name in names}
+    return {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
 
 
 def _show_eval(options: Options, config: Config) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _COLUMNS = {"original": "original", "mask": "masked", "unlearned": "unlearned", "oracle": "retrained"}
 _METRICS = {
@@ -134,6 +135,80 @@ def stages(result: dict[str, Any]) -> None:
     console.print("\n".join(body["file"] for body in result.values()), style="dim")
 
 
+def rating_cost(result: dict[str, Any]) -> None:
+    """What the similarity stage would take."""
+    plan(result)
+    cost, console = result["cost"], _console()
+    if cost is None:
+        console.print("Nothing is asked: the ratings are there.")
+        return
+    if not cost["calls"]:
+        console.print("Nothing is asked.")
+        return
+    kept = f" ({cost['answered']:,} more are answered already)" if cost["answered"] else ""
+    console.print(
+        f"{cost['calls']:,} calls{kept}, {cost['images']:,} images, about {cost['tokens']:,} tokens of input, "
+        f"to {cost['host'] or 'a model in this process'}"
+    )
+    if cost["leaves"]:
+        allowed = "" if cost["allowed"] else ", and is refused unless mllm.allow_remote is true"
+        console.print(f"[bold yellow]This leaves the machine{allowed}.[/]")
+    else:
+        console.print("Nothing leaves this machine.")
+
+
+def similarity(result: dict[str, Any]) -> None:
+    """Ratings, how they agree with others, and the whole matrix where it was asked for."""
+    stages({name: result[name] for name in ("similarity", "transition")})
+    console = _console()
+    if "against" in result:
+        _agreement(console, result["against"])
+    if "figure" in result:
+        _matrix(console, result["similarity"])
+        console.print(result["figure"], style="dim")
+
+
+def _agreement(console: Console, found: dict[str, Any]) -> None:
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f}"
+
+    table = Table(title=f"Rank correlation (Spearman) with the ratings of {found['rater']}", title_justify="left")
+    for column in ("row", "correlation", "ratings", "largest differences (here / there)"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("correlation", "ratings") else "left")
+    for row in found["rows"]:
+        apart = ", ".join(f"{d['candidate']} {d['here']:g} / {d['there']:g}" for d in row["differences"])
+        table.add_row(row["concept"], number(row["spearman"]), str(row["ratings"]), apart)
+    table.add_section()
+    table.add_row("overall", number(found["spearman"]), str(found["ratings"]))
+    console.print(table)
+
+
+def _matrix(console: Console, body: dict[str, Any]) -> None:
+    """Candidates down, rated concepts across: a hundred classes are long, but fit."""
+    scores = body["scores"]
+    names = [name for name in body["classes"] if any(name in row for row in scores.values())]
+    console.print("\n".join(f"{i:>3} {concept}" for i, concept in enumerate(scores, 1)), markup=False)
+    width = max(map(len, names), default=0)
+    room = max((console.width - width) // 3, 1)
+    for start in range(0, len(scores), room):
+        rows = list(scores.values())[start : start + room]
+        console.print(" " * width + "".join(f"{start + i:>3}" for i in range(1, len(rows) + 1)))
+        for name in names:
+            line = Text(name.rjust(width))
+            for row in rows:
+                line.append("  ·" if name not in row else f"{row[name]:3.0f}", style=_heat(row.get(name)))
+            console.print(line)
+
+
+def _heat(rating: float | None) -> str:
+    """Dark blue for 0 to yellow for 10."""
+    if rating is None:
+        return ""
+    share = rating / 10
+    red, green, blue = (round(low + share * (high - low)) for low, high in ((30, 250), (40, 210), (110, 60)))
+    return f"{'black' if share > 0.5 else 'white'} on rgb({red},{green},{blue})"
+
+
 def _ratings(console: Console, body: dict[str, Any]) -> None:
     if not body["scores"]:
         return
@@ -144,6 +219,9 @@ def _ratings(console: Console, body: dict[str, Any]) -> None:
         best = sorted(row.items(), key=lambda pair: -pair[1])
         table.add_row(concept, ", ".join(f"{name} {rating:g}" for name, rating in best[:8]))
     console.print(table)
+    missing = [f"{concept}: {', '.join(names)}" for concept, names in body.get("missing", {}).items()]
+    if missing:
+        console.print("not rated, and so never a label: " + "; ".join(missing), style="yellow", markup=False)
 
 
 def _labels(console: Console, body: dict[str, Any]) -> None:

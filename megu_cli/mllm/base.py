@@ -1,11 +1,26 @@
-"""What every similarity backend is given, and what it answers."""
+"""What every similarity backend is given and answers, the question that is put, and what counts as an answer."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from megu_cli.errors import MLLMError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SCALE = (0.0, 10.0)
+# Raised whenever the wording of a question changes: answers to another question are not reused.
+PROMPT_VERSION = 1
+# A row whose ratings lie closer together than this says nothing about which concept is near.
+FLAT = 0.5
+
+# Gives the picture at a position of the training split, as it may be shown.
+Show = Callable[[int], "Image.Image"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +30,8 @@ class Question:
     Attributes:
         concept: Name of the concept that is to be forgotten.
         candidates: Names of the retained concepts, in the data set's order.
-        positions: Positions of images of the concept in the training split that may be shown to a model.
+        positions: Positions of images of the concept in the training split that may be shown to a model; empty
+            where it is asked by name alone.
     """
 
     concept: str
@@ -29,13 +45,36 @@ class Ratings:
 
     Attributes:
         rater: Who or what gave the ratings.
-        scores: concept -> candidate -> rating on `SCALE`.
+        scores: concept -> candidate -> rating on `SCALE`; what was not rated is not there.
         provenance: What else is known of how they came about.
     """
 
     rater: str
     scores: dict[str, dict[str, float]]
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it takes to answer all questions, told before anything is sent.
+
+    Attributes:
+        calls: Calls of an endpoint, or image encodings of a local model, still to be made.
+        answered: Those whose answers are on disk already.
+        images: Different images that these calls show.
+        tokens: Estimate of the tokens that go in.
+        host: Where the images go; ``None`` where they stay in this process.
+        leaves: Whether that is another machine.
+        allowed: Whether the config allows it.
+    """
+
+    calls: int = 0
+    answered: int = 0
+    images: int = 0
+    tokens: int = 0
+    host: str | None = None
+    leaves: bool = False
+    allowed: bool = True
 
 
 class Backend(Protocol):
@@ -48,3 +87,178 @@ class Backend(Protocol):
             MLLMError: The backend failed, or what it said carries no information.
             InputError: What the user gave it is at fault.
         """
+
+    def cost(self, questions: list[Question]) -> Cost:
+        """What `rate` would take; nothing is loaded or sent.
+
+        Raises:
+            InputError: What the user gave it is at fault.
+        """
+
+
+def chat_prompt(concept: str, candidates: Sequence[str], shown: bool, again: bool = False) -> str:
+    """The question to a chat model, about many candidates at once.
+
+    It holds no example of an answer: small models copy the numbers of an example.
+
+    Args:
+        concept: What is shown.
+        candidates: What it is compared with.
+        shown: Whether an image goes with it.
+        again: Whether a first answer was not usable.
+    """
+    opening = f"The image shows an example of the class {_quoted(concept)}. " if shown else ""
+    concept_shown = "the concept shown" if shown else f"the class {_quoted(concept)}"
+    return (
+        f"{opening}How similar is {concept_shown} to each of the classes listed below? Rate each from 0 (nothing in "
+        "common) to 10 (hardly distinguishable), by what the two look like.\n"
+        f"Classes: {', '.join(map(_quoted, candidates))}.\n"
+        "Answer with one JSON object: its keys are exactly the names of these classes, the value of each is your "
+        "rating as a number." + (" Write the JSON object only, without any other words." if again else "")
+    )
+
+
+def single_prompt(concept: str, candidate: str, shown: bool) -> str:
+    """The question about one candidate, to a model whose likelihoods are read.
+
+    The candidate comes as late as possible: what stands before it is computed once for all of them.
+    """
+    opening = f"The image shows an example of the class {_quoted(concept)}. " if shown else ""
+    concept_shown = "the concept shown" if shown else f"the class {_quoted(concept)}"
+    return (
+        f"{opening}On a scale from 0 (nothing in common) to 10 (hardly distinguishable), by what the two look like, "
+        f"answer with one whole number: how similar is {concept_shown} to the class {_quoted(candidate)}?"
+    )
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
+
+
+def schema(candidates: Sequence[str]) -> dict[str, Any]:
+    """JSON schema of an answer: one whole number on `SCALE` for each candidate."""
+    low, high = (int(end) for end in SCALE)
+    return {
+        "type": "object",
+        "properties": {name: {"type": "integer", "minimum": low, "maximum": high} for name in candidates},
+        "required": list(candidates),
+        "additionalProperties": False,
+    }
+
+
+def parse(text: str, candidates: Sequence[str]) -> dict[str, float]:
+    """The ratings that an answer holds, wherever in it the JSON object stands.
+
+    Of several objects the one with most ratings counts, the later of equals. A number written as text is a number;
+    words, true, a name twice with different values, or a number off the scale are no rating.
+
+    Returns:
+        candidate -> rating, for those that were rated.
+    """
+    best: dict[str, float] = {}
+    for pairs in _objects(text):
+        found = _ratings(pairs, candidates)
+        if len(found) >= len(best):
+            best = found
+    return best
+
+
+_NUMBER = re.compile(r"\s*[-+]?\d+(\.\d+)?\s*")
+_Pairs = list[tuple[str, Any]]
+
+
+def _objects(text: str) -> Iterator[_Pairs]:
+    """All JSON objects in a text, nested ones too, as lists of pairs."""
+    found: list[_Pairs] = []
+
+    def keep(pairs: _Pairs) -> _Pairs:
+        found.append(pairs)
+        return pairs
+
+    decoder = json.JSONDecoder(object_pairs_hook=keep)
+    start = text.find("{")
+    while start >= 0:
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = start + 1
+            found.clear()  # objects within one that is broken come again by themselves
+        yield from found
+        found.clear()
+        start = text.find("{", end)
+
+
+def _ratings(pairs: _Pairs, candidates: Sequence[str]) -> dict[str, float]:
+    low, high = SCALE
+    values: dict[str, list[float | None]] = {}
+    for name, value in pairs:
+        number: float | None = None
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            value = float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
+            number = float(value)
+        values.setdefault(name, []).append(number)
+    return {
+        name: values[name][0]  # type: ignore[misc]
+        for name in candidates
+        if name in values and None not in values[name] and len(set(values[name])) == 1
+    }
+
+
+def averaged(
+    questions: Iterable[Question],
+    given: Mapping[str, Sequence[Mapping[str, float]]],
+    said: Mapping[str, str],
+) -> dict[str, dict[str, float]]:
+    """Mean ratings over the images of each row, refused where a row carries no information.
+
+    Args:
+        questions: The rows.
+        given: concept -> for each image (or for the one question by name) candidate -> rating, where there is one.
+        said: concept -> something of what the model said, for the message.
+
+    Returns:
+        concept -> candidate -> rating; a candidate that no image was rated for is not there.
+
+    Raises:
+        MLLMError: Of a row less than half of the ratings were given, or they differ by less than `FLAT`; all such
+            rows are named.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    faults = []
+    for question in questions:
+        answers = given[question.concept]
+        wanted = len(question.candidates) * len(answers)
+        count = sum(len(answer) for answer in answers)
+        row = {}
+        for name in question.candidates:
+            values = [answer[name] for answer in answers if name in answer]
+            if values:
+                row[name] = round(sum(values) / len(values), 6)
+        scores[question.concept] = row
+        fault = None
+        if 2 * count < wanted:
+            fault = f"{count} of {wanted} ratings were given"
+        elif max(row.values()) - min(row.values()) < FLAT:
+            fault = f"all ratings lie between {min(row.values()):.2f} and {max(row.values()):.2f}"
+        if fault:
+            faults.append(f"  {question.concept}: {fault}; the model said: {excerpt(said.get(question.concept, ''))}")
+    if faults:
+        raise MLLMError(
+            f"{len(faults)} of {len(scores)} rows of ratings carry no information\n" + "\n".join(faults),
+            "Its answers are in similarity.answers.jsonl. Set mllm.model to a more capable model, or mllm.backend to "
+            "recorded; to have the same model asked again, delete that file.",
+        )
+    return scores
+
+
+def unrated(questions: Iterable[Question], scores: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
+    """Candidates without a rating, by concept, where there are any."""
+    missing = {q.concept: [c for c in q.candidates if c not in scores[q.concept]] for q in questions}
+    return {concept: names for concept, names in missing.items() if names}
+
+
+def excerpt(text: str, length: int = 200) -> str:
+    """The beginning of a text on one line, without control characters; for messages."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * length]).split())
+    return (line[:length] + " …" if len(line) > length else line) or "(nothing)"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from megu_cli.errors import DataError
-from megu_cli.mllm.base import SCALE, Question, Ratings
+from megu_cli.mllm.base import SCALE, Cost, Question, Ratings
 
-_PROVENANCE = ("date", "evidence", "question", "prompt", "scale")
+_PROVENANCE = ("date", "evidence", "question", "prompt", "scale", "images", "missing")
 
 
 class Recorded:
@@ -36,16 +36,23 @@ class Recorded:
         self.provenance: dict[str, Any] = {key: content[key] for key in _PROVENANCE if key in content}
         self._check()
 
+    def cost(self, questions: list[Question]) -> Cost:
+        """Nothing is asked."""
+        return Cost(answered=len(questions))
+
     def rate(self, questions: list[Question]) -> Ratings:
         """Look the rows up.
 
         Raises:
-            DataError: A concept or a candidate is not in the file; all that are missing are named.
+            DataError: A concept or a candidate is not in the file, and the file does not say itself, under
+                ``missing``, that the rater gave no such rating; all that are missing are named.
         """
+        known_missing = self.provenance.get("missing", {})
         faults = []
         for question in questions:
             row = self.scores.get(question.concept)
-            missing = question.candidates if row is None else [c for c in question.candidates if c not in row]
+            declared = known_missing.get(question.concept, [])
+            missing = [c for c in question.candidates if c not in (row or {}) and c not in declared]
             if row is None:
                 faults.append(f"no row for {question.concept!r}")
             elif missing:
@@ -55,7 +62,10 @@ class Recorded:
                 f"recorded ratings {self.path.name}: {'; '.join(faults)}",
                 f"It rates: {', '.join(self.classes)}. Add what is missing, or set mllm.ratings to another file.",
             )
-        scores = {q.concept: {c: float(self.scores[q.concept][c]) for c in q.candidates} for q in questions}
+        scores = {
+            q.concept: {c: float(self.scores[q.concept][c]) for c in q.candidates if c in self.scores[q.concept]}
+            for q in questions
+        }
         return Ratings(self.rater, scores, self.provenance)
 
     def _check(self) -> None:
