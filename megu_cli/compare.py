@@ -430,7 +430,7 @@ class Arena:
 
     def _log(self, parts: Mapping[str, Any], seconds: float | None, machine: str) -> None:
         if seconds is not None:
-            entry = {"stage": parts["stage"], "fingerprint": artifacts.digest(parts), "seconds": round(seconds, 3)}
+            entry = {"stage": parts["stage"], "fingerprint": artifacts.digest(parts), "seconds": round(seconds, 6)}
             self.base.log_run({**entry, "machine": machine})
 
     def clock(self, cell: Artifact) -> Row:

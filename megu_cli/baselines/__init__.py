@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from megu_cli.errors import ConfigError
@@ -77,18 +76,18 @@ _BUILTIN = {
     for method in (
         _builtin("original"),
         _builtin("retrain"),
-        _builtin("finetune", lr=(0.01, 0.02, 0.05, 0.1)),
-        _builtin("neggrad_plus", beta=(0.01, 0.05), lr=(0.005, 0.02)),
-        _builtin("amnesiac", weight=(0.2, 1.0), lr=(0.005, 0.02)),
+        _builtin("finetune", lr=(0.02, 0.05, 0.1, 0.2)),
+        _builtin("neggrad_plus", beta=(0.01, 0.05), lr=(0.01, 0.03)),
+        _builtin("amnesiac", weight=(0.2, 1.0), lr=(0.01, 0.03)),
         _builtin("bad_teacher", weight=(0.2, 1.0), lr=(0.005, 0.02)),
         _builtin("unsir", lr=(0.01, 0.02, 0.05, 0.1)),
-        _builtin("ssd", alpha=(1.0, 3.0, 10.0, 30.0)),
-        _builtin("scrub", alpha=(0.1, 0.5), lr=(0.002, 0.01)),
-        _builtin("salun", weight=(0.2, 1.0), lr=(0.005, 0.02)),
-        _builtin("boundary_shrink", epochs=(2, 5), lr=(0.001, 0.005)),
-        _builtin("delete", epochs=(2, 5), lr=(0.002, 0.01)),
-        _builtin("msg", share=(0.3, 0.6), lr=(0.01, 0.05)),
-        _builtin("ct", epochs=(3, 5), lr=(0.01, 0.05)),
+        _builtin("ssd", alpha=(10.0, 20.0, 50.0, 100.0)),
+        _builtin("scrub", alpha=(0.1, 0.5), lr=(0.0005, 0.001)),
+        _builtin("salun", weight=(0.2, 1.0), lr=(0.01, 0.03)),
+        _builtin("boundary_shrink", epochs=(2, 5), lr=(0.0005, 0.002)),
+        _builtin("delete", epochs=(2, 5), lr=(0.0005, 0.002)),
+        _builtin("msg", share=(0.3, 0.6), lr=(0.02, 0.05)),
+        _builtin("ct", epochs=(3, 5), lr=(0.02, 0.05)),
         _builtin("mask", "mask_classes"),
     )
 }
@@ -115,7 +114,7 @@ def _foreign(point: EntryPoint) -> Method:
     """A method of another package; its version follows its source, since nobody bumps a version while developing."""
     try:
         function = point.load()
-        source = Path(inspect.getfile(function)).read_bytes()
+        source = inspect.getsource(inspect.getmodule(function) or function).encode()
     except Exception as error:  # whatever the package does when it is imported
         message = f"the method {point.name} cannot be loaded from {point.value}: {error}"
 

@@ -15,7 +15,7 @@ from megu_cli.baselines.finetune import finetune
 from megu_cli.baselines.task import Task
 
 
-def ct(model: nn.Module, task: Task, *, epochs: int = 3, lr: float = 0.02) -> None:
+def ct(model: nn.Module, task: Task, *, epochs: int = 5, lr: float = 0.05) -> None:
     """Transpose the kernels, then finetune on D_r.
 
     Args:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from megu_cli.baselines.task import Task
 
 
-def finetune(model: nn.Module, task: Task, *, epochs: int = 3, lr: float = 0.05, name: str = "finetune") -> None:
+def finetune(model: nn.Module, task: Task, *, epochs: int = 3, lr: float = 0.1, name: str = "finetune") -> None:
     """Train on D_r by cross-entropy.
 
     Args:

@@ -20,7 +20,7 @@ from megu_cli.runtime import generator
 from megu_cli.training import masked_gradients
 
 
-def msg(model: nn.Module, task: Task, *, epochs: int = 3, lr: float = 0.02, share: float = 0.3) -> None:
+def msg(model: nn.Module, task: Task, *, epochs: int = 5, lr: float = 0.05, share: float = 0.3) -> None:
     """Re-initialise small-gradient weights, then finetune on D_r.
 
     Args:

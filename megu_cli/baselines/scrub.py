@@ -26,7 +26,7 @@ def scrub(
     *,
     epochs: int = 3,
     max_epochs: int = 2,
-    lr: float = 0.005,
+    lr: float = 0.001,
     alpha: float = 0.1,
     gamma: float = 0.99,
     temperature: float = 4.0,
