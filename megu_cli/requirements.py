@@ -75,7 +75,7 @@ def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) ->
         **dict.fromkeys(("js_divergence", "activation_distance", "agreement", "avg_gap", "tow", "label_agreement")),
         **evaluation["unlearned"],
         **evaluation["comparison"].get("unlearned", {}),
-        **{name: evaluation["time"][name] for name in ("time_ratio", "time_ratio_total", "time_ratio_reached")},
+        **{name: evaluation["time"].get(name) for name in ("time_ratio", "time_ratio_total", "time_ratio_reached")},
     }
     verdicts = []
     for requirement in requirements:

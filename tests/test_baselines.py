@@ -203,6 +203,15 @@ def test_ct_transposes_every_square_kernel():
     assert same(model, before) == [key for key in before if key != "0.weight"]
 
 
+def test_the_mask_hides_a_class_and_touches_nothing_else():
+    logits = torch.randn(20, 4)
+    before = logits.clone()
+    masked = mask.mask(logits, [2])
+    assert torch.equal(logits, before)
+    assert (masked.softmax(1)[:, 2] == 0).all()
+    assert torch.equal(mask.mask(logits, []), logits)
+
+
 def test_mask_in_the_weights_is_the_mask_on_logits(trained, task):
     x = next(task.split.batches([task.retain]))
     expected = mask.mask(trained(x), [0]).softmax(1)
