@@ -93,34 +93,37 @@ class Comparison:
         """
         for arena in self.arenas:
             arena.prepare()
-        failed: dict[str, dict[str, str]] = {}
-        settings, scores = {name: self._given(name) for name in self.names}, {}
-        if tune:
-            for name in self.names:
-                if grid := _grid(name):
-                    scores[name] = self._tune(name, grid, force)
-                    best = max(range(len(grid)), key=lambda i: (scores[name][i] or -math.inf, -i))
-                    settings[name] = {**settings[name], **grid[best]}
+        settings = {name: self._given(name) for name in self.names}
+        trials = {name: self._trials(name, force) for name in self.names if tune and _grid(name)}
+        for name, tried in trials.items():
+            # The first of equals: a grid begins with its gentlest point.
+            winner = max(tried, key=lambda trial: -math.inf if trial["score"] is None else trial["score"])
+            settings[name] |= winner["settings"]
+
         cells: dict[str, dict[str, Row]] = {name: {} for name in self.names}
         contents: dict[str, str] = {}
+        failed: dict[str, dict[str, str]] = {}
         for arena in self.arenas:
             for name in self.names:
-                key = f"{arena.seed}/{name}"
                 try:
                     cell = arena.cell(name, settings[name], self._rival(arena), force)
                 except Exception as error:  # one method that fails must not cost the others' results
-                    message = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    self.say(f"{key}: FAILED: {message}")
-                    failed.setdefault(name, {})[str(arena.seed)] = message
-                    continue
-                contents[key] = cell.content
-                cells[name][str(arena.seed)] = {**cell.body, **arena.clock(cell)}
+                    failed.setdefault(name, {})[str(arena.seed)] = self._failure(f"{arena.seed}/{name}", error)
+                else:
+                    contents[f"{arena.seed}/{name}"] = cell.content
+                    cells[name][str(arena.seed)] = {**cell.body, **arena.clock(cell)}
             arena.forget_loaded()
-        body = self._body(cells, failed, scores)
+
+        body = self._body(cells) | {"failed": failed, "tuned": trials}
         parts = {"stage": "compare", "version": _VERSION, "inputs": contents}
         meta = {**parts, "fingerprint": artifacts.digest(parts), "seed": self.base.config.seed, "megu": __version__}
         artifacts.write(self.base.out / FILE, artifacts.seal(Artifact(body), meta))
         return body
+
+    def _failure(self, what: str, error: Exception) -> str:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.say(f"{what}: FAILED: {message}")
+        return message
 
     def _given(self, name: str) -> dict[str, Any]:
         return dict(self.base.config.compare.settings.get(name, {}))
@@ -131,48 +134,36 @@ class Comparison:
         rival = self.arenas[(place + 1) % len(self.arenas)]
         return rival if rival is not arena else None
 
-    def _tune(self, name: str, grid: Sequence[Mapping[str, Any]], force: bool) -> list[float | None]:
-        """The score of each point of a grid, on the first seed; ``None`` where the method failed."""
-        scores: list[float | None] = []
-        for number, point in enumerate(grid):
+    def _trials(self, name: str, force: bool) -> list[dict[str, Any]]:
+        """Each point of a method's grid with its score on the first seed; ``None`` where the method failed."""
+        trials: list[dict[str, Any]] = []
+        for number, point in enumerate(_grid(name)):
+            score = None
             try:
-                cell = self.arenas[0].trial(name, number, {**self._given(name), **point}, force)
-                scores.append(cell.body["score"])
+                score = self.arenas[0].trial(name, number, {**self._given(name), **point}, force).body["score"]
             except Exception as error:
-                self.say(f"tuning {name} with {dict(point)}: FAILED: {error}")
-                scores.append(None)
-        return scores
+                self._failure(f"tuning {name} with {dict(point)}", error)
+            trials.append({"settings": dict(point), "score": score})
+        return trials
 
-    def _body(
-        self,
-        cells: Mapping[str, Mapping[str, Row]],
-        failed: Mapping[str, Mapping[str, str]],
-        scores: Mapping[str, Sequence[float | None]],
-    ) -> dict[str, Any]:
+    def _body(self, cells: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:
         from megu_cli.evaluation.distance import noise_floor
         from megu_cli.measuring import described
 
-        oracles = [cell["metrics"] for cell in cells.get("retrain", {}).values()]
         rows: dict[str, Any] = {}
         for name, by_seed in cells.items():
             if by_seed:
-                first = next(iter(by_seed.values()))
+                figures = [{**c["metrics"], **c["comparison"], **_time(c)} for c in by_seed.values()]
                 rows[name] = {
-                    "settings": first["settings"],
-                    **summary([{**c["metrics"], **c["comparison"], **_time(c)} for c in by_seed.values()]),
+                    "settings": next(iter(by_seed.values()))["settings"],
+                    **summary(figures),
                     "seeds": by_seed,
                 }
-        tuned = {
-            name: [{"settings": dict(p), "score": s} for p, s in zip(_grid(name), values, strict=True)]
-            for name, values in scores.items()
-        }
         return {
             "request": described(self.base),
             "seeds": [arena.seed for arena in self.arenas],
             "methods": rows,
-            "failed": {name: dict(seeds) for name, seeds in failed.items()},
-            "noise_floor": noise_floor(oracles),
-            "tuned": tuned,
+            "noise_floor": noise_floor([cell["metrics"] for cell in cells.get("retrain", {}).values()]),
         }
 
 
@@ -273,7 +264,7 @@ class Arena:
         """
         path, key = self.folder / f"{name}.json", f"{self.seed}/{name}"
         if name in OURS:
-            self._ours(name, given, self.folder / name).run(goals=["finetune"])
+            self._ours(name, given, self.folder / name).run(force, goals=["finetune"])
         parts = self._parts(name, given, rival)
         if not force and (kept := _fresh(path, parts)):
             self.say(f"{key}: fresh")
