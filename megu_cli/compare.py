@@ -30,7 +30,7 @@ FILE = "compare.json"
 FOLDER = "compare"
 # MeGU runs through its own stages: its settings are the config's.
 OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
-_OUR_GRID = tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.1, 0.3) for lr in (0.01, 0.03))
+_OUR_GRID = tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.1, 0.25) for lr in (0.01, 0.03))
 _SIZES = ("finetune.batch", "finetune.forget_batch", "finetune.retain_fraction")
 _VERSION = 1
 

@@ -102,9 +102,9 @@ def evaluation(result: dict[str, Any]) -> None:
 
 
 _COMPARISON = {
-    "retain_test_acc": "retain test",
-    "forget_train_acc": "forget train",
-    "mia_entropy_lr": "MIA entropy",
+    "retain_test_acc": "retained",
+    "forget_train_acc": "forgotten",
+    "mia_entropy_lr": "MIA",
     "probe_acc": "probe",
     "js_divergence": "JS",
     "agreement": "agreement",
@@ -124,13 +124,14 @@ def comparison(result: dict[str, Any]) -> None:
     bold = {figure: best(rows, figure, _REFERENCES) for figure in shown}
     title = f"{_title(result['request'])}\nmean ± 95% interval over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     table = Table(title=title, title_justify="left")
-    table.add_column("in percent")
+    table.add_column("in percent", no_wrap=True)
     for figure in shown:
         table.add_column(_COMPARISON[figure], justify="right", no_wrap=True)
     for name, row in rows.items():
         cells = []
         for figure in shown:
-            text = _interval(row["mean"].get(figure), row["interval"].get(figure), figure == "js_divergence")
+            half = row["interval"].get(figure) if figure != "time_ratio" else None
+            text = _interval(row["mean"].get(figure), half, figure == "js_divergence")
             cells.append(f"[bold]{text}[/]" if bold[figure] == name else text)
         table.add_row(name, *cells, style="dim" if name in _REFERENCES else "", end_section=name == "retrain")
     console = _console()
@@ -140,7 +141,7 @@ def comparison(result: dict[str, Any]) -> None:
         "retrain is held against the oracle of another seed; every other method against the oracle of its own. "
         + (f"Noise floor of the average gap: {_percent(floor)}. " if floor is not None else
            "A noise floor needs three seeds and the method retrain. ")
-        + "time: as a share of retraining.",
+        + "retained: accuracy on test images; forgotten: on training images; time: mean share of retraining.",
         style="dim",
     )  # fmt: skip
     for name, failures in result["failed"].items():
@@ -157,7 +158,7 @@ def _interval(mean: float | None, half: float | None, plain: bool) -> str:
         return "–"
     scale, digits = (1, 3) if plain else (100, 1)
     text = f"{scale * mean:.{digits}f}"
-    return text if half is None else f"{text} ± {scale * half:.{digits}f}"
+    return text if half is None else f"{text}±{scale * half:.{digits}f}"
 
 
 def _title(request: dict[str, Any]) -> str:

@@ -130,6 +130,7 @@ def _out_of_fold(forget: Tensor, unseen: Tensor) -> _Scores | None:
     """Membership, score by an attack that did not see the sample, and fold; ``None`` where nothing can be folded."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
+    from threadpoolctl import threadpool_limits
 
     folds = min(5, len(forget), len(unseen))
     if folds < 2:
@@ -138,7 +139,8 @@ def _out_of_fold(forget: Tensor, unseen: Tensor) -> _Scores | None:
     y = np.concatenate([np.ones(len(forget), int), np.zeros(len(unseen), int)])
     score, fold = np.zeros(len(y)), np.zeros(len(y), int)
     cuts = StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y)
-    for number, (learn, judge) in enumerate(cuts):
-        attack = LogisticRegression(class_weight="balanced").fit(x[learn], y[learn])
-        score[judge], fold[judge] = attack.decision_function(x[judge]), number
+    with threadpool_limits(1):  # see `probe`
+        for number, (learn, judge) in enumerate(cuts):
+            attack = LogisticRegression(class_weight="balanced").fit(x[learn], y[learn])
+            score[judge], fold[judge] = attack.decision_function(x[judge]), number
     return y, score, fold
