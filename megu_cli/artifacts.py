@@ -270,7 +270,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".lock", timeout=0)
         with lock:
-            for leftover in folder.glob(f"{_TEMPORARY}*"):
+            for leftover in folder.rglob(f"{_TEMPORARY}*"):
                 leftover.unlink()
             yield
     except filelock.Timeout:

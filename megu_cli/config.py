@@ -253,7 +253,20 @@ class EvalConfig(_Section):
         5000, description="members and as many non-members that train the support vector attack, at most"
     )
     probe_samples: Count = Field(10000, description="training images that train the linear probe, at most")
+    relearn_epochs: Annotated[int, Field(ge=0)] = Field(
+        0, description="measure in how many epochs the forget set is relearned, up to so many; 0: do not"
+    )
     batch: Count = Field(1000, description="samples per forward pass")
+
+
+class CompareConfig(_Section):
+    """What `megu compare` sets beside each other."""
+
+    methods: list[str] | None = Field(None, description="names of methods; null: all there are")
+    seeds: Count = Field(3, description="seeds, counted up from `seed`; the noise floor needs three")
+    settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="method -> its own settings, e.g. {ssd: {alpha: 5}}; see docs/methods.md"
+    )
 
 
 class Config(_Section):
@@ -275,6 +288,7 @@ class Config(_Section):
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)  # type: ignore[arg-type]
     train: TrainConfig = Field(default_factory=TrainConfig)  # type: ignore[arg-type]
     eval: EvalConfig = Field(default_factory=EvalConfig)  # type: ignore[arg-type]
+    compare: CompareConfig = Field(default_factory=CompareConfig)  # type: ignore[arg-type]
 
     @model_validator(mode="after")
     def _held_out(self) -> Config:
@@ -331,6 +345,23 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
             f"{file}: {count} setting{'s are' if count > 1 else ' is'} at fault\n{faults}",
             "`megu init` writes a config with every setting explained.",
         ) from None
+
+
+def changed(config: Config, settings: dict[str, Any]) -> Config:
+    """The config with other values for dotted keys, validated."""
+    raw = config.model_dump()
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        section = raw
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return Config.model_validate(raw)
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """Dotted key -> value of a preset."""
+    return {f"{section}.{key}": value for section, keys in PRESETS[name].items() for key, value in keys.items()}
 
 
 def get(config: BaseModel, key: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -92,9 +92,16 @@ STAGES = {
             "eval",
             "eval.json",
             "megu eval",
-            ("seed", "model.name", "eval.attack_samples", "eval.probe_samples"),
+            (
+                "seed",
+                "model.name",
+                "eval.attack_samples",
+                "eval.probe_samples",
+                "eval.relearn_epochs",
+            ),
             (*_METHOD, "test_data"),
             ("checkpoint", "finetune", "oracle"),
+            version=2,
         ),
     )
 }
@@ -308,17 +315,21 @@ class Pipeline:
                 return self._rebuilt_by(upstream)
         return STAGES[name].command
 
-    def run(self, force: bool = False) -> None:
-        """Bring the whole run directory up to date: rebuild what is stale, corrupt or missing, and only that.
+    def run(self, force: bool = False, goals: Sequence[str] | None = None) -> None:
+        """Bring the run directory up to date: rebuild what is stale, corrupt or missing, and only that.
+
+        Args:
+            force: Rebuild all of it.
+            goals: The stages that must stand at the end, with what they are made from; ``None``: all of this config.
 
         Raises:
             MeguError: Whatever a stage raises; what was finished stays.
         """
         done: set[str] = set()
         # All that is wrong with what the user gave shows now, before the first hour of work.
-        for name in self.order():
+        for name in self.order() if goals is None else goals:
             self._given_or_raise(STAGES[name])
-        for name in self.order() if force else self.goals():
+        for name in goals if goals is not None else self.order() if force else self.goals():
             self._ensure(name, done, force)
 
     def plan(self, names: Iterable[str] | None = None, force: bool = False) -> list[tuple[str, str, str]]:
@@ -387,7 +398,7 @@ class Pipeline:
             weights[file] = artifacts.tensor_digest(self.work.out / file)
         body = dict(product.artifact.body)
         if name == "eval":
-            body["time"] = self._times(lineage)
+            body["time"] = self._times(lineage, inputs.get("oracle"))
         meta = {
             **parts,
             "fingerprint": artifacts.digest(parts),
@@ -413,7 +424,21 @@ class Pipeline:
         self.work.forget_loaded(name)
         self._states.clear()
 
-    def _times(self, lineage: Mapping[str, Any]) -> dict[str, float | None]:
+    def seconds(self, name: str) -> tuple[float, str] | None:
+        """Seconds that the artifact of a stage took, and where; ``None`` if not known."""
+        meta = artifacts.read_meta(self.work.out / STAGES[name].file)
+        return self.work.seconds(str(meta["fingerprint"]))
+
+    def method_seconds(self) -> tuple[float, str] | None:
+        """Seconds that the method's own work for model.safetensors took, and where; ``None`` if not known."""
+        lineage = artifacts.read_meta(self.work.out / STAGES["finetune"].file)
+        keys = [lineage["lineage"][name]["fingerprint"] for name in METHOD_STAGES[:-1]] + [lineage["fingerprint"]]
+        known = [entry for key in keys if (entry := self.work.seconds(key))]
+        if len(known) < len(keys) or len({machine for _, machine in known}) != 1:
+            return None
+        return sum(seconds for seconds, _ in known), known[0][1]
+
+    def _times(self, lineage: Mapping[str, Any], oracle: Artifact | None) -> dict[str, float | None]:
         """Seconds of each stage, and the method's as a share of retraining; ``None`` where runs.jsonl does not tell."""
         known = {name: self.work.seconds(lineage[name]["fingerprint"]) for name in STAGES if name in lineage}
         seconds = {name: entry[0] for name, entry in known.items() if entry}
@@ -424,11 +449,25 @@ class Pipeline:
                 return None
             return sum(seconds[name] for name in names) / seconds["oracle"]
 
+        own = ratio(METHOD_STAGES)
+        share = reached(oracle.body.get("validation_acc", [])) if oracle else None
         return {
             **{f"{name}_s": value for name, value in seconds.items()},
-            "time_ratio": ratio(METHOD_STAGES),
+            "time_ratio": own,
             "time_ratio_total": ratio(("similarity", "transition", *METHOD_STAGES)),
+            "time_ratio_reached": own / share if own is not None and share else None,
         }
+
+
+def reached(validation: Sequence[float]) -> float | None:
+    """Share of a training after which it first came within 0.2 points of its final validation accuracy.
+
+    A recipe that is longer than it need be flatters whatever its time is held against; this share corrects for it.
+    """
+    if not validation:
+        return None
+    first = next(epoch for epoch, value in enumerate(validation) if value >= validation[-1] - 0.002)
+    return (first + 1) / len(validation)
 
 
 _INPUT_NAMES = {

@@ -72,10 +72,10 @@ def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) ->
         ConfigError: A requirement names no metric.
     """
     figures: dict[str, float | None] = {
-        **dict.fromkeys(("js_divergence", "agreement", "avg_gap", "tow")),
+        **dict.fromkeys(("js_divergence", "activation_distance", "agreement", "avg_gap", "tow", "label_agreement")),
         **evaluation["unlearned"],
         **evaluation["comparison"].get("unlearned", {}),
-        **{name: evaluation["time"][name] for name in ("time_ratio", "time_ratio_total")},
+        **{name: evaluation["time"].get(name) for name in ("time_ratio", "time_ratio_total", "time_ratio_reached")},
     }
     verdicts = []
     for requirement in requirements:

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megu_cli import training
-from megu_cli.artifacts import Artifact
-from megu_cli.baselines.mask import mask
-from megu_cli.errors import ConfigError
-from megu_cli.evaluation import accuracy, distance, membership, probe
+from megu_cli import measuring, training
+from megu_cli.artifacts import Artifact, read
+from megu_cli.baselines.retrain import retrain
+from megu_cli.baselines.task import Task
+from megu_cli.errors import ArtifactError, ConfigError
+from megu_cli.evaluation.distance import label_agreement
 from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
 from megu_cli.mllm.base import Ratings
 from megu_cli.models import State, like, read_checkpoint
-from megu_cli.runtime import generator, seeded
+from megu_cli.runtime import generator
 from megu_cli.workspace import Workspace
 
 Inputs = Mapping[str, Artifact]
@@ -37,18 +38,9 @@ class Product:
 
 def train(work: Workspace, inputs: Inputs) -> Product:
     """Train the original model on all training images but the held-out ones."""
-    return _train(work, torch.where(~work.data.validation)[0], "train")
-
-
-def oracle(work: Workspace, inputs: Inputs) -> Product:
-    """Retrain from a true re-initialisation, without the forget set: the same recipe, the same passes."""
-    return _train(work, work.request.retain, "oracle")
-
-
-def _train(work: Workspace, index: Tensor, label: str) -> Product:
     settings = work.config.train
-    with seeded(work.config.seed, label, "init"):
-        model = work.build()
+    model = measuring.fresh(work, "train")
+    index = torch.where(~work.data.validation)[0]
     history = training.train_classifier(
         model,
         work.data.train,
@@ -60,17 +52,58 @@ def _train(work: Workspace, index: Tensor, label: str) -> Product:
         weight_decay=settings.weight_decay,
         augment=settings.augment,
         seed=work.config.seed,
-        label=label,
+        label="train",
         device=work.device,
         track=work.track,
     )
+    return _trained(work, model, len(index), history)
+
+
+def oracle(work: Workspace, inputs: Inputs) -> Product:
+    """Retrain from a true re-initialisation, without the forget set: the same recipe, the same passes."""
+    # What is loaded into the model does not matter: every weight is initialised anew.
+    model = work.build()
+    history = retrain(model, task(work), **work.config.train.model_dump())
+    return _trained(work, model, len(work.request.retain), history)
+
+
+def _trained(work: Workspace, model: nn.Module, samples: int, history: training.History) -> Product:
     body = {
         "model": work.config.model.name,
         "classes": work.data.classes,
-        "samples": len(index),
+        "samples": samples,
         "loss": history.loss,
+        "validation_acc": history.validation,
     }
     return Product(Artifact(body, {key: value.cpu() for key, value in model.state_dict().items()}))
+
+
+def task(work: Workspace) -> Task:
+    """The forget request as the baselines see it, with the sizes of the method's own finetuning."""
+    settings, request = work.config.finetune, work.request
+    return Task(
+        split=work.data.train,
+        retain=request.retain,
+        forget=request.forget,
+        validation=request.validation,
+        forgotten=request.classes,
+        classes=len(work.data.classes),
+        fresh=lambda purpose: measuring.fresh(work, purpose),
+        samples=retain_samples(work),
+        batch=settings.batch,
+        forget_batch=settings.forget_batch,
+        seed=work.config.seed,
+        device=work.device,
+        track=work.track,
+    )
+
+
+def retain_samples(work: Workspace) -> int:
+    """Retained samples per epoch of a finetuning."""
+    settings = work.config.finetune
+    if settings.retain_fraction == "auto":
+        return 12_000
+    return max(settings.batch, round(settings.retain_fraction * len(work.request.retain)))
 
 
 def similarity(work: Workspace, inputs: Inputs) -> Product:
@@ -238,8 +271,6 @@ def finetune(work: Workspace, inputs: Inputs) -> Product:
         positive=_groups(hard, noises.get("positive_class")),
         negative=_groups(true, noises.get("negative_class")),
     )
-    share = settings.retain_fraction
-    samples = 12_000 if share == "auto" else max(settings.batch, round(share * len(request.retain)))
 
     def validate(net: nn.Module) -> float:
         return training.accuracy(net, data.train, request.validation, work.device)
@@ -258,7 +289,7 @@ def finetune(work: Workspace, inputs: Inputs) -> Product:
         beta=settings.beta,
         weight=settings.weight,
         epochs=settings.epochs,
-        retain_samples=samples,
+        retain_samples=retain_samples(work),
         batch=settings.batch,
         forget_batch=settings.forget_batch,
         lr=settings.lr,
@@ -281,101 +312,42 @@ def _groups(value: Tensor, classes: Tensor | None) -> Tensor:
 
 def evaluate(work: Workspace, inputs: Inputs) -> Product:
     """Every metric of the original, the unlearned, the masked and, where it is there, the retrained model."""
-    data, request = work.data, work.request
+    request = work.request
     unlearned = work.load(read_checkpoint(work.out / "model.safetensors"), "model.safetensors")
     models = {"original": work.original(), "unlearned": unlearned}
     if retrained := inputs.get("oracle"):
         models["oracle"] = work.load(retrained.tensors, "oracle.safetensors")
-    seen = {name: _Seen.by(model, work, name) for name, model in models.items()}
+    seen = {name: measuring.Seen.by(model, work, name) for name, model in models.items()}
     seen["mask"] = seen["original"].masked(request.classes)
     order = [name for name in ("original", "mask", "unlearned", "oracle") if name in seen]
 
-    result: dict[str, Any] = {name: _metrics(seen[name], work) for name in order}
-    result["per_class"] = {
-        name: {
-            split: dict(zip(data.classes, values, strict=True))
-            for split, values in seen[name].per_class(data.train.labels, data.test.labels).items()
-        }
-        for name in order
-    }
+    random = measuring.ignorant(work)
+    result: dict[str, Any] = {name: measuring.metrics(seen[name], work, random) for name in order}
+    for name, epochs in measuring.relearned(models, result["original"]["forget_train_acc"], work).items():
+        result[name]["relearn_epochs"] = epochs
+    result["per_class"] = measuring.per_class(seen, order, work)
+    result["entanglement"] = {name: measuring.entangled(seen[name], seen["original"], work) for name in order}
     result["comparison"] = {}
     if "oracle" in seen:
-        target = seen["oracle"].train.logits[request.forget].softmax(1)
         for name in order[:-1]:
-            says = seen[name].train.logits[request.forget].softmax(1)
-            result["comparison"][name] = {
-                "js_divergence": distance.js_divergence(says, target),
-                "agreement": distance.agreement(says, target),
-                "avg_gap": distance.avg_gap(result[name], result["oracle"]),
-                "tow": distance.tow(result[name], result["oracle"]),
-            }
-    result["request"] = {
-        "kind": request.kind,
-        "classes": [data.classes[c] for c in request.classes],
-        "concepts": [data.concepts[c] for c in request.concepts],
-        "forget": len(request.forget),
-        "retain": len(request.retain),
-    }
+            result["comparison"][name] = measuring.compared(
+                seen[name], result[name], seen["oracle"], result["oracle"], work
+            )
+        says = seen["oracle"].train.logits[request.forget]
+        result["comparison"]["unlearned"]["label_agreement"] = _label_agreement(work, inputs["finetune"], says)
+    result["request"] = measuring.described(work)
     return Product(Artifact(result))
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What a model says of both splits."""
+def _label_agreement(work: Workspace, finetuned: Artifact, oracle: Tensor) -> float | None:
+    """Agreement of the perturbing labels with the oracle; ``None`` where the labels of this finetuning are gone.
 
-    train: training.Outputs
-    test: training.Outputs
-
-    @classmethod
-    def by(cls, model: nn.Module, work: Workspace, name: str) -> _Seen:
-        both = [
-            training.predict(
-                model,
-                split,
-                torch.arange(len(split)),
-                classes=len(work.data.classes),
-                batch=work.config.eval.batch,
-                device=work.device,
-                label=f"eval {name}",
-                track=work.track,
-            )
-            for split in (work.data.train, work.data.test)
-        ]
-        return cls(*both)
-
-    def masked(self, classes: list[int]) -> _Seen:
-        return _Seen(*(training.Outputs(mask(o.logits, classes), o.features) for o in (self.train, self.test)))
-
-    def per_class(self, train: Tensor, test: Tensor) -> dict[str, list[float | None]]:
-        classes = self.train.logits.shape[1]
-        return {
-            "train": accuracy.per_class_accuracy(self.train.logits, train, classes),
-            "test": accuracy.per_class_accuracy(self.test.logits, test, classes),
-        }
-
-
-def _metrics(seen: _Seen, work: Workspace) -> dict[str, float | None]:
-    """The metrics of one model by itself."""
-    data, request, settings = work.data, work.request, work.config.eval
-    y, y_test = data.train.labels, data.test.labels
-    gone = torch.isin(data.test.concepts, torch.tensor(request.concepts, dtype=torch.int64))
-    p, p_test = seen.train.logits.softmax(1), seen.test.logits[~gone].softmax(1)
-
-    draw = generator(work.config.seed, "eval", "attack")
-    number = min(settings.attack_samples, len(request.retain), int((~gone).sum()))
-    members = request.retain[torch.randperm(len(request.retain), generator=draw)[:number]]
-    others = torch.randperm(len(p_test), generator=draw)[:number]
-    sure = p.gather(1, y[:, None])[:, 0]
-    sure_test = p_test.gather(1, y_test[~gone][:, None])[:, 0]
-
-    draw = generator(work.config.seed, "eval", "probe")
-    probed = torch.randperm(len(y), generator=draw)[: settings.probe_samples]
-    return {
-        "retain_train_acc": accuracy.accuracy(seen.train.logits[request.retain], y[request.retain]),
-        "forget_train_acc": accuracy.accuracy(seen.train.logits[request.forget], y[request.forget]),
-        "retain_test_acc": accuracy.accuracy(seen.test.logits[~gone], y_test[~gone]),
-        "forget_test_acc": accuracy.accuracy(seen.test.logits[gone], y_test[gone]),
-        "mia_entropy_lr": membership.mia_entropy_lr(p[request.retain], p_test, p[request.forget]),
-        "mia_confidence_svc": membership.mia_confidence_svc(sure[members], sure_test[others], sure[request.forget]),
-        "probe_acc": probe.probe_acc(seen.train.features[probed], y[probed], seen.test.features[gone], y_test[gone]),
-    }
+    They are no input of the evaluation: a checkpoint handed over without them, or purged of them, can be judged too.
+    """
+    try:
+        chosen = read(work.out / "labels.safetensors")
+    except ArtifactError:
+        return None
+    if chosen.content != finetuned.meta["inputs"]["labels"]:
+        return None
+    return label_agreement(chosen.tensors["perturbing"], oracle)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -105,6 +106,7 @@ def train_classifier(
     augment: str,
     seed: int,
     label: str,
+    validate: Callable[[nn.Module], float] | None = None,
     device: torch.device | str = "cpu",
     track: Track = silent,
 ) -> History:
@@ -122,6 +124,7 @@ def train_classifier(
         augment: ``none``, ``flip`` or ``crop+flip`` (4 pixels of zero padding).
         seed: Of order, augmentation and dropout.
         label: ``train`` or ``oracle``: names the random streams and the progress.
+        validate: Model in eval mode -> validation accuracy, called after each epoch.
         device: Where to train.
         track: Reports progress.
     """
@@ -145,6 +148,7 @@ def train_classifier(
         scheduler=scheduler,
         seed=seed,
         label=label,
+        validate=validate,
         track=track,
     )
 
@@ -227,3 +231,20 @@ def accuracy(model: nn.Module, split: Split, index: Tensor, device: torch.device
         for positions, x in split.pass_over(index, 1000, device):
             hits += int((model(x).argmax(1).cpu() == split.labels[positions]).sum())
     return hits / len(index)
+
+
+@contextlib.contextmanager
+def masked_gradients(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Multiply gradients by masks for a block, before momentum: with 0, and no weight decay, a weight never moves.
+
+    Args:
+        model: The model.
+        masks: Parameter name -> factor of the parameter's shape; the others are left alone.
+    """
+    parameters = dict(model.named_parameters())
+    hooks = [parameters[key].register_hook(mask.mul) for key, mask in masks.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

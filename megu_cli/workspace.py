@@ -43,6 +43,20 @@ class Workspace:
         self._memo: dict[str, list[Any]] | None = None
         self._memo_changed = False
 
+    def sibling(self, config: Config, request: bool = True) -> Workspace:
+        """A workspace for another seed, run directory or method settings on the same data, loaded once.
+
+        Args:
+            config: Its config; sections ``data`` and ``model.name`` are this one's.
+            request: Keep this forget request, also where the config's seed would draw another.
+        """
+        other = Workspace(config, self.track)
+        other.__dict__["data"] = self.data
+        other.__dict__["device"] = self.device
+        if request:
+            other.__dict__["request"] = self.request
+        return other
+
     @cached_property
     def device(self) -> torch.device:
         """Where to compute."""
@@ -340,6 +354,7 @@ class Workspace:
 
     def log_run(self, entry: dict[str, Any]) -> None:
         """Append to runs.jsonl what depends on the moment: time, device, seconds."""
+        self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / _RUNS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
+
+from megu_cli.baselines.task import Task
+from megu_cli.data import Dataset, MemoryImages, Split
 
 TINY = {
     "out": "run",
@@ -129,3 +133,76 @@ def listing(folder: Path) -> set[str]:
 def subprocess_environment() -> dict[str, str]:
     """The environment for a megu in a process of its own."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def _split(labels: torch.Tensor, draw: torch.Generator) -> Split:
+    # Each class has a bright pixel of its own among noise.
+    pixels = torch.randint(0, 60, (len(labels), 1, 4, 4), generator=draw)
+    pixels[torch.arange(len(labels)), 0, labels, labels] = 250
+    names = [str(i) for i in range(len(labels))]
+    mean, std = torch.full((1, 1, 1), 0.2), torch.full((1, 1, 1), 0.25)
+    return Split(MemoryImages(pixels.byte()), labels, labels, names, mean, std, "toy")
+
+
+@pytest.fixture
+def toy() -> Dataset:
+    """Three classes of 4x4 images that a linear model can tell apart."""
+    draw = torch.Generator().manual_seed(0)
+    train, test = (_split(torch.arange(size) % 3, draw) for size in (60, 30))
+    held_out = torch.zeros(60, dtype=torch.bool)
+    held_out[-6:] = True
+    names = ["a", "b", "c"]
+    return Dataset("toy", names, names, torch.arange(3), train, test, held_out)
+
+
+@pytest.fixture
+def linear() -> nn.Module:
+    """A linear classifier of the toy images, at its initialisation."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+
+def network() -> nn.Module:
+    """A small network with convolution, batch norm and a classifier."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        nn.Linear(96, 3),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def task(toy: Dataset) -> Task:
+    """Forget class 0 of the toy."""
+
+    def fresh(purpose: str) -> nn.Module:
+        torch.manual_seed(len(purpose))
+        return network()
+
+    kept = (toy.train.labels != 0) & ~toy.validation
+    return Task(
+        split=toy.train,
+        retain=torch.where(kept)[0],
+        forget=torch.where(toy.train.labels == 0)[0],
+        validation=torch.where((toy.train.labels != 0) & toy.validation)[0],
+        forgotten=[0],
+        classes=3,
+        fresh=fresh,
+        samples=72,
+        batch=12,
+        forget_batch=6,
+    )
+
+
+@pytest.fixture
+def trained(task: Task) -> nn.Module:
+    """A network that knows all three toy classes."""
+    torch.manual_seed(1)
+    model = network()
+    everything = torch.cat([task.retain, task.forget])
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    x, y = next(task.split.batches([everything])), task.split.labels[everything]
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.eval()

@@ -17,8 +17,10 @@ LAYERS = [
     {"data", "models", "mllm"},
     {"forget", "training", "workspace"},
     {"method", "baselines", "evaluation"},
+    {"measuring"},
     {"stages"},
     {"pipeline"},
+    {"compare"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Start here")(init)
     app.command(rich_help_panel="The whole pipeline")(command(run))
     app.command(rich_help_panel="The whole pipeline")(command(status))
+    app.command(rich_help_panel="The whole pipeline")(command(compare))
     for stage in (train, similarity, labels, noise, finetune, evaluate):
         name = "eval" if stage is evaluate else stage.__name__
         app.command(name, rich_help_panel="One stage at a time")(command(stage))
@@ -157,6 +158,45 @@ def status(options: Options) -> None:
     _show(options, {"stages": rows}, tables.status)
     if any(state.status not in ("fresh", "absent") for state in states.values()):
         raise typer.Exit(1)
+
+
+def compare(
+    options: Options,
+    methods: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="A,B,...", help="Methods, by name; without it all there are. [dim]compare.methods[/dim]"),
+    ] = None,
+    seeds: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="N", min=1, help="Seeds, counted up from --seed. [dim]compare.seeds[/dim]"),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose every method's settings from an equally small grid first.")
+    ] = False,
+) -> None:
+    """Set MeGU beside retraining and other methods: same data, same original, same oracle, several seeds.
+
+    Example: megu compare --methods megu,neggrad_plus,delete,mask --seeds 3
+    """
+    from megu_cli.cli import tables
+    from megu_cli.compare import Comparison
+    from megu_cli.config import changed
+    from megu_cli.errors import MeguError
+
+    with _opened(options) as (pipeline, config):
+        given = {"methods": [name.strip() for name in methods.split(",")] if methods else None, "seeds": seeds}
+        settings = {f"compare.{key}": value for key, value in given.items() if value is not None}
+        work = pipeline.work
+        work.config = changed(config, settings)
+        comparison = Comparison(work, pipeline.say)
+        if options.dry_run:
+            _show(options, {"plan": _plan(comparison.plan())}, tables.plan)
+            return
+        result = comparison.run(tune, options.force)
+    _show(options, result, tables.comparison)
+    if result["failed"]:
+        told = "; ".join(f"{name} ({next(iter(seeds.values()))})" for name, seeds in result["failed"].items())
+        raise MeguError(f"failed: {told}", "The others' results stand; the same command tries the failed ones again.")
 
 
 def train(

@@ -17,11 +17,15 @@ _METRICS = {
     "forget_test_acc": "accuracy, forgotten classes' test images",
     "mia_entropy_lr": "membership inference, entropy",
     "mia_confidence_svc": "membership inference, confidence (non-members)",
+    "mia_loss_auc": "membership inference, loss (50 is chance)",
+    "zrf": "zero retrain forgetting",
     "probe_acc": "linear probe, forgotten classes",
 }
 _COMPARED = {
     "js_divergence": "JS divergence to retrained, forget set",
+    "activation_distance": "activation distance to retrained, forget set",
     "agreement": "agreement with retrained, forget set",
+    "label_agreement": "perturbing labels that retrained agrees with",
     "avg_gap": "average gap to retrained",
     "tow": "tug of war",
 }
@@ -45,6 +49,10 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 def evaluation(result: dict[str, Any]) -> None:
     """The models side by side, then the requirements."""
     columns = [name for name in _COLUMNS if name in result]
@@ -60,12 +68,15 @@ def evaluation(result: dict[str, Any]) -> None:
         values = [result[name][metric] for name in columns]
         if any(value is not None for value in values):
             table.add_row(label, *map(_percent, values))
+    if "relearn_epochs" in result["original"]:
+        epochs = [result[name].get("relearn_epochs", "") for name in columns]
+        table.add_row("epochs to relearn the forget set", *("never" if e is None else str(e) for e in epochs))
     compared = result["comparison"]
     if compared:
         table.add_section()
         for metric, label in _COMPARED.items():
-            show = (lambda v: "–" if v is None else f"{v:.3f}") if metric == "js_divergence" else _percent
-            table.add_row(label, *(show(compared[n][metric]) if n in compared else "–" for n in columns))
+            show = _number if metric in ("js_divergence", "activation_distance") else _percent
+            table.add_row(label, *(show(compared.get(n, {}).get(metric)) for n in columns))
     table.add_section()
     times = result["time"]
     seconds = {"original": times.get("train_s"), "mask": 0.0, "oracle": times.get("oracle_s")}
@@ -89,6 +100,66 @@ def evaluation(result: dict[str, Any]) -> None:
         value = "no value" if verdict["value"] is None else f"{verdict['value']:.4f}"
         mark, colour = ("met", "green") if verdict["met"] else ("NOT MET", "bold red")
         console.print(f"{verdict['requirement']}: [{colour}]{mark}[/] ({value})")
+
+
+_COMPARISON = {
+    "retain_test_acc": "retained",
+    "forget_train_acc": "forgotten",
+    "mia_entropy_lr": "MIA",
+    "probe_acc": "probe",
+    "js_divergence": "JS",
+    "agreement": "agreement",
+    "avg_gap": "avg gap",
+    "time_ratio": "time",
+}
+# What nothing is to be better than: the starting point, the goal, and the cheat.
+_REFERENCES = ("original", "retrain", "mask")
+
+
+def comparison(result: dict[str, Any]) -> None:
+    """Methods as rows: mean ± 95% interval over seeds, the best of each column in bold."""
+    from megu_cli.compare import best
+
+    rows, seeds = result["methods"], result["seeds"]
+    shown = [f for f in _COMPARISON if any(row["mean"].get(f) is not None for row in rows.values())]
+    bold = {figure: best(rows, figure, _REFERENCES) for figure in shown}
+    title = f"{_title(result['request'])}\nmean ± 95% interval over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("in percent", no_wrap=True)
+    for figure in shown:
+        table.add_column(_COMPARISON[figure], justify="right", no_wrap=True)
+    for name, row in rows.items():
+        cells = []
+        for figure in shown:
+            half = row["interval"].get(figure) if figure != "time_ratio" else None
+            text = _interval(row["mean"].get(figure), half, figure == "js_divergence")
+            cells.append(f"[bold]{text}[/]" if bold[figure] == name else text)
+        table.add_row(name, *cells, style="dim" if name in _REFERENCES else "", end_section=name == "retrain")
+    console = _console()
+    console.print(table)
+    floor = result["noise_floor"]
+    console.print(
+        "retrain is held against the oracle of another seed; every other method against the oracle of its own. "
+        + (f"Noise floor of the average gap: {_percent(floor)}. " if floor is not None else
+           "A noise floor needs three seeds and the method retrain. ")
+        + "retained: accuracy on test images; forgotten: on training images; time: mean share of retraining.",
+        style="dim",
+    )  # fmt: skip
+    for name, failures in result["failed"].items():
+        for seed, message in failures.items():
+            console.print(f"[bold red]failed[/]: {name}, seed {seed}: {message}")
+    for name, trials in result["tuned"].items():
+        told = ", ".join(f"{key}={value:g}" for key, value in rows[name]["settings"].items() if key in
+                         trials[0]["settings"]) if name in rows else "failed"  # fmt: skip
+        console.print(f"tuned {name}: {told}", style="dim")
+
+
+def _interval(mean: float | None, half: float | None, plain: bool) -> str:
+    if mean is None:
+        return "–"
+    scale, digits = (1, 3) if plain else (100, 1)
+    text = f"{scale * mean:.{digits}f}"
+    return text if half is None else f"{text}±{scale * half:.{digits}f}"
 
 
 def _title(request: dict[str, Any]) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,7 +38,39 @@ def agreement(p: Tensor, q: Tensor) -> float | None:
     return (p.argmax(1) == q.argmax(1)).double().mean().item() if len(p) else None
 
 
-def avg_gap(model: dict[str, float | None], oracle: dict[str, float | None]) -> float:
+def activation_distance(p: Tensor, q: Tensor) -> float | None:
+    """Mean Euclidean distance of (N, K) predictions on D_f: 0 for equal ones, at most sqrt 2; ``None`` without samples.
+
+    Source: Golatkar et al., 2021, arXiv:2012.13431, as used by Chundawat et al., 2023, arXiv:2205.08096.
+    """
+    return (p.double() - q.double()).square().sum(1).sqrt().mean().item() if len(p) else None
+
+
+def zrf(p: Tensor, random: Tensor) -> float | None:
+    """Zero retrain forgetting: 1 - JS(p, random) / ln 2 on D_f; the oracle's value is the target.
+
+    1 means: as ignorant as a model that was never trained. Source: Chundawat et al., 2023, arXiv:2205.08096, who do
+    not divide by ln 2: their JS is in bits.
+
+    Args:
+        p: (N, K) probabilities of the model.
+        random: (N, K) probabilities of a randomly initialised model in eval mode.
+    """
+    distance = js_divergence(p, random)
+    return None if distance is None else 1 - distance / math.log(2)
+
+
+def label_agreement(labels: Tensor, oracle: Tensor) -> float | None:
+    """Share of D_f on which the perturbing label is what the oracle predicts; two oracles' agreement is the target.
+
+    Args:
+        labels: (N,) perturbing labels.
+        oracle: (N, K) predictions of the oracle on the same samples.
+    """
+    return (labels == oracle.argmax(1)).double().mean().item() if len(labels) else None
+
+
+def avg_gap(model: Mapping[str, float | None], oracle: Mapping[str, float | None]) -> float:
     """Mean absolute difference to the oracle over the metrics of `GAP`: 0 is best.
 
     Args:
@@ -45,7 +81,7 @@ def avg_gap(model: dict[str, float | None], oracle: dict[str, float | None]) -> 
     return sum(gaps) / len(gaps)
 
 
-def tow(model: dict[str, float | None], oracle: dict[str, float | None]) -> float:
+def tow(model: Mapping[str, float | None], oracle: Mapping[str, float | None]) -> float:
     """Tug of war: (1 - |d forget|)(1 - |d retain|)(1 - |d test|) of accuracies against the oracle's; 1 is best.
 
     Source: Zhao et al., 2024, arXiv:2406.01257.
@@ -54,6 +90,18 @@ def tow(model: dict[str, float | None], oracle: dict[str, float | None]) -> floa
     for name in ("forget_train_acc", "retain_train_acc", "retain_test_acc"):
         product *= 1 - abs(_number(model[name]) - _number(oracle[name]))
     return product
+
+
+def noise_floor(oracles: Sequence[Mapping[str, float | None]]) -> float | None:
+    """Mean `avg_gap` over all pairs of oracles that differ in seed only: below it, methods cannot be told apart.
+
+    Args:
+        oracles: The metrics of each; with fewer than three the result is ``None``.
+    """
+    if len(oracles) < 3:
+        return None
+    gaps = [avg_gap(a, b) for a, b in itertools.combinations(oracles, 2)]
+    return sum(gaps) / len(gaps)
 
 
 def _number(value: float | None) -> float:

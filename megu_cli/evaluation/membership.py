@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,3 +57,90 @@ def mia_confidence_svc(retain: Tensor, test: Tensor, forget: Tensor) -> float:
     y = np.concatenate([np.ones(len(retain)), np.zeros(len(test))])
     attack = SVC(C=3, gamma="auto", kernel="rbf").fit(x, y)
     return float(1 - attack.predict(forget.double().numpy()[:, None]).mean())
+
+
+def mia_entropy_lr_ssd(retain: Tensor, test: Tensor, forget: Tensor) -> float:
+    """`mia_entropy_lr` as the SSD code computes it: the non-members are the whole test set.
+
+    Test images of the forgotten classes are among the non-members, which makes forgetting look better than it is;
+    it is here to compare with published figures. The oracle's value is the target. Source: Foster et al., 2024,
+    arXiv:2308.07707.
+
+    Args:
+        retain: (N_r, K) probabilities on retained training images.
+        test: (N_t, K) probabilities on all test images.
+        forget: (N_f, K) probabilities on the forget set.
+    """
+    return mia_entropy_lr(retain, test, forget)
+
+
+def sample_loss(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """(N,) cross-entropy in nats of (N, K) probabilities, at most 50 (a probability of 0 would give infinity)."""
+    return -probabilities.double().gather(1, labels[:, None])[:, 0].log().clamp_min(-50)
+
+
+def mia_loss_auc(forget: Tensor, unseen: Tensor) -> float | None:
+    """Area under the ROC curve of a loss attack on the forget set: 0.5 is chance, and the target.
+
+    A class-balanced logistic regression on the loss tells forgotten training images (1) from unseen images of the
+    same classes (0). Each image is scored by an attack that was not trained on it (5-fold stratified
+    cross-validation); the mean of the folds' areas. Source: loss attack, Yeom et al., 2018, arXiv:1709.01604.
+
+    Args:
+        forget: (N_f,) losses of the forget set, from `sample_loss`.
+        unseen: (N_u,) losses of test images of the same classes.
+
+    Returns:
+        From 0 to 1; ``None`` with fewer than two images on a side.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    scored = _out_of_fold(forget, unseen)
+    if scored is None:
+        return None
+    y, score, fold = scored
+    return float(np.mean([roc_auc_score(y[fold == f], score[fold == f]) for f in np.unique(fold)]))
+
+
+def mia_loss_tpr_at_1fpr(forget: Tensor, unseen: Tensor) -> float | None:
+    """True positive rate of the attack of `mia_loss_auc` where at most 1% of the unseen images are accused.
+
+    0.01 is chance, and the target. The scores of all folds are pooled. Source: Carlini et al., 2022,
+    arXiv:2112.03570.
+
+    Args:
+        forget: (N_f,) losses of the forget set.
+        unseen: (N_u,) losses of test images of the same classes.
+
+    Returns:
+        From 0 to 1; ``None`` under 100 unseen images, where 1% of them is less than one.
+    """
+    scored = _out_of_fold(forget, unseen) if len(unseen) >= 100 else None
+    if scored is None:
+        return None
+    y, score, _ = scored
+    innocent = np.sort(score[y == 0])[::-1]
+    return float((score[y == 1] > innocent[len(innocent) // 100]).mean())
+
+
+_Scores = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+def _out_of_fold(forget: Tensor, unseen: Tensor) -> _Scores | None:
+    """Membership, score by an attack that did not see the sample, and fold; ``None`` where nothing can be folded."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from threadpoolctl import threadpool_limits
+
+    folds = min(5, len(forget), len(unseen))
+    if folds < 2:
+        return None
+    x = np.concatenate([forget.double().numpy(), unseen.double().numpy()])[:, None]
+    y = np.concatenate([np.ones(len(forget), int), np.zeros(len(unseen), int)])
+    score, fold = np.zeros(len(y)), np.zeros(len(y), int)
+    cuts = StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y)
+    with threadpool_limits(1):  # see `probe`
+        for number, (learn, judge) in enumerate(cuts):
+            attack = LogisticRegression(class_weight="balanced").fit(x[learn], y[learn])
+            score[judge], fold[judge] = attack.decision_function(x[judge]), number
+    return y, score, fold

@@ -1,0 +1,56 @@
+"""SalUn: random labels, but only the weights that matter to the forget set move.
+
+Paper: Fan et al., 2024, SalUn, arXiv:2310.12508.
+Reference: https://github.com/OPTML-Group/Unlearn-Saliency
+Notes: The gradients of the batches are summed in eval mode. There is no weight decay, which in the reference moves
+the masked weights too; here they stay exactly as they were.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megu_cli.baselines.amnesiac import amnesiac
+from megu_cli.baselines.task import Task
+from megu_cli.training import masked_gradients
+
+
+def salun(
+    model: nn.Module, task: Task, *, epochs: int = 2, lr: float = 0.01, weight: float = 0.2, share: float = 0.5
+) -> None:
+    """Relabel as `amnesiac` does, on the salient weights alone.
+
+    Args:
+        model: Changed in place.
+        task: The request.
+        epochs: Passes.
+        lr: SGD learning rate at the start.
+        weight: Of the loss on relabelled images.
+        share: Of the weights that may move.
+    """
+    with masked_gradients(model, saliency_mask(forget_gradient(model, task), share)):
+        amnesiac(model, task, epochs=epochs, lr=lr, weight=weight, name="salun")
+
+
+def forget_gradient(model: nn.Module, task: Task) -> dict[str, Tensor]:
+    """Gradient of the summed cross-entropy on D_f, parameter by parameter; the model stays as it is."""
+    parameters = dict(model.named_parameters())
+    total = {key: torch.zeros_like(value) for key, value in parameters.items()}
+    model.eval()
+    for positions, x in task.split.pass_over(task.forget, task.batch, task.device):
+        loss = functional.cross_entropy(model(x), task.split.labels[positions].to(x.device), reduction="sum")
+        for key, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+            total[key] += gradient
+    return total
+
+
+def saliency_mask(gradient: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """1 where the gradient's magnitude is among the largest ``share`` of all parameters together, else 0."""
+    sizes = torch.cat([value.abs().flatten() for value in gradient.values()])
+    keep = max(1, round(share * len(sizes)))
+    chosen = torch.zeros_like(sizes)
+    chosen[sizes.topk(keep).indices] = 1
+    parts = chosen.split([value.numel() for value in gradient.values()])
+    return {key: part.view_as(value) for (key, value), part in zip(gradient.items(), parts, strict=True)}

@@ -1,0 +1,67 @@
+"""SSD: dampen the weights that matter more to the forget set than to the whole training set.
+
+Paper: Foster et al., 2024, Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening,
+arXiv:2308.07707.
+Reference: https://github.com/if-loops/selective-synaptic-dampening
+Notes: As in the reference, the importance is the mean over batches of the squared gradient of the batch's mean loss,
+and D is all of the training images, the forgotten ones included. So that the two importances compare, both use batches
+of the same size. No training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megu_cli.baselines.task import Task
+from megu_cli.models import frozen
+from megu_cli.runtime import generator
+
+
+def ssd(model: nn.Module, task: Task, *, alpha: float = 10.0, lam: float = 1.0) -> None:
+    """Multiply each selected weight by its `dampening`.
+
+    Args:
+        model: Changed in place.
+        task: The request.
+        alpha: A weight is selected if I_f > alpha I_D; smaller selects more.
+        lam: lambda; smaller dampens more.
+    """
+    whole = importance(model, task, torch.cat([task.retain, task.forget]), "whole")
+    forgotten = importance(model, task, task.forget, "forget")
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.mul_(dampening(whole[key], forgotten[key], alpha, lam))
+    model.eval()
+
+
+def importance(model: nn.Module, task: Task, index: Tensor, label: str) -> dict[str, Tensor]:
+    """Diagonal of the empirical Fisher information of each parameter over ``index``, with the true labels."""
+    order = index[torch.randperm(len(index), generator=generator(task.seed, "ssd", label))]
+    parameters = dict(model.named_parameters())
+    total = {key: torch.zeros_like(value) for key, value in parameters.items()}
+    batches = order.split(task.batch)
+    with frozen(model), task.track(f"ssd {label}", len(batches)) as advance:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        for positions, x in zip(batches, task.split.batches(list(batches), task.device), strict=True):
+            loss = functional.cross_entropy(model(x), task.split.labels[positions].to(x.device))
+            for key, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+                total[key] += gradient.square() / len(batches)
+            advance()
+    return total
+
+
+def dampening(whole: Tensor, forgotten: Tensor, alpha: float, lam: float) -> Tensor:
+    """min(lam I_D / I_f, 1) where I_f > alpha I_D, else 1 (eq. 4 and 5 of the paper).
+
+    Args:
+        whole: I_D, importances over the training set.
+        forgotten: I_f, importances over the forget set.
+        alpha: Selection threshold.
+        lam: Dampening constant.
+    """
+    selected = forgotten > alpha * whole
+    # Where nothing is selected the quotient may be 0/0, and is not used.
+    return torch.where(selected, (lam * whole / forgotten).clamp_max(1), torch.ones_like(whole))

@@ -1,0 +1,146 @@
+"""What every method is given, and the batches and the loop that all of them share."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megu_cli.data import Split
+from megu_cli.runtime import Track, silent
+from megu_cli.training import History, accuracy, fit, shuffled
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A forget request as methods see it. The sizes are those of MeGU's own finetuning: the same work for all.
+
+    Attributes:
+        split: The training images.
+        retain: (N_r,) positions of D_r in it.
+        forget: (N_f,) positions of D_f.
+        validation: (N_v,) held-out positions of retained images; no method trains on them.
+        forgotten: Wholly forgotten classes; empty for a request of sub-classes or single images.
+        classes: Number of classes K.
+        fresh: Purpose -> a newly initialised model of the same architecture, on the device.
+        samples: Retained samples per epoch; where D_r has fewer, it is gone through more than once.
+        batch: Retained samples per step.
+        forget_batch: Forgotten samples per step.
+        seed: Of everything random.
+        device: Where to compute.
+        track: Reports progress.
+    """
+
+    split: Split
+    retain: Tensor
+    forget: Tensor
+    validation: Tensor
+    forgotten: list[int]
+    classes: int
+    fresh: Callable[[str], nn.Module]
+    samples: int = 12_000
+    batch: int = 128
+    forget_batch: int = 64
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    track: Track = field(default=silent, compare=False)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch over retained samples."""
+        return math.ceil(self.samples / self.batch)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N_f,) true labels of D_f."""
+        return self.split.labels[self.forget]
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Accuracy on the retained validation images."""
+        return accuracy(model, self.split, self.validation, self.device)
+
+    def retained(self, *path: object) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of the `steps` batches of one epoch over D_r, in an order that ``path`` draws."""
+        order = shuffled(self.retain, self.samples, self.batch, self.seed, *path, "retain")
+        for positions, x in zip(order, self.split.batches(order, self.device), strict=True):
+            yield x, self.split.labels[positions].to(self.device)
+
+    def forgets(self, number: int, *path: object) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, slots) of ``number`` forgotten samples; slots count from 0 to N_f - 1, so ``task.labels[slots]``."""
+        order = shuffled(torch.arange(len(self.forget)), number, self.forget_batch, self.seed, *path, "forget")
+        return zip(self.split.batches([self.forget[slots] for slots in order], self.device), order, strict=True)
+
+    def pairs(self, *path: object) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(retained images, their labels, forgotten images, their slots) of the `steps` steps of one epoch."""
+        both = zip(self.retained(*path), self.forgets(self.steps * self.forget_batch, *path), strict=True)
+        return ((x, y, gone, slots) for (x, y), (gone, slots) in both)
+
+    def fit(
+        self,
+        model: nn.Module,
+        label: str,
+        *,
+        epochs: int,
+        steps: int,
+        batches: Callable[[int], Iterable[Batch]],
+        loss: Callable[[nn.Module, Batch], Tensor],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+    ) -> History:
+        """`training.fit` by SGD whose learning rate falls from ``lr`` to 0 as a cosine: in place, ends in eval mode."""
+        optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+        return fit(
+            model,
+            epochs=epochs,
+            steps=steps,
+            batches=batches,
+            loss=loss,
+            optimizer=optimizer,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps),
+            seed=self.seed,
+            label=label,
+            track=self.track,
+        )
+
+
+def together(model: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Logits of several batches in one pass, so that batch norm sees the mixture that the loss is taken on."""
+    x = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+    return model(x).split([len(part) for part in parts])  # type: ignore[no-any-return]
+
+
+def teacher(model: nn.Module) -> nn.Module:
+    """A frozen copy in eval mode: dropout off, batch-norm statistics fixed, no gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def divergence(student: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """Distillation loss T^2 KL(softmax(target / T) || softmax(student / T)), summed over classes, mean over samples.
+
+    Source: Hinton et al., 2015, arXiv:1503.02531. (The mean over classes as well, an easy slip with
+    ``functional.kl_div``, would divide it by K.)
+
+    Args:
+        student: (B, K) logits that learn.
+        target: (B, K) logits of the teacher; -inf gives a class no mass.
+        temperature: T > 0.
+    """
+    p = (target / temperature).softmax(1)
+    log_q = (student / temperature).log_softmax(1)
+    return temperature**2 * functional.kl_div(log_q, p, reduction="batchmean")
+
+
+def hold_statistics(model: nn.Module) -> None:
+    """Put the batch-norm layers in eval mode: a training on forgotten images alone must not make them the norm."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -1,0 +1,325 @@
+"""`megu compare`: cells are kept, failures told, the oracle is a true one, and no evaluation changes a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_config
+from scipy import stats
+from torch import nn
+
+from megu_cli import artifacts, baselines, measuring
+from megu_cli.baselines import finetune as finetune_module
+from megu_cli.compare import Comparison, best, chosen, score, summary
+from megu_cli.config import changed, load_config
+from megu_cli.errors import ConfigError
+from megu_cli.models import like
+from megu_cli.pipeline import reached
+from megu_cli.workspace import Workspace
+
+DOCS = Path(__file__).parent.parent / "docs"
+FEW = ["original", "retrain", "megu", "finetune", "mask"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    return write_config(tmp_path, compare={"methods": FEW, "seeds": 2})
+
+
+def comparison(file, said=None, **settings):
+    config = changed(load_config(file), {f"compare.{key}": value for key, value in settings.items()})
+    config.out.mkdir(exist_ok=True)
+    return Comparison(Workspace(config), said.append if said is not None else lambda line: None)
+
+
+def ran(said):
+    return {line.split(":")[0] for line in said if ": running" in line}
+
+
+def test_cells_are_kept_and_only_what_is_new_is_computed(small):
+    said: list[str] = []
+    first = comparison(small, said).run()
+    assert {f"{seed}/{name}" for seed in (0, 1) for name in (*FEW, "train", "oracle")} <= ran(said)
+
+    said = []
+    again = comparison(small, said).run()
+    assert ran(said) == set()
+    assert again == first
+
+    said = []
+    comparison(small, said, methods=[*FEW, "ssd"]).run()
+    assert ran(said) == {"0/ssd", "1/ssd"}
+
+    # One method's settings concern that method only.
+    said = []
+    comparison(small, said, settings={"finetune": {"lr": 0.02}}).run()
+    assert ran(said) == {"0/finetune", "1/finetune"}
+
+    # A further seed needs its own models, and changes who judges the last oracle.
+    said = []
+    comparison(small, said, seeds=3).run()
+    assert ran(said) == {f"2/{name}" for name in (*FEW, "train", "oracle")} | {"0/finetune", "1/finetune", "1/retrain"}
+
+    assert first["noise_floor"] is None
+    third = json.loads((small.parent / "run" / "compare.json").read_text())
+    assert third["seeds"] == [0, 1, 2]
+    figures = [third["methods"]["retrain"]["seeds"][str(seed)]["metrics"] for seed in range(3)]
+    pairs = [np.mean([abs(a[k] - b[k]) for k in ("retain_train_acc", "forget_train_acc", "retain_test_acc",
+             "mia_entropy_lr")]) for a, b in ((figures[0], figures[1]), (figures[0], figures[2]),
+             (figures[1], figures[2]))]  # fmt: skip
+    assert third["noise_floor"] == pytest.approx(np.mean(pairs), abs=1e-9)
+    for name in ("original", "finetune", "mask", "megu"):
+        row = third["methods"][name]["seeds"]["0"]
+        gap = np.mean([abs(row["metrics"][k] - figures[0][k]) for k in ("retain_train_acc", "forget_train_acc",
+                       "retain_test_acc", "mia_entropy_lr")])  # fmt: skip
+        assert row["comparison"]["avg_gap"] == pytest.approx(gap, abs=1e-9)
+        assert row["seconds"] >= 0
+        assert row["time_ratio"] >= 0
+
+
+def test_killed_it_goes_on_with_the_cell_that_was_not_finished(small, monkeypatch):
+    monkeypatch.setattr(finetune_module, "finetune", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        comparison(small, methods=["original", "finetune", "mask"]).run()
+    assert not (small.parent / "run" / "compare.json").exists()
+    monkeypatch.undo()
+    said: list[str] = []
+    comparison(small, said, methods=["original", "finetune", "mask"]).run()
+    assert "0/original" not in ran(said)
+    assert {"0/finetune", "0/mask", "1/original"} <= ran(said)
+    assert not {"0/train", "0/oracle", "1/train", "1/oracle"} & ran(said)
+
+
+def _interrupt(*args: object, epochs: int = 1) -> None:
+    raise KeyboardInterrupt
+
+
+def _explode(model: object, task: object, *, rate: float = 0.5) -> None:
+    raise RuntimeError("it went wrong")
+
+
+def _diverge(model: nn.Module, task: object) -> None:
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+
+
+class _Point:
+    def __init__(self, name: str, function: object) -> None:
+        self.name, self.value, self.load = name, "own:method", lambda: function
+
+
+def test_a_method_that_fails_is_told_and_the_others_stand(small, monkeypatch, megu):
+    points = [_Point("explode", _explode), _Point("diverge", _diverge)]
+    monkeypatch.setattr(baselines, "entry_points", lambda group: points)
+    called = megu("compare", "-c", small, "--methods", "explode,diverge,mask", "--seeds", "1", "--json")
+    result = called.json
+    assert called.code == 1
+    assert result["failed"]["explode"] == {"0": "it went wrong"}
+    assert "NaN" in result["failed"]["diverge"]["0"]
+    assert result["methods"]["mask"]["seeds"]["0"]["metrics"]["forget_train_acc"] == 0
+    assert "failed: explode (it went wrong)" in called.err
+
+
+def test_the_table_the_plan_and_wrong_names(small, megu):
+    plan = megu("compare", "-c", small, "--methods", "original,mask", "--seeds", "1", "--dry-run", "--json")
+    assert [row["action"] for row in plan.json["plan"]] == ["run", "run"]
+    assert not (small.parent / "run").exists()
+    called = megu("compare", "-c", small, "--methods", "original,mask", "--seeds", "1", "-q")
+    assert called.code == 0
+    assert "mask" in called.out
+    assert "avg gap" in called.out
+    plan = megu("compare", "-c", small, "--methods", "original,mask", "--seeds", "1", "--dry-run", "--json")
+    assert [row["action"] for row in plan.json["plan"]] == ["keep", "keep"]
+    wrong = megu("compare", "-c", small, "--methods", "magic")
+    assert wrong.code == 2
+    assert "no method magic" in wrong.err
+    wrong = megu("compare", "-c", small, "--set", "compare.settings={ssd: {alhpa: 3}}")
+    assert wrong.code == 2
+    assert "ssd has no setting alhpa" in wrong.err
+
+
+def test_tuning_takes_the_best_of_each_grid_and_is_kept(small):
+    said: list[str] = []
+    result = comparison(small, said, methods=["megu", "ssd", "mask"], seeds=1).run(tune=True)
+    assert set(result["tuned"]) == {"megu", "ssd"}
+    for name, trials in result["tuned"].items():
+        assert len(trials) == baselines.GRID_SIZE
+        winner = max(trials, key=lambda trial: trial["score"])
+        used = result["methods"][name]["settings"]
+        assert {key: used[key] for key in winner["settings"]} == winner["settings"]
+    assert sum("tuning" in line for line in said) == 2 * baselines.GRID_SIZE
+    said = []
+    assert comparison(small, said, methods=["megu", "ssd", "mask"], seeds=1).run(tune=True) == result
+    assert not any("tuning" in line for line in said)
+
+
+def test_a_subclass_request_is_tuned_on_classes(tmp_path):
+    groups = {"low": ["0", "1", "2"], "mid": ["3", "4", "5"], "high": ["6", "7", "8", "9"]}
+    file = write_config(tmp_path, data={"superclasses": groups}, forget={"subclasses": ["8"]})
+    built = comparison(file, methods=["ssd"], seeds=1)
+    arena = built.arenas[0]
+    arena.prepare()
+    tuning = arena._tuning
+    assert tuning.request.kind == "classes"
+    assert [tuning.data.classes[c] for c in tuning.request.classes] == ["high"]
+    assert arena.trial("ssd", 0, {"alpha": 1.0}).body["score"] <= 1
+    assert arena.trial("megu", 0, {}).body["score"] <= 1
+    assert built.base.request.kind == "subclasses"
+
+
+def test_the_score_by_hand(small, monkeypatch):
+    work = Workspace(load_config(small))
+    retained, gone = work.request.validation, work.request.forget
+    monkeypatch.setattr("megu_cli.training.accuracy", lambda model, split, index, device: {len(retained): 0.9,
+                        len(gone): 0.2}[len(index)])  # fmt: skip
+    assert score(nn.Identity(), work) == pytest.approx(0.9 - 0.2)
+    monkeypatch.undo()
+    single = Workspace(changed(load_config(small), {"forget": {"random": {"count": 40}}}))
+
+    def says(model, split, index, device):
+        return 0.3 if torch.equal(index, single.request.forget) else 0.8
+
+    monkeypatch.setattr("megu_cli.training.accuracy", says)
+    assert score(nn.Identity(), single) == pytest.approx(0.8 - abs(0.3 - 0.8))
+
+
+def test_every_seed_has_the_same_request(tmp_path):
+    file = write_config(tmp_path, forget={"random": {"count": 30}}, compare={"methods": ["mask"], "seeds": 2})
+    built = comparison(file)
+    first, second = (arena.work for arena in built.arenas)
+    assert second.config.seed == 1
+    assert torch.equal(first.request.forget, second.request.forget)
+
+
+def test_the_oracle_differs_from_the_original_in_every_layer_at_initialisation(small):
+    work = Workspace(load_config(small))
+    for name in ("small_cnn", "small_resnet", "resnet18"):
+        net = work.sibling(changed(work.config, {"model.name": name}))
+        net.__dict__["data"] = work.data
+        original, oracle, again = (measuring.fresh(net, purpose) for purpose in ("train", "oracle", "oracle"))
+        for (key, one), two in zip(original.named_modules(), oracle.modules(), strict=True):
+            if isinstance(one, (nn.Conv2d, nn.Linear)):
+                for (part, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+                    assert not (a == b).all(), f"{name}: {key}.{part}"
+        assert all(torch.equal(a, b) for a, b in zip(oracle.parameters(), again.parameters(), strict=True))
+
+
+def test_the_oracle_stage_starts_from_that_initialisation(small, monkeypatch):
+    from megu_cli import stages
+    from megu_cli.training import History
+
+    config = load_config(small)
+    work = Workspace(config)
+    monkeypatch.setattr("megu_cli.baselines.retrain.train_classifier", lambda *a, **k: History([0.0], [], 0))
+    product = stages.oracle(work, {})
+    expected = measuring.fresh(work, "oracle").state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in product.artifact.tensors.items())
+
+
+def test_an_evaluation_never_changes_a_model(small):
+    work = Workspace(changed(load_config(small), {"eval.relearn_epochs": 2}))
+    model, judge = measuring.fresh(work, "train").train(), measuring.fresh(work, "oracle").eval()
+
+    def digest():
+        return [artifacts.state_digest(like(m.state_dict(), m.state_dict())) for m in (model, judge)]
+
+    before = digest()
+    random = measuring.ignorant(work)
+    seen, oracle = measuring.Seen.by(model, work, "x"), measuring.Seen.by(judge, work, "y")
+    assert digest() == before
+    steps = {
+        "metrics": lambda: measuring.metrics(seen, work, random),
+        "compared": lambda: measuring.compared(
+            seen, measuring.metrics(seen, work, random), oracle, measuring.metrics(oracle, work, random), work
+        ),
+        "entangled": lambda: measuring.entangled(seen, oracle, work),
+        "relearned": lambda: measuring.relearned({"x": model}, 1.1, work),
+        "per_class": lambda: measuring.per_class({"x": seen}, ["x"], work),
+        "score": lambda: score(judge, work),
+    }
+    logits = seen.train.logits.clone()
+    for name, step in steps.items():
+        step()
+        assert digest() == before, name
+        assert torch.equal(seen.train.logits, logits), name
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_summary_by_hand_and_against_scipy():
+    rows = [{"a": 0.1, "b": 1.0}, {"a": 0.3, "b": None}, {"a": 0.8, "b": 3.0}]
+    found = summary(rows)
+    values = [0.1, 0.3, 0.8]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert found["mean"]["a"] == pytest.approx(0.4)
+    assert found["interval"]["a"] == pytest.approx((high - low) / 2, abs=1e-6)
+    assert found["mean"]["b"] is None
+    assert summary(rows[:1])["interval"]["a"] is None
+
+
+def test_best_is_nearest_to_the_target_of_its_figure():
+    rows = {
+        "retrain": {"mean": {"mia": 0.4, "agreement": 1.0, "avg_gap": 0.0}},
+        "near": {"mean": {"mia": 0.45, "agreement": 0.7, "avg_gap": 0.02}},
+        "far": {"mean": {"mia": 0.1, "agreement": 0.9, "avg_gap": 0.01}},
+        "none": {"mean": {"mia": None}},
+    }
+    excluded = ("retrain",)
+    assert best(rows, "mia", excluded) == "near"
+    assert best(rows, "agreement", excluded) == "far"
+    assert best(rows, "avg_gap", excluded) == "far"
+    assert best({"near": rows["near"]}, "mia") is None
+
+
+def test_share_of_a_training_after_which_it_had_reached_its_end():
+    assert reached([0.5, 0.899, 0.95, 0.90]) == 0.5
+    assert reached([0.5, 0.8, 0.9]) == 1.0
+    assert reached([]) is None
+
+
+def test_names_of_methods():
+    everything = chosen(None)
+    assert {"original", "retrain", "megu", "megu-paper", "mask"} <= set(everything)
+    assert len(everything) == len(set(everything))
+    assert chosen(["mask", "ssd", "mask"]) == ["mask", "ssd"]
+    with pytest.raises(ConfigError):
+        chosen(["magic"])
+
+
+def test_the_method_of_the_page_takes_part_as_an_installed_package(small, monkeypatch, tmp_path):
+    page = (DOCS / "methods.md").read_text()
+    code, toml = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("python", "toml"))
+    group, name, value = re.search(r'entry-points\."(.*?)"\]\n(\w+) = "(.*?)"', toml).groups()
+    site = tmp_path / "site"
+    (site / "my_methods-0.1.dist-info").mkdir(parents=True)
+    (site / "my_methods.py").write_text(code)
+    (site / "my_methods-0.1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: my-methods\nVersion: 0.1\n"
+    )
+    (site / "my_methods-0.1.dist-info" / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
+    monkeypatch.syspath_prepend(site)
+    said: list[str] = []
+    result = comparison(small, said, methods=[name, "mask"], seeds=1).run()
+    assert not result["failed"]
+    assert result["methods"][name]["settings"] == {"epochs": 2, "lr": 0.01, "weight": 0.2}
+    assert len(baselines.methods()[name].grid) == baselines.GRID_SIZE
+
+
+def test_the_pages_name_every_method_setting_and_metric(small):
+    page = (DOCS / "methods.md").read_text()
+    for name, method in baselines.methods().items():
+        row = re.search(rf"^\| `{name}` \|.*$", page, re.MULTILINE)
+        assert row, name
+        if name != "retrain":
+            for key, value in method.settings({}).items():
+                assert f"`{key}` ({value:g})" in row[0], f"{name}: {key}"
+    metrics = (DOCS / "metrics.md").read_text()
+    comparison(small, methods=["mask"], seeds=1).run()
+    row = json.loads((small.parent / "run" / "compare.json").read_text())["methods"]["mask"]["seeds"]["0"]
+    for key in (*row["metrics"], *row["comparison"], *row["entanglement"], "time_ratio"):
+        assert f"`{key}`" in metrics, key
