@@ -94,6 +94,7 @@ STAGES = {
             ("seed", "model.name", "eval.attack_samples", "eval.probe_samples"),
             (*_METHOD, "test_data"),
             ("checkpoint", "finetune", "oracle"),
+            version=2,
         ),
     )
 }
@@ -211,7 +212,9 @@ class Pipeline:
         if trouble or meta is None:
             return trouble or State("missing", "not made yet")
         stale = ""
-        for name in self._upstream(stage):
+        # An oracle that was purged since still counts, also where the config does not ask for one.
+        recorded = ["oracle"] if "oracle" in meta["inputs"] else []
+        for name in dict.fromkeys([*self._upstream(stage), *recorded]):
             state = self.state(name)
             if state.status == "fresh":
                 parts["inputs"][name] = state.content

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megu_cli import training
+from megu_cli import artifacts, training
 from megu_cli.artifacts import Artifact
 from megu_cli.baselines.mask import mask
-from megu_cli.errors import ConfigError
-from megu_cli.evaluation import accuracy, distance, membership, probe
+from megu_cli.errors import ArtifactError, ConfigError
+from megu_cli.evaluation import accuracy, aggregates, distance, membership, probe
 from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
 from megu_cli.method.noise import train_noise
@@ -316,7 +316,54 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
         "forget": len(request.forget),
         "retain": len(request.retain),
     }
+    result["aggregates"] = _aggregates(seen, work, inputs)
     return Product(Artifact(result))
+
+
+# Test images in the report's planes: enough to see shapes, few enough to draw.
+_DRAWN = 800
+
+
+def _aggregates(seen: Mapping[str, _Seen], work: Workspace, inputs: Inputs) -> dict[str, Any]:
+    """What the report draws, so that it needs neither models nor images."""
+    data, request = work.data, work.request
+    y, y_test = data.train.labels, data.test.labels
+    truth = {"train": y, "test": y_test}
+    # The same classes as the forgotten images', never seen: what the forgotten ones are to look like.
+    unseen = torch.where(torch.isin(data.test.concepts, torch.tensor(request.asked)))[0]
+    groups = {"forgotten": ("train", request.forget), "retained": ("train", request.retain), "unseen": ("test", unseen)}
+    models = [name for name in ("original", "unlearned", "oracle") if name in seen]
+    drawn = torch.randperm(len(y_test), generator=generator(work.config.seed, "eval", "plane"))[:_DRAWN].sort()[0]
+    planes: dict[str, Any] = {}
+    for name in models:
+        features = seen[name].test.features[drawn]
+        planes[name] = aggregates.plane(features, y_test[drawn], onto=planes.get("original"))
+    chosen = _perturbing(work, inputs)
+    return {
+        "histograms": {
+            name: {
+                group: aggregates.histograms(getattr(seen[name], split).logits[index], truth[split][index])
+                for group, (split, index) in groups.items()
+            }
+            for name in models
+        },
+        "images": {group: len(index) for group, (_, index) in groups.items()},
+        "flow": aggregates.flow(y[request.forget], chosen, seen["unlearned"].train.logits[request.forget].argmax(1)),
+        "plane": {
+            "labels": y_test[drawn].tolist(),
+            **{name: [[round(float(v), 3) for v in point] for point in planes[name]] for name in models},
+        },
+    }
+
+
+def _perturbing(work: Workspace, inputs: Inputs) -> Tensor | None:
+    """The perturbing labels that the model was finetuned with; ``None`` where they were not handed over."""
+    try:
+        chosen = artifacts.read(work.out / "labels.safetensors")
+    except ArtifactError:
+        return None
+    fits = chosen.content == inputs["finetune"].meta["inputs"].get("labels")
+    return chosen.tensors["perturbing"] if fits else None
 
 
 @dataclass(frozen=True)
