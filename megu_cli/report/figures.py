@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Drawn:
 
 def drawn(draw: Callable[[Look], Figure], look: Look) -> Drawn:
     """Draw a figure in one look; the same data give the same bytes."""
-    style = {
+    style: Any = {
         "svg.hashsalt": "megu",
         "svg.fonttype": "path",
         "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -133,7 +134,7 @@ def per_class(
     near: dict[int, str],
     look: Look,
 ) -> Figure:
-    """Accuracy of each class before and after, with the retrained model's as a mark.
+    """Accuracy of each class before and after on the left, the change of the kept ones on the right.
 
     Args:
         names: Of the classes, from top to bottom.
@@ -143,39 +144,51 @@ def per_class(
         look: How to draw it.
     """
     rows = len(names)
-    figure = Figure(figsize=(look.width, 0.29 * rows + 1.15), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(look.width, 0.3 * rows + 1.25), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1] if look.narrow else [1.7, 1])
     y = np.arange(rows)
-    before, after = series["original"], series["unlearned"]
-    for row in range(rows):
-        if row in near or row in forgotten:
-            colour = look.forgotten if row in forgotten else look.palette[0]
+    values = {m: np.array([np.nan if v is None else 100 * v for v in told]) for m, told in series.items()}
+    before, after, target = values["original"], values["unlearned"], values.get("oracle")
+    for row in {*near, *forgotten}:
+        colour = look.forgotten if row in forgotten else look.palette[0]
+        for axes in (left, right):
             axes.axhspan(row - 0.46, row + 0.46, color=colour, alpha=0.13 if look.dark else 0.09, lw=0)
-        b, a = before[row], after[row]
-        if b is not None and a is not None:
-            axes.plot([100 * b, 100 * a], [row, row], color=look.faint, lw=1.6, zorder=2, solid_capstyle="round")
-    scale = [np.nan if v is None else 100 * v for v in before]
-    axes.scatter(scale, y, s=44, facecolor=look.page, edgecolor=look.faint, lw=1.5, zorder=4, label="original")
-    scale = [np.nan if v is None else 100 * v for v in after]
+    left.hlines(y, before, after, color=look.faint, lw=1.6, zorder=2)
+    # A ring round the dot where nothing changed.
+    left.scatter(before, y, s=90, facecolor="none", edgecolor=look.faint, lw=1.5, zorder=4, label="original")
     colours = [look.forgotten if row in forgotten else look.palette[0] for row in range(rows)]
-    axes.scatter(scale, y, s=46, c=colours, zorder=5, lw=0)
-    axes.scatter([], [], s=46, c=look.palette[0], label="unlearned")
-    if "oracle" in series:
-        scale = [np.nan if v is None else 100 * v for v in series["oracle"]]
-        axes.scatter(scale, y, s=150, marker="|", c=look.ink, lw=1.6, zorder=6, label="retrained")
-    shown = [f"{name}  {near[row]}" if row in near else name for row, name in enumerate(names)]
-    axes.set_yticks(y, [_short(s, 16 if look.narrow else 34) for s in shown])
-    for row, tick in enumerate(axes.get_yticklabels()):
-        if row in forgotten or row in near:
-            tick.set_fontweight("bold")
+    left.scatter(after, y, s=40, c=colours, zorder=5, lw=0)
+    left.scatter([], [], s=40, c=look.palette[0], label="unlearned")
+    left.set_xlim(-4, 104)
+    left.set_xlabel("test images recognised, %")
+
+    kept = np.array([row not in forgotten for row in range(rows)])
+    change = after - before
+    right.barh(y[kept], change[kept], height=0.44, color=look.palette[0], zorder=3)
+    right.axvline(0, color=look.faint, lw=1)
+    shown = change[kept]
+    if target is not None:
+        for axes, at, rows_ in ((left, target, kept | True), (right, target - before, kept)):
+            axes.scatter(at[rows_], y[rows_], s=150, marker="|", c=look.ink, lw=1.6, zorder=6)
+        left.scatter([], [], s=150, marker="|", c=look.ink, lw=1.6, label="retrained")
+        shown = np.concatenate([shown, (target - before)[kept]])
+    reach = 1.15 * max(float(np.nanmax(np.abs(shown), initial=0)), 2.0)
+    right.set_xlim(-reach, reach)
+    right.set_xlabel("change, points" if look.narrow else "change of the kept classes, points")
+    for row in forgotten:
+        right.text(0, row, " forgotten", va="center", color=look.forgotten, fontsize="small")
+
+    labels = [f"{name}  {near[row]}" if row in near else name for row, name in enumerate(names)]
+    left.set_yticks(y, [_short(s, 14 if look.narrow else 34) for s in labels])
+    for row, tick in enumerate(left.get_yticklabels()):
+        tick.set_fontweight("bold" if row in forgotten or row in near else "normal")
         if row in forgotten:
             tick.set_color(look.forgotten)
-    axes.set_ylim(rows - 0.4, -0.6)
-    axes.set_xlim(-3, 103)
-    axes.set_xlabel("test images recognised, %")
-    axes.grid(axis="x", color=look.line, lw=0.8)
-    axes.set_axisbelow(True)
-    _bare(axes)
+    left.set_ylim(rows - 0.4, -0.6)
+    for axes in (left, right):
+        axes.grid(axis="x", color=look.line, lw=0.8)
+        axes.set_axisbelow(True)
+        _bare(axes)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.3, columnspacing=1.2)
     return figure
 
@@ -203,9 +216,7 @@ def flow(paths: list[tuple[str, str | None, str, int]], look: Look) -> Figure:
         names = [name for name, _ in counts.most_common()]
         tops.append(names if len(names) <= limit else names[: limit - 1])
     for path in paths:
-        key = tuple(
-            str(path[s]) if str(path[s]) in top else "others" for s, top in zip(stages, tops, strict=True)
-        )
+        key = tuple(str(path[s]) if str(path[s]) in top else "others" for s, top in zip(stages, tops, strict=True))
         grouped[key] += path[3]
     total = sum(grouped.values())
     names = [name for name, _ in _tally(grouped, len(stages) - 1)]
@@ -214,32 +225,33 @@ def flow(paths: list[tuple[str, str | None, str, int]], look: Look) -> Figure:
     most = max(len({key[i] for key in grouped}) for i in range(len(stages)))
     figure = Figure(figsize=(look.width, max(2.6, 0.42 * most + 1.4)), layout="constrained")
     axes = figure.subplots()
-    gap = 0.035 * total
+    gap, line = 0.03 * total, 0.06 * total
     bar = 0.05 if look.narrow else 0.028
     xs = np.linspace(0, 1, len(stages))
     at: list[dict[str, list[float]]] = []
-    for position, stage in enumerate(stages):
+    reach = 0.0
+    for position in range(len(stages)):
         tally = _tally(grouped, position)
-        height = total + gap * (len(tally) - 1)
-        low = height / 2
+        # Thin ribbons stand further apart, so that their labels do not touch.
+        gaps = [max(gap, line - (a[1] + b[1]) / 2) for a, b in itertools.pairwise(tally)]
+        low = (total + sum(gaps)) / 2
+        reach = max(reach, low)
         places = {}
-        for name, n in tally:
+        for (name, n), after in zip(tally, [*gaps, 0.0], strict=True):
             places[name] = [low, low]  # next ribbon leaves here, next arrives here
             tint = colour.get(name, look.faint) if position else look.faint
             axes.add_patch(Rectangle((xs[position] - bar / 2, low - n), bar, n, color=tint, lw=0, zorder=3))
             last = position == len(stages) - 1
             first = position == 0
-            label = f"{_short(name, 12 if look.narrow else 22)}  {n:,}"
+            label = f"{_short(name, 12 if look.narrow else 22)} ({n:,})"
             x = xs[position] + (-bar if first else bar if last else 0)
             if first or last:
                 axes.text(x, low - n / 2, label, ha="right" if first else "left", va="center", zorder=6)
             else:
                 box = {"boxstyle": "round,pad=0.25", "fc": look.page, "ec": "none", "alpha": 0.86}
                 axes.text(x, low - n / 2, label, ha="center", va="center", zorder=6, bbox=box, fontsize="small")
-            low -= n + gap
+            low -= n + after
         at.append(places)
-        axes.text(xs[position], total * 0.5 + gap * most / 2 + 0.07 * total, heads[stage], ha="center",
-                  va="bottom", color=look.faint, fontsize="small")  # fmt: skip
     order = [[name for name, _ in _tally(grouped, i)] for i in range(len(stages))]
     for left in range(len(stages) - 1):
         links: Counter[tuple[str, str, str]] = Counter()
@@ -261,8 +273,9 @@ def flow(paths: list[tuple[str, str | None, str, int]], look: Look) -> Figure:
             at[right][b][1] -= n
     side = 0.42 if look.narrow else 0.2
     axes.set_xlim(-side, 1 + side)
-    reach = total * 0.5 + gap * most / 2
-    axes.set_ylim(-reach - 0.02 * total, reach + 0.16 * total)
+    for x, stage in zip(xs, stages, strict=True):
+        axes.text(x, reach + 0.05 * total, heads[stage], ha="center", va="bottom", color=look.faint, fontsize="small")
+    axes.set_ylim(-reach - 0.02 * total, reach + 0.14 * total)
     axes.axis("off")
     return figure
 
@@ -296,8 +309,8 @@ def similarity(rows: list[str], columns: list[str], ratings: Array, weights: Arr
     for i, j in np.ndindex(*ratings.shape):
         if np.isnan(ratings[i, j]):
             continue
-        bright = ratings[i, j] > 5.5
-        ink = ("#0d1420" if bright else "#e8eaf0") if look.dark else ("#ffffff" if bright else "#1c2230")
+        light = np.dot(colours(ratings[i, j] / 10)[:3], (0.2126, 0.7152, 0.0722)) > 0.42
+        ink = "#10151f" if light else "#ffffff"
         axes.text(j + 0.5, i + (0.5 if np.isnan(weights[i, j]) else 0.36), f"{ratings[i, j]:.3g}",
                   ha="center", va="center", color=ink, fontweight="bold")  # fmt: skip
         if not np.isnan(weights[i, j]):
@@ -307,7 +320,7 @@ def similarity(rows: list[str], columns: list[str], ratings: Array, weights: Arr
     if max(map(len, columns), default=0) > 4 and len(columns) > 4:
         axes.tick_params(axis="x", labelrotation=35)
         for tick in axes.get_xticklabels():
-            tick.set_ha("left")
+            tick.set_horizontalalignment("left")
             tick.set_rotation_mode("anchor")
     axes.set_yticks(np.arange(len(rows)) + 0.5, [_short(r, 18) for r in rows])
     axes.xaxis.tick_top()
@@ -366,7 +379,7 @@ def histograms(models: dict[str, dict[str, dict[str, Any]]], names: dict[str, st
         names: Model -> its name.
         look: How to draw it.
     """
-    measures = {"loss": "loss, nats", "entropy": "entropy, nats"}
+    measures = {"loss": "← surer      loss, nats", "entropy": "← surer      entropy, nats"}
     shape = (len(models), 2) if look.narrow else (2, len(models))
     figure = Figure(figsize=(look.width, 1.55 * shape[0] + 0.7), layout="constrained")
     grid = figure.subplots(*shape, squeeze=False, sharey=False)
@@ -431,12 +444,18 @@ def planes(
         look: How to draw it.
     """
     shape = (len(models), 1) if look.narrow else (1, len(models))
-    figure = Figure(figsize=(look.width, 3.1 * shape[0] if look.narrow else 3.6), layout="constrained")
-    grid = figure.subplots(*shape, squeeze=False).ravel()
     coloured = dict.fromkeys(forgotten, look.forgotten) | dict(zip(near, look.palette, strict=False))
     if not coloured:
         coloured = dict(zip(range(len(classes)), look.palette, strict=False))
-    reach = 1.08 * max(float(np.abs(points).max()) for points in models.values())
+    everything = np.concatenate(list(models.values()))
+    low, high = everything.min(0), everything.max(0)
+    # All panels alike, no flatter than 1:2, with a margin.
+    middle, half = (low + high) / 2, 0.56 * (high - low) + 1e-6
+    half = np.maximum(half, half[::-1] / 2)
+    low, high, ratio = middle - half, middle + half, float(half[1] / half[0])
+    height = shape[0] * (ratio * (look.width - 0.1) / shape[1] + 0.35)
+    figure = Figure(figsize=(look.width, height), layout="constrained")
+    grid = figure.subplots(*shape, squeeze=False).ravel()
     for (model, points), axes in zip(models.items(), grid, strict=True):
         for c in sorted(range(len(classes)), key=lambda c: (c in coloured, c in forgotten)):
             here = points[labels == c]
@@ -452,8 +471,8 @@ def planes(
                 axes.text(x, y, _short(classes[c], 14), ha="center", va="center", fontsize="small", zorder=7,
                           bbox=box, fontweight="bold" if c in forgotten else "normal")  # fmt: skip
         axes.set_title(names[model])
-        axes.set_xlim(-reach, reach)
-        axes.set_ylim(-reach, reach)
+        axes.set_xlim(low[0], high[0])
+        axes.set_ylim(low[1], high[1])
         axes.set_aspect("equal")
         axes.set_xticks([])
         axes.set_yticks([])
