@@ -263,7 +263,7 @@ def report(
     for notice in notices:
         typer.echo(notice, err=True)
     result = {"file": str(path), "format": form.value, "bytes": path.stat().st_size, "shows_forgotten": show_forgotten}
-    _show(options, result, lambda r: typer.echo(f"wrote {r['file']} ({r['bytes'] / 1e6:.1f} MB)"))
+    _show(options, result, lambda r: typer.echo(f"wrote {r['file']} ({r['bytes'] / 1e3:,.0f} kB)"))
 
 
 def purge(

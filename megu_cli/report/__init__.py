@@ -7,6 +7,7 @@ where they are asked for, come from the data set.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ _FILES = {
     "noise": "noise.safetensors",
 }
 _WEIGHTS = ("model.safetensors", "original.safetensors", "oracle.safetensors")
-_EXAMPLES = 6
+_EXAMPLES = 8
 
 
 def write(
@@ -118,13 +119,22 @@ def _examples(work: Workspace, found: dict[str, Artifact]) -> tuple[list[tuple[A
 def _environment() -> Any:
     import jinja2
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("megu_cli.report", "."),
         autoescape=jinja2.select_autoescape(["html.j2"]),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["coded"] = _coded
+    return environment
+
+
+def _coded(text: str) -> Any:
+    """Text as HTML, with what stands in backticks as code."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(markupsafe.escape(text))))
 
 
 def _html(report: Report) -> str:
@@ -141,7 +151,7 @@ def _html(report: Report) -> str:
 
 def _markdown(report: Report) -> str:
     def cell(text: str) -> str:
-        return " ".join(text.split()).replace("|", "\\|")
+        return " · ".join(line for line in text.splitlines() if line).replace("|", "\\|")
 
     environment = _environment()
     environment.filters["cell"] = cell

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
@@ -338,26 +339,32 @@ def mosaic(rows: list[tuple[str, list[tuple[str, Array]]]], look: Look) -> Figur
             and drawn around grey, others are images from 0 to 1.
         look: How to draw it.
     """
-    columns = min(max(len(pictures) for _, pictures in rows), 4 if look.narrow else 8)
-    side = (look.width - (0.1 if look.narrow else 1.5)) / (4 if look.narrow else 8)
-    figure = Figure(figsize=(look.width, len(rows) * (side + 0.42) + 0.1), layout="constrained")
-    grid = figure.subplots(len(rows), 4 if look.narrow else 8, squeeze=False)
+    columns = 4 if look.narrow else 8
+    side = (look.width - (0.1 if look.narrow else 1.5)) / columns
+    tight = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.03, hspace=0, wspace=0)
+    # Room above a row for its titles, and on a phone for its name.
+    above = [0.2 * any(title for title, _ in pictures) + 0.22 * look.narrow for _, pictures in rows]
+    figure = Figure(figsize=(look.width, sum(side + room + 0.08 for room in above)), layout=tight)
+    ratios = [side + room for room in above]
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=ratios)
     for (name, pictures), line in zip(rows, grid, strict=True):
         for column, axes in enumerate(line):
             axes.axis("off")
-            if column >= columns or column >= len(pictures):
+            if column >= len(pictures):
                 continue
             title, picture = pictures[column]
-            _picture(axes, picture, look)
-            axes.set_title(_short(title, 13), fontsize="x-small", fontweight="normal", pad=3)
+            _picture(axes, picture)
+            if title:
+                axes.set_title(_short(title, 13), fontsize="x-small", fontweight="normal", pad=3)
         if look.narrow:
-            line[0].text(0, 1.25, name, transform=line[0].transAxes, fontsize="small", fontweight="bold")
+            up = 1.24 if any(title for title, _ in pictures) else 1.05
+            line[0].text(0, up, name, transform=line[0].transAxes, fontsize="small", fontweight="bold")
         else:
             line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontweight="bold")
     return figure
 
 
-def _picture(axes: Axes, picture: Array, look: Look) -> None:
+def _picture(axes: Axes, picture: Array) -> None:
     if picture.min() < 0:
         reach = float(np.abs(picture).max()) or 1.0
         if len(picture) == 1:

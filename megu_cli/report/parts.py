@@ -174,7 +174,9 @@ class View:
         if transition is None or not self.whole:
             return {}
         weights = transition.tensors["transition"].mean(0)
-        order = sorted(range(len(self.classes)), key=lambda c: -float(weights[c]))[:_NEAREST]
+        # Of three classes not all can be the nearest.
+        most = max(1, min(_NEAREST, (len(self.classes) - len(self.forgotten)) // 2))
+        order = sorted(range(len(self.classes)), key=lambda c: -float(weights[c]))[:most]
         rating = self.ratings
         notes = {}
         for c in order:

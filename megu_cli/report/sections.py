@@ -105,7 +105,7 @@ def classes(view: View) -> Section:
     worst = max(kept, key=loss, default=None)
     lead = "Did forgetting harm what should stay? "
     if worst is not None and loss(worst) > 0:
-        lead += f"Of the kept classes, {view.classes[worst]} lost most: {100 * loss(worst):.1f} points."
+        lead += f"Of the kept classes, “{view.classes[worst]}” lost most: {100 * loss(worst):.1f} points."
     elif worst is not None:
         lead += "No kept class lost accuracy."
     if near:
@@ -161,9 +161,12 @@ def flow(view: View) -> Section | None:
         + ", ".join(f"“{name}” for {percent(n / total)}" for name, n in top)
         + f". {old}"
     )
-    if not view.whole:
+    kind = view.request["kind"]
+    if kind == "subclasses":
+        lead += " The class itself stays, so that may be right: the measure is what a retrained model says."
+    elif kind != "classes":
         lead += " Where single images are forgotten that is no fault: a model that never saw them recognises many too."
-    if middle:
+    elif middle:
         followed = sum(path[3] for path in paths if path[1] == path[2])
         lead += f" {percent(followed / total)} ended at the label that they were led to."
     head = ["old label", *(["perturbing label"] if middle else []), "says now", "images", "share"]
@@ -175,7 +178,8 @@ def flow(view: View) -> Section | None:
         f"{n} from {a}" + (f" over {b}" if b else "") + f" to {c}" for a, b, c, n in paths[:8]
     ) + "."  # fmt: skip
     detail = (
-        "The perturbing label is the class that an image was first trained towards; it may move on during finetuning."
+        "The perturbing label is the class that an image was first trained towards, or in a soft target the likeliest "
+        "other class; it may move on during finetuning."
         if middle
         else "The perturbing labels were not at hand when this was evaluated."
     )
@@ -217,13 +221,11 @@ def similarity(view: View) -> Section | None:
         f"Forgotten images are led towards classes that resemble them. How much they do was rated from 0 to 10 by "
         f"{rater}: for {rows[0]}, highest {listed([f'{c} ({rating:.3g})' for c, rating in first])}."
     )
-    detail = (
+    explained = (
         "Large: the rating. Small: the weight that it has in the transition matrix, a softmax over the ratings. "
-        + " ".join(
-            f"{name.capitalize()}: {similarity.body[name]}."
-            for name in ("evidence", "date")
-            if similarity.body.get(name)
-        )
+    )
+    detail = ("" if np.isnan(weighed).all() else explained) + " ".join(
+        f"{name.capitalize()}: {similarity.body[name]}." for name in ("evidence", "date") if similarity.body.get(name)
     )
     alt = "Similarity ratings. " + "; ".join(f"{r[0]} and {r[1]}: {r[2]}" for r in lines[:12]) + "."
     figure = Figure(lambda look: figures.similarity(drawn, columns, grid, weighed, look), alt)
