@@ -296,18 +296,22 @@ def purge(
                     "Finish the run with `megu run`, and purge once its result is accepted.",
                 )
         going = traces.traces(config.out, original=original, oracle=oracle)
-        again = traces.shows_forgotten(config.out)
+        rewritten = ""
+        if traces.shows_forgotten(config.out):
+            rewritten = "written again without forgotten images"
+        elif going and not (config.out / "report.html").exists():
+            rewritten = "written first, so that the figures stay"
         result: dict[str, Any] = {
             "deleted": {trace.path.name: trace.what for trace in going},
             "kept": traces.kept(config.out, going),
-            "report": "written again without forgotten images" if again else "",
+            "report": rewritten,
         }
-        if options.dry_run or not (going or again):
+        if options.dry_run or not (going or rewritten):
             _show(options, {**result, "dry_run": options.dry_run}, tables.purge)
             return
         if not yes:
             _confirm(result)
-        if again:
+        if rewritten:
             verdicts = judge(parse(config.eval.require), read_body(config.out / STAGES["eval"].file))
             reports.write(pipeline.work, verdicts)
         traces.delete(going)

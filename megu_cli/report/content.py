@@ -123,16 +123,22 @@ def _tiles(view: View) -> list[Tile]:
 
 
 def _own_limits(view: View) -> list[tuple[str, str]]:
+    """Limits of this very run."""
     limits = []
     if "oracle" not in view.models:
-        limits.append(("No yardstick", "No model was retrained without the forgotten images, so nearness to real "
-                       "forgetting was not measured."))  # fmt: skip
+        text = "No model was retrained without the forgotten images, so nearness to real forgetting was not measured."
+        limits.append(("No yardstick", text))
     probe, target = view.value("unlearned", "probe_acc"), view.value("oracle", "probe_acc")
     if probe is not None and target is not None and probe > target:
-        limits.append(("Hidden knowledge", f"A classifier on the inner features finds {percent(probe)} of the "
-                       f"forgotten classes' images, and {percent(target)} in the retrained model: some of what was "
-                       "forgotten may be hidden rather than gone."))  # fmt: skip
+        text = (
+            f"A classifier on the inner features finds {percent(probe)} of the forgotten classes' images, and "
+            f"{percent(target)} in the retrained model: some of what was forgotten may be hidden rather than gone."
+        )
+        limits.append(("Hidden knowledge", text))
     if view.sources.artifacts.keys() & {"labels", "noise"}:
-        limits.append(("Traces beside the model", "The run directory still holds labels or noises made from the "
-                       "forgotten images. `megu purge` deletes them once the result is accepted."))  # fmt: skip
+        text = (
+            "When this was written, the run directory held labels or noises made from the forgotten images. "
+            "`megu purge` deletes them once the result is accepted."
+        )
+        limits.append(("Traces beside the model", text))
     return limits
