@@ -213,8 +213,8 @@ class Pipeline:
             return trouble or State("missing", "not made yet")
         stale = ""
         # An oracle that was purged since still counts, also where the config does not ask for one.
-        recorded = ["oracle"] if "oracle" in meta["inputs"] else []
-        for name in dict.fromkeys([*self._upstream(stage), *recorded]):
+        purged = ["oracle"] if "oracle" in meta["inputs"] else []
+        for name in dict.fromkeys([*self._upstream(stage), *purged]):
             state = self.state(name)
             if state.status == "fresh":
                 parts["inputs"][name] = state.content

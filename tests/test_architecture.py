@@ -16,8 +16,8 @@ LAYERS = [
     {"artifacts", "requirements", "templates"},
     {"data", "models", "mllm"},
     {"forget", "training", "workspace"},
-    {"method", "baselines", "evaluation"},
-    {"stages"},
+    {"method", "baselines", "evaluation", "report"},
+    {"stages", "purge"},
     {"pipeline"},
     {"cli", "__main__"},
 ]
