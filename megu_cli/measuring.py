@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megu_cli import training
 from megu_cli.baselines.mask import mask
-from megu_cli.evaluation import accuracy, distance, entanglement, membership, probe, relearning
+from megu_cli.evaluation import accuracy, aggregates, distance, entanglement, membership, probe, relearning
 from megu_cli.runtime import generator, seeded
 from megu_cli.workspace import Workspace
 
@@ -202,4 +202,46 @@ def described(work: Workspace) -> dict[str, Any]:
         "concepts": [data.concepts[c] for c in request.concepts],
         "forget": len(request.forget),
         "retain": len(request.retain),
+    }
+
+
+# Test images in the report's planes: enough to see shapes, few enough to draw.
+_DRAWN = 800
+
+
+def aggregated(seen: Mapping[str, Seen], perturbing: Tensor | None, work: Workspace) -> dict[str, Any]:
+    """What the report draws, so that it needs neither models nor images.
+
+    Args:
+        seen: What each model says.
+        perturbing: (N_f,) the perturbing labels, where they are known.
+        work: Data, request and settings.
+    """
+    data, request = work.data, work.request
+    y, y_test = data.train.labels, data.test.labels
+    truth = {"train": y, "test": y_test}
+    # The same classes as the forgotten images', never seen: what the forgotten ones are to look like.
+    unseen = torch.where(torch.isin(data.test.concepts, torch.tensor(request.asked)))[0]
+    groups = {"forgotten": ("train", request.forget), "retained": ("train", request.retain), "unseen": ("test", unseen)}
+    models = [name for name in ("original", "unlearned", "oracle") if name in seen]
+    drawn = torch.randperm(len(y_test), generator=generator(work.config.seed, "eval", "plane"))[:_DRAWN].sort()[0]
+    planes: dict[str, Any] = {}
+    for name in models:
+        features = seen[name].test.features[drawn]
+        planes[name] = aggregates.plane(features, y_test[drawn], onto=planes.get("original"))
+    now = seen["unlearned"].train.logits[request.forget].argmax(1)
+    return {
+        "histograms": {
+            name: {
+                group: aggregates.histograms(getattr(seen[name], split).logits[index], truth[split][index])
+                for group, (split, index) in groups.items()
+            }
+            for name in models
+        },
+        "images": {group: len(index) for group, (_, index) in groups.items()},
+        "flow": aggregates.flow(y[request.forget], perturbing, now),
+        "plane": {
+            "labels": y_test[drawn].tolist(),
+            **{name: [[round(float(v), 3) for v in point] for point in planes[name]] for name in models},
+        },
     }

@@ -245,7 +245,9 @@ class Pipeline:
         if trouble or meta is None:
             return trouble or State("missing", "not made yet")
         stale = ""
-        for name in self._upstream(stage):
+        # An oracle that was purged since still counts, also where the config does not ask for one.
+        purged = ["oracle"] if "oracle" in meta["inputs"] else []
+        for name in dict.fromkeys([*self._upstream(stage), *purged]):
             state = self.state(name)
             if state.status == "fresh":
                 parts["inputs"][name] = state.content

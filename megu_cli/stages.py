@@ -333,14 +333,17 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
             result["comparison"][name] = measuring.compared(
                 seen[name], result[name], seen["oracle"], result["oracle"], work
             )
+    chosen = _perturbing(work, inputs["finetune"])
+    if "oracle" in seen:
         says = seen["oracle"].train.logits[request.forget]
-        result["comparison"]["unlearned"]["label_agreement"] = _label_agreement(work, inputs["finetune"], says)
+        result["comparison"]["unlearned"]["label_agreement"] = None if chosen is None else label_agreement(chosen, says)
     result["request"] = measuring.described(work)
+    result["aggregates"] = measuring.aggregated(seen, chosen, work)
     return Product(Artifact(result))
 
 
-def _label_agreement(work: Workspace, finetuned: Artifact, oracle: Tensor) -> float | None:
-    """Agreement of the perturbing labels with the oracle; ``None`` where the labels of this finetuning are gone.
+def _perturbing(work: Workspace, finetuned: Artifact) -> Tensor | None:
+    """(N_f,) the perturbing labels that the model was finetuned with; ``None`` where they are gone.
 
     They are no input of the evaluation: a checkpoint handed over without them, or purged of them, can be judged too.
     """
@@ -348,6 +351,4 @@ def _label_agreement(work: Workspace, finetuned: Artifact, oracle: Tensor) -> fl
         chosen = read(work.out / "labels.safetensors")
     except ArtifactError:
         return None
-    if chosen.content != finetuned.meta["inputs"]["labels"]:
-        return None
-    return label_agreement(chosen.tensors["perturbing"], oracle)
+    return chosen.tensors["perturbing"] if chosen.content == finetuned.meta["inputs"]["labels"] else None

@@ -360,17 +360,22 @@ class Workspace:
 
     def seconds(self, fingerprint: str) -> tuple[float, str] | None:
         """Seconds that the artifact with this fingerprint last took, and on which machine; ``None`` if not known."""
+        entry = self.logged(fingerprint)
+        return (float(entry["seconds"]), str(entry["machine"])) if entry else None
+
+    def logged(self, fingerprint: str) -> dict[str, Any] | None:
+        """The last entry of runs.jsonl for the artifact with this fingerprint."""
         try:
             lines = (self.out / _RUNS).read_text(encoding="utf-8").splitlines()
         except OSError:
             return None
         for line in reversed(lines):
             try:
-                entry = json.loads(line)
+                entry: dict[str, Any] = json.loads(line)
             except ValueError:  # a line cut short by a kill
                 continue
             if entry.get("fingerprint") == fingerprint:
-                return float(entry["seconds"]), str(entry["machine"])
+                return entry
         return None
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:

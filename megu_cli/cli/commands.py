@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -27,6 +28,12 @@ _Require = Annotated[
 ]
 
 
+class _Format(str, Enum):
+    html = "html"
+    md = "md"
+    json = "json"
+
+
 def register(app: typer.Typer) -> None:
     """Add all commands to the app."""
     app.command(rich_help_panel="Start here")(demo)
@@ -37,6 +44,8 @@ def register(app: typer.Typer) -> None:
     for stage in (train, similarity, labels, noise, finetune, evaluate):
         name = "eval" if stage is evaluate else stage.__name__
         app.command(name, rich_help_panel="One stage at a time")(command(stage))
+    app.command(rich_help_panel="Once it is done")(command(report))
+    app.command(rich_help_panel="Once it is done")(command(purge))
     app.callback(invoke_without_command=True)(_root)
 
 
@@ -288,6 +297,124 @@ def evaluate(options: Options, require: _Require = None) -> None:
     _stage(options, ["eval"], require)
 
 
+def report(
+    options: Options,
+    form: Annotated[
+        _Format, typer.Option("--format", help="One self-contained page, Markdown, or JSON.")
+    ] = _Format.html,
+    show_forgotten: Annotated[
+        bool, typer.Option("--show-forgotten", help="Show a few of the forgotten images (html only).")
+    ] = False,
+    require: _Require = None,
+) -> None:
+    """Write a report that opens from disk: report.html in the run directory.
+
+    Example: megu report --format md
+    """
+    from megu_cli import report as reports
+    from megu_cli.artifacts import read_body
+    from megu_cli.errors import ArtifactError, ConfigError
+    from megu_cli.pipeline import STAGES
+    from megu_cli.requirements import judge, parse
+
+    if show_forgotten and form is not _Format.html:
+        raise ConfigError(f"--show-forgotten needs --format html: {form.value} holds no pictures")
+    with _opened(options, require, write=False) as (pipeline, config):
+        state = pipeline.state("eval")
+        file = config.out / STAGES["eval"].file
+        if state.status not in ("fresh", "blocked") or not file.is_file():
+            raise ArtifactError(
+                f"no report: {file.name} is {'missing' if state.status == 'blocked' else state.status} "
+                f"({state.reason})",
+                "Rebuild it with `megu eval`, or everything with `megu run`.",
+            )
+        notices = []
+        if state.status == "blocked":
+            # The evaluation can be read where the data are not; whether it still fits them cannot be told there.
+            notices.append(f"It could not be checked here whether this evaluation is up to date: {state.reason}.")
+        verdicts = judge(parse(config.eval.require), read_body(file))
+        if options.dry_run:
+            _show(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: typer.echo(r["file"]))
+            return
+        path = reports.write(pipeline.work, verdicts, form=form.value, show_forgotten=show_forgotten, notices=notices)
+    for notice in notices:
+        typer.echo(notice, err=True)
+    result = {"file": str(path), "format": form.value, "bytes": path.stat().st_size, "shows_forgotten": show_forgotten}
+    _show(options, result, lambda r: typer.echo(f"wrote {r['file']} ({r['bytes'] / 1e3:,.0f} kB)"))
+
+
+def purge(
+    options: Options,
+    original: Annotated[
+        bool, typer.Option("--original", help="Also original.safetensors, the model that `megu train` made.")
+    ] = False,
+    oracle: Annotated[bool, typer.Option("--oracle", help="Also oracle.safetensors, the retrained model.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete what holds traces of the forgotten data, once the result is accepted.
+
+    The unlearned model, the figures and the digests stay. Example: megu purge --original
+    """
+    from megu_cli import purge as traces
+    from megu_cli import report as reports
+    from megu_cli.artifacts import read_body
+    from megu_cli.cli import tables
+    from megu_cli.errors import ArtifactError
+    from megu_cli.pipeline import STAGES
+    from megu_cli.requirements import judge, parse
+
+    with _opened(options) as (pipeline, config):
+        # What is stale or unfinished still needs what would be deleted.
+        for name in pipeline.goals():
+            state = pipeline.state(name)
+            if state.status != "fresh":
+                raise ArtifactError(
+                    f"nothing was deleted: {STAGES[name].file} is {state.status} ({state.reason})",
+                    "Finish the run with `megu run`, and purge once its result is accepted.",
+                )
+        going = traces.traces(config.out, original=original, oracle=oracle)
+        rewritten = ""
+        if traces.shows_forgotten(config.out):
+            rewritten = "written again without forgotten images"
+        elif going and not (config.out / "report.html").exists():
+            rewritten = "written first, so that the figures stay"
+        result: dict[str, Any] = {
+            "deleted": {trace.path.name: trace.what for trace in going},
+            "kept": traces.kept(config.out, going),
+            "report": rewritten,
+        }
+        if options.dry_run or not (going or rewritten):
+            _show(options, {**result, "dry_run": options.dry_run}, tables.purge)
+            return
+        if not yes:
+            _confirm(result)
+        if rewritten:
+            verdicts = judge(parse(config.eval.require), read_body(config.out / STAGES["eval"].file))
+            reports.write(pipeline.work, verdicts)
+        traces.delete(going)
+    _show(options, {**result, "dry_run": False}, tables.purge)
+
+
+def _confirm(result: dict[str, Any]) -> None:
+    """Ask on stderr before deleting.
+
+    Raises:
+        InputError: There is nobody to ask, or the answer is no.
+    """
+    from megu_cli.errors import InputError
+
+    for name, what in result["deleted"].items():
+        typer.echo(f"  {name}: {what}", err=True)
+    if result["report"]:
+        typer.echo(f"  report.html: {result['report']}", err=True)
+    try:
+        sure = typer.confirm("Delete these for good?", err=True)
+    except typer.Abort:
+        raise InputError("nothing was deleted: the question was not answered", "Say --yes to purge unasked.") from None
+    if not sure:
+        raise InputError("nothing was deleted")
+
+
 def _stage(options: Options, names: list[str], require: list[str] | None = None) -> None:
     """The body of every stage's command."""
     from megu_cli.cli import tables
@@ -324,7 +451,7 @@ def _show_eval(options: Options, config: Config) -> None:
 
     evaluation = read_body(config.out / STAGES["eval"].file)
     verdicts = judge(parse(config.eval.require), evaluation)
-    result = dict(evaluation)
+    result = {name: value for name, value in evaluation.items() if name != "aggregates"}  # for the report alone
     if verdicts:
         result["requirements"] = [{"requirement": str(v.requirement), "value": v.value, "met": v.met} for v in verdicts]
     _show(options, result, tables.evaluation)

@@ -1,0 +1,168 @@
+"""The report: what was asked, how it went, and what shows it, for a privacy officer and an engineer alike.
+
+It reads artifacts, never a model: what the figures need is stored as counts in eval.json. Only the forgotten images,
+where they are asked for, come from the data set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megu_cli import artifacts
+from megu_cli.artifacts import Artifact
+from megu_cli.errors import ArtifactError
+from megu_cli.requirements import Verdict
+
+if TYPE_CHECKING:
+    from megu_cli.report.parts import Report, Sources
+    from megu_cli.workspace import Workspace
+
+FORMATS = ("html", "md", "json")
+# Stands in the HTML, so that `megu purge` knows which reports hold forgotten images.
+SHOWS_FORGOTTEN = '<meta name="megu-shows-forgotten-images" content="yes">'
+_FILES = {
+    "finetune": "finetune.json",
+    "similarity": "similarity.json",
+    "transition": "transition.safetensors",
+    "labels": "labels.safetensors",
+    "noise": "noise.safetensors",
+}
+_WEIGHTS = ("model.safetensors", "original.safetensors", "oracle.safetensors")
+_EXAMPLES = 8
+
+
+def write(
+    work: Workspace,
+    verdicts: Sequence[Verdict],
+    *,
+    form: str = "html",
+    show_forgotten: bool = False,
+    notices: Sequence[str] = (),
+) -> Path:
+    """Write the report into the run directory.
+
+    Args:
+        work: The run; its data set is loaded only for ``show_forgotten``.
+        verdicts: The requirements, and what was measured.
+        form: One of `FORMATS`.
+        show_forgotten: Show a few forgotten images beside their noises.
+        notices: What the reader must know.
+
+    Returns:
+        The file: report.html, report.md or report.json.
+
+    Raises:
+        ArtifactError: eval.json is missing or damaged, or the directory cannot be written.
+    """
+    from megu_cli.report.content import gather
+
+    report = gather(_sources(work, verdicts, show_forgotten, notices))
+    text = _RENDER[form](report)
+    path = work.out / f"report.{form}"
+    with artifacts.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _sources(work: Workspace, verdicts: Sequence[Verdict], show_forgotten: bool, notices: Sequence[str]) -> Sources:
+    from megu_cli.report.parts import Sources
+
+    evaluation = artifacts.read(work.out / "eval.json")
+    digests: dict[str, str] = {}
+    for recorded in (*evaluation.meta["lineage"].values(), evaluation.meta):
+        digests |= recorded["inputs"]
+    found = {}
+    for stage, file in _FILES.items():
+        try:
+            artifact = artifacts.read(work.out / file)
+        except ArtifactError:
+            continue
+        # Another process may be at work here: only what this evaluation was made from is shown beside it.
+        if artifact.content == digests.get(stage):
+            found[stage] = artifact
+    files = [
+        (name, (work.out / name).stat().st_size, artifacts.file_digest(work.out / name))
+        for name in (*_WEIGHTS, *_FILES.values(), "eval.json")
+        if (work.out / name).is_file()
+    ]
+    entry = work.logged(evaluation.meta["fingerprint"])
+    shown, scale = _examples(work, found) if show_forgotten else ([], 1.0)
+    notices = list(notices)
+    if show_forgotten and not shown:
+        notices.append(
+            "Forgotten images were asked for, but the labels or noises made from them are not here any more."
+        )
+    finished = str(entry["time"]).replace("T", " ").replace("+00:00", " UTC") if entry else ""
+    return Sources(evaluation, found, verdicts, files, finished, shown, scale, notices)
+
+
+def _examples(work: Workspace, found: dict[str, Artifact]) -> tuple[list[tuple[Any, int, int]], Any]:
+    """A few forgotten images as (image from 0 to 1, class, perturbing label), and the unit of the noises in images."""
+    split = work.data.train
+    scale = split.std.numpy()
+    if "labels" not in found or not found.get("noise", Artifact({})).tensors:
+        return [], scale
+    chosen = found["labels"].tensors["perturbing"]
+    index = work.request.forget
+    # One for each perturbing label first: variety tells more than order.
+    first = [int((chosen == k).nonzero()[0, 0]) for k in chosen.unique()]
+    places = list(dict.fromkeys([*first, *range(len(index))]))[:_EXAMPLES]
+    pixels = next(iter(split.images.batches([index[places]]))).expand(-1, len(scale), -1, -1).numpy() / 255
+    return [(pixels[i], int(split.labels[index[place]]), int(chosen[place])) for i, place in enumerate(places)], scale
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("megu_cli.report", "."),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["coded"] = _coded
+    return environment
+
+
+def _coded(text: str) -> Any:
+    """Text as HTML, with what stands in backticks as code."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(markupsafe.escape(text))))
+
+
+def _html(report: Report) -> str:
+    from megu_cli.report.figures import Look, drawn
+
+    def picture(draw: Callable[[Look], Any]) -> dict[str, Any]:
+        looks = {"narrow_dark": Look(True, True), "narrow": Look(False, True), "dark": Look(True), "light": Look()}
+        return {name: drawn(draw, look) for name, look in looks.items()}
+
+    template = _environment().get_template("template.html.j2")
+    marker = SHOWS_FORGOTTEN if report.shows_forgotten else ""
+    return str(template.render(report=report, picture=picture, marker=marker))
+
+
+def _markdown(report: Report) -> str:
+    def cell(text: str) -> str:
+        return " · ".join(line for line in text.splitlines() if line).replace("|", "\\|")
+
+    environment = _environment()
+    environment.filters["cell"] = cell
+    return str(environment.get_template("template.md.j2").render(report=report))
+
+
+def _json(report: Report) -> str:
+    document = asdict(report)
+    for section in document["sections"]:
+        section["figures"] = [figure["alt"] for figure in section["figures"]]
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+_RENDER: dict[str, Callable[[Report], str]] = {"html": _html, "md": _markdown, "json": _json}

@@ -1,0 +1,144 @@
+"""What the report says: its head and its limits, with the sections between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megu_cli.report import sections
+from megu_cli.report.parts import Report, Sources, Tile, View
+from megu_cli.report.words import LIMITS, MODELS, counted, listed, percent
+
+
+def gather(sources: Sources) -> Report:
+    """Put the report together."""
+    body = sources.evaluation.body
+    models = [name for name in MODELS if name in body]
+    if not body["request"]["classes"]:
+        models.remove("mask")  # with no class to mask it is the original
+    view = View(body, models, list(body["per_class"]["original"]["test"]), sources)
+    builders = (
+        sections.verdict,
+        sections.results,
+        sections.classes,
+        sections.flow,
+        sections.similarity,
+        sections.noise,
+        sections.histograms,
+        sections.planes,
+        sections.digests,
+        sections.settings,
+    )
+    met = [verdict.met for verdict in sources.verdicts]
+    return Report(
+        title=_what(body["request"]),
+        facts=_facts(view),
+        summary=_summary(view),
+        verdict="none required" if not met else "met" if all(met) else "not met",
+        tiles=_tiles(view),
+        sections=[section for build in builders if (section := build(view))],
+        limits=[*LIMITS, *_own_limits(view)],
+        notices=list(sources.notices),
+        shows_forgotten=bool(sources.shown),
+        metrics={name: body[name] for name in (*models, "comparison", "time")},
+        megu=str(sources.evaluation.meta["megu"]),
+    )
+
+
+def _what(request: dict[str, Any]) -> str:
+    names = listed(request["concepts"]) if request["concepts"] else ""
+    many = len(request["concepts"]) > 1
+    return {
+        "classes": f"the class{'es' if many else ''} {names}",
+        "subclasses": f"the sub-class{'es' if many else ''} {names}",
+        "samples": f"{counted(request['forget'], 'listed image')}",
+        "random": f"{counted(request['forget'], 'randomly drawn image')}",
+    }[request["kind"]]
+
+
+def _facts(view: View) -> list[tuple[str, str]]:
+    request, meta = view.request, view.sources.evaluation.meta
+    facts = [
+        ("To be forgotten", _what(request)),
+        ("Forgotten training images", f"{request['forget']:,}"),
+        ("Kept training images", f"{request['retain']:,}"),
+        ("Classes of the model", f"{len(view.classes)}"),
+        ("Model", str(meta["settings"]["model.name"])),
+        ("Seed", str(meta["seed"])),
+    ]
+    if view.sources.finished:
+        facts.append(("Measured", view.sources.finished))
+    return facts
+
+
+def _summary(view: View) -> list[str]:
+    """What happened, in sentences that hold only what was measured."""
+    request, oracle = view.request, "oracle" in view.models
+
+    def say(name: str, text: str, compared: str) -> list[str]:
+        before, now, target = (view.value(m, name) for m in ("original", "unlearned", "oracle"))
+        if before is None or now is None:
+            return []
+        ending = compared.format(percent(target)) if oracle and target is not None else ""
+        return [text.format(percent(before), percent(now)) + ending + "."]
+
+    sentences = [
+        f"The model was asked to forget {_what(request)}: {counted(request['forget'], 'training image')}. "
+        + (
+            "Beside it stands a model retrained from scratch without them, which shows what forgetting looks like."
+            if oracle
+            else "No retrained model stands beside it, so there is no yardstick for what real forgetting looks like."
+        )
+    ]
+    sentences += say(
+        "forget_train_acc",
+        "Of the forgotten images it recognised {} before and {} now",
+        "; the retrained model recognises {}",
+    )
+    sentences += say(
+        "retain_test_acc",
+        "Of new images of what it should still know it recognised {} before and {} now",
+        "; retrained: {}",
+    )
+    sentences += say(
+        "mia_entropy_lr",
+        "An attacker who tries to tell by the model's certainty which images it was trained on took {} of the "
+        "forgotten ones for training images before, and {} now",
+        "; with the retrained model, which never saw them, it would be {}",
+    )
+    return sentences
+
+
+def _tiles(view: View) -> list[Tile]:
+    names = {
+        "forget_train_acc": "Forgotten images still recognised",
+        "retain_test_acc": "What it should know, recognised",
+        "mia_entropy_lr": "Taken by an attacker for training images",
+        "probe_acc": "Still to be found in the inner features",
+    }
+    return [
+        Tile(label, *(percent(view.value(m, name)) for m in ("original", "unlearned", "oracle")))
+        for name, label in names.items()
+        if view.value("unlearned", name) is not None
+    ]
+
+
+def _own_limits(view: View) -> list[tuple[str, str]]:
+    """Limits of this very run."""
+    limits = []
+    if "oracle" not in view.models:
+        text = "No model was retrained without the forgotten images, so nearness to real forgetting was not measured."
+        limits.append(("No yardstick", text))
+    probe, target = view.value("unlearned", "probe_acc"), view.value("oracle", "probe_acc")
+    if probe is not None and target is not None and probe > target:
+        text = (
+            f"A classifier on the inner features finds {percent(probe)} of the forgotten classes' images, and "
+            f"{percent(target)} in the retrained model: some of what was forgotten may be hidden rather than gone."
+        )
+        limits.append(("Hidden knowledge", text))
+    if view.sources.artifacts.keys() & {"labels", "noise"}:
+        text = (
+            "When this was written, the run directory held labels or noises made from the forgotten images. "
+            "`megu purge` deletes them once the result is accepted."
+        )
+        limits.append(("Traces beside the model", text))
+    return limits
