@@ -41,6 +41,7 @@ def ran(said):
     return {line.split(":")[0] for line in said if ": running" in line}
 
 
+@pytest.mark.slow
 def test_cells_are_kept_and_only_what_is_new_is_computed(small):
     said: list[str] = []
     first = comparison(small, said).run()

@@ -119,6 +119,8 @@ def test_page_tells_all_with_images_off(whole):
     evaluation = artifacts.read_body(run / "eval.json")
     shown = html.unescape(re.sub(r"data:[^\"]*", "", text))
     for name, value in evaluation["unlearned"].items():
+        if all(evaluation[model].get(name) is None for model in ("original", "unlearned", "oracle")):
+            continue  # too few images for this figure: nothing to show
         assert name in shown
         assert words.shown(name, value) in shown
     for name in ("empirical evidence, no formal guarantee", "8", "rated 6"):

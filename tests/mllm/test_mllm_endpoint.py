@@ -499,7 +499,7 @@ def test_with_a_single_candidate_nothing_is_asked(megu: Any, write_config: Any, 
             Image.new("RGB", (8, 8), (shade * 90, 0, 0)).save(tmp_path / "images" / folder / f"{shade}.png")
     (tmp_path / "list.csv").write_text("0\n")
     data = {"name": "imagefolder", "root": "images", "image_size": 8, "validation": 0}
-    file = write_config(data=data, forget={"samples": "list.csv"}, mllm=settings(server))
+    file = write_config(data=data, forget={"samples": "list.csv"}, labels={"keep": 0.9}, mllm=settings(server))
     code, out, err = megu("similarity", "-c", file, "--dry-run")
     assert "Nothing is asked." in out
     code, out, err = megu("similarity", "-c", file, "--json")
@@ -516,6 +516,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_killed_after_half_of_the_calls_the_next_run_sends_the_other_half(
     megu: Any, write_config: Any, server: Server, tmp_path: Path
 ) -> None:

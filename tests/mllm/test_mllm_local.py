@@ -76,7 +76,9 @@ def plainly(processor: Any, net: Any, prompt: str, image: Image.Image | None, an
     return float(sum(logprobs[i - 1, ids[i]] for i in range(start, len(ids))))
 
 
-@pytest.mark.parametrize("size", [(28, 28), (56, 42)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "size", [pytest.param((28, 28), id="small"), pytest.param((56, 42), id="large", marks=pytest.mark.slow)]
+)
 def test_likelihoods_with_the_cache_equal_those_of_plain_passes(
     folders: dict[str, Path], kind: str, size: tuple[int, int]
 ) -> None:
