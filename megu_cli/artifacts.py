@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+_NO_TENSORS = hashlib.sha256().hexdigest()
 _TEMPORARY = ".megu-tmp-"
 
 
@@ -131,11 +132,14 @@ def _separate(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def seal(artifact: Artifact, meta: dict[str, Any]) -> Artifact:
     """The artifact with ``meta`` and its content digest."""
-    parts: list[Any] = [artifact.body]
-    if artifact.tensors:
-        parts.append(state_digest(artifact.tensors))
-    meta = {"format": FORMAT, **meta, "content": digest(parts)}
+    tensors = state_digest(artifact.tensors) if artifact.tensors else _NO_TENSORS
+    meta = {"format": FORMAT, **meta, "content": _content(artifact.body, tensors)}
     return Artifact(artifact.body, artifact.tensors, {**meta, "checksum": digest(meta)})
+
+
+def _content(body: dict[str, Any], tensors: str) -> str:
+    """Digest of a body and, where there are any, of the tensors."""
+    return digest([body] if tensors == _NO_TENSORS else [body, tensors])
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -145,11 +149,9 @@ def read_meta(path: Path) -> dict[str, Any]:
         ArtifactError: The file is missing, no artifact of ours, damaged, or of a newer format.
     """
     body, meta = _read_description(path)
-    parts: list[Any] = [body]
-    if path.suffix != ".json":
-        parts.append(tensor_digest(path))
+    tensors = tensor_digest(path) if path.suffix != ".json" else _NO_TENSORS
     without = {key: value for key, value in meta.items() if key != "checksum"}
-    if meta.get("content") != digest(parts) or meta.get("checksum") != digest(without):
+    if meta.get("content") != _content(body, tensors) or meta.get("checksum") != digest(without):
         raise ArtifactError(f"{path.name}: it does not match its digest")
     return meta
 

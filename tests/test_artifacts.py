@@ -33,6 +33,11 @@ def test_round_trip_and_same_bytes(tmp_path, name):
     assert back.content == sealed(**tensors).content
 
 
+def test_an_artifact_without_tensors_is_whole_too(tmp_path):
+    artifacts.write(tmp_path / "noise.safetensors", sealed())
+    assert artifacts.read(tmp_path / "noise.safetensors").body == {"b": 1, "a": ["ü"]}
+
+
 def test_the_header_carries_one_key_of_canonical_json(tmp_path):
     artifacts.write(tmp_path / "x.safetensors", sealed(t=torch.zeros(1)))
     from safetensors import safe_open

@@ -246,6 +246,41 @@ def test_time_is_reported_against_retraining(finished):
     assert evaluation["time"]["time_ratio_total"] == pytest.approx(total / seconds["oracle"])
 
 
+COARSE = {"superclasses": {"round": ["0", "6", "8", "9"], "other": ["1", "2", "3", "4", "5", "7"]}}
+
+
+@pytest.mark.parametrize(
+    ("data", "forget", "mode"),
+    [
+        ({}, {"random": {"fraction": 0.1}}, "ranked"),
+        ({}, {"samples": "list.csv"}, "ranked"),
+        (COARSE, {"subclasses": ["8"]}, "ranked"),
+        (COARSE, {"classes": ["round"]}, "hard"),
+        ({}, {"classes": ["3", "8"]}, "hard"),
+    ],
+)
+def test_every_kind_of_request_runs_to_the_end(megu, tmp_path, data, forget, mode):
+    (tmp_path / "list.csv").write_text("\n".join(str(i) for i in range(20)))
+    if data and "classes" in forget:
+        data = {"superclasses": {**COARSE["superclasses"], "other": ["1", "2", "3"], "more": ["4", "5", "7"]}}
+    file = write_config(tmp_path, data=data, forget=forget, eval={"oracle": True})
+    answer = megu("run", "-c", file, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["comparison"]["unlearned"]["avg_gap"] is not None
+    assert artifacts.read_body(tmp_path / "run" / "labels.safetensors")["mode"] == mode
+    assert megu("status", "-c", file).code == 0
+    assert ran(megu("run", "-c", file).err) == []
+
+
+@pytest.mark.parametrize("mode", ["soft", "sample", "hard"])
+@pytest.mark.parametrize("use", ["both", "none"])
+def test_every_switch_of_labels_and_noise(megu, tmp_path, mode, use):
+    file = write_config(tmp_path, forget={"random": {"count": 30}}, labels={"mode": mode}, noise={"use": use})
+    assert megu("run", "-c", file).code == 0
+    for source in ("transition", "prediction", "random"):
+        assert megu("labels", "-c", file, "--set", f"labels.source={source}").code == 0
+
+
 def test_an_image_folder_touched_and_changed(megu, tmp_path):
     write_folder(tmp_path / "images", number=12)
     names = ["cat", "dog", "eel"]
