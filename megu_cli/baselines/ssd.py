@@ -6,7 +6,7 @@ Reference: https://github.com/if-loops/selective-synaptic-dampening
 Notes: As in the reference, the importance is the mean over batches of the squared gradient of the batch's mean loss,
 and D is all of the training images, the forgotten ones included. So that the two importances compare, both use batches
 of the same size. No training. A batch of one class has aligned gradients and a mixed one has not, so the threshold
-depends on the share of D_f and on the batch size, and is the first thing to tune: 20 here, 10 in the paper.
+depends on the share of D_f and on the batch size, and is the first thing to tune: 50 here, 10 in the paper.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megu_cli.models import frozen
 from megu_cli.runtime import generator
 
 
-def ssd(model: nn.Module, task: Task, *, alpha: float = 20.0, lam: float = 1.0) -> None:
+def ssd(model: nn.Module, task: Task, *, alpha: float = 50.0, lam: float = 1.0) -> None:
     """Multiply each selected weight by its `dampening`.
 
     Args:
