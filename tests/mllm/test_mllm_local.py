@@ -76,9 +76,8 @@ def plainly(processor: Any, net: Any, prompt: str, image: Image.Image | None, an
     return float(sum(logprobs[i - 1, ids[i]] for i in range(start, len(ids))))
 
 
-@pytest.mark.parametrize(
-    "size", [pytest.param((28, 28), id="small"), pytest.param((56, 42), id="large", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(28, 28), (56, 42)], ids=["small", "large"])
 def test_likelihoods_with_the_cache_equal_those_of_plain_passes(
     folders: dict[str, Path], kind: str, size: tuple[int, int]
 ) -> None:
@@ -112,6 +111,7 @@ def test_ten_is_one_token_for_some_models_and_two_for_others(folders: dict[str, 
     assert any(one >= ten for one, ten in lengths.values())
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_give_the_same(
     folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +166,7 @@ def test_one_pass_of_the_vision_tower_per_image(folders: dict[str, Path], kind: 
     assert ratings.provenance["entropy"]["Shirt"].keys() == set(question.candidates)
 
 
+@pytest.mark.slow
 def test_the_whole_stage(megu: Any, write_config: Any, folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(folders[kind], folder)
