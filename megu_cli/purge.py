@@ -59,13 +59,16 @@ def traces(out: Path, *, original: bool = False, oracle: bool = False) -> list[T
         files["original.safetensors"] = _MODELS["original.safetensors"]
     if oracle:
         files["oracle.safetensors"] = _MODELS["oracle.safetensors"]
-    return [Trace(out / name, what) for name, what in files.items() if (out / name).is_file()]
+    # `megu compare` runs MeGU once more for each seed, in folders of its own; the figures of its methods stay.
+    beside = sorted(path for name in files for path in (out / "compare").rglob(name))
+    paths = [*(out / name for name in files), *beside]
+    return [Trace(path, files[path.name]) for path in paths if path.is_file()]
 
 
 def kept(out: Path, going: list[Trace]) -> list[str]:
     """What stays of megu's own files."""
-    gone = {trace.path.name for trace in going}
-    return [name for name in KEPT if name not in gone and (out / name).is_file()]
+    gone = {trace.path for trace in going}
+    return [name for name in KEPT if out / name not in gone and (out / name).is_file()]
 
 
 def shows_forgotten(out: Path) -> bool:

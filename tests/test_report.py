@@ -199,6 +199,19 @@ def test_report_leaves_out_what_belongs_to_another_run(run):
     assert "not in the run directory any more" in text
 
 
+def test_comparison_is_shown_where_it_is_of_the_same_request(run):
+    request = artifacts.read_body(run / "eval.json")["request"]
+    figures_ = {"mean": {"avg_gap": 0.0123, "js_divergence": 0.45}, "interval": {"avg_gap": 0.0045}}
+    body = {"request": request, "seeds": [0, 1, 2], "methods": {"megu": figures_}, "noise_floor": 0.004}
+    work = Workspace(load_config(run / "megu.yaml"))
+    for asked, shown in ((request, True), ({**request, "forget": 1}, False)):
+        sealed = artifacts.seal(artifacts.Artifact({**body, "request": asked}), {"stage": "compare"})
+        artifacts.write(run / "compare.json", sealed)
+        text = report.write(work, [], form="md").read_text()
+        assert ("| megu | 1.2 ± 0.5 | 0.450 |" in text) is shown
+        assert ("differ by 0.4% on average" in text) is shown
+
+
 def test_figures_survive_many_classes_with_long_names():
     names = [f"a class with a rather long name, number {i}" for i in range(100)]
     paths = [(names[i % 7], names[i % 31], names[i % 13], 1 + i) for i in range(100)]
@@ -294,11 +307,17 @@ def test_purge_deletes_traces_and_all_stays_fresh(run, flags, undrawn):
     (run / "similarity.answers.jsonl").write_text("{}\n")
     (run / "own.txt").write_text("the user's")
     (run / ".digests.json").write_text("{}")
+    ours = run / "compare" / "1" / "megu"
+    ours.mkdir(parents=True)
+    (ours / "noise.safetensors").write_bytes((run / "noise.safetensors").read_bytes())
+    (ours.parent / "megu.json").write_text("{}")
     model = (run / "model.safetensors").read_bytes()
     result = megu(run, "purge", "--yes", "--json", *flags)
     gone = {"labels.safetensors", "noise.safetensors", "similarity.answers.jsonl", ".digests.json"}
     gone |= {f"{flag[2:]}.safetensors" for flag in flags}
+    gone |= {"compare/1/megu/noise.safetensors"}
     assert set(json.loads(result.stdout)["deleted"]) == gone
+    assert (ours.parent / "megu.json").exists()
     assert not any((run / name).exists() for name in gone)
     assert (run / "model.safetensors").read_bytes() == model
     assert (run / "own.txt").exists()

@@ -379,7 +379,7 @@ def purge(
         elif going and not (config.out / "report.html").exists():
             rewritten = "written first, so that the figures stay"
         result: dict[str, Any] = {
-            "deleted": {trace.path.name: trace.what for trace in going},
+            "deleted": {trace.path.relative_to(config.out).as_posix(): trace.what for trace in going},
             "kept": traces.kept(config.out, going),
             "report": rewritten,
         }

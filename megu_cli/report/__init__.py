@@ -6,6 +6,7 @@ where they are asked for, come from the data set.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -90,6 +91,10 @@ def _sources(work: Workspace, verdicts: Sequence[Verdict], show_forgotten: bool,
         for name in (*_WEIGHTS, *_FILES.values(), "eval.json")
         if (work.out / name).is_file()
     ]
+    comparison = None
+    with contextlib.suppress(ArtifactError):
+        beside = artifacts.read(work.out / "compare.json")
+        comparison = beside if beside.body.get("request") == evaluation.body["request"] else None
     entry = work.logged(evaluation.meta["fingerprint"])
     shown, scale = _examples(work, found) if show_forgotten else ([], 1.0)
     notices = list(notices)
@@ -98,7 +103,7 @@ def _sources(work: Workspace, verdicts: Sequence[Verdict], show_forgotten: bool,
             "Forgotten images were asked for, but the labels or noises made from them are not here any more."
         )
     finished = str(entry["time"]).replace("T", " ").replace("+00:00", " UTC") if entry else ""
-    return Sources(evaluation, found, verdicts, files, finished, shown, scale, notices)
+    return Sources(evaluation, found, verdicts, files, finished, shown, scale, notices, comparison)
 
 
 def _examples(work: Workspace, found: dict[str, Artifact]) -> tuple[list[tuple[Any, int, int]], Any]:

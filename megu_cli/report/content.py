@@ -25,6 +25,7 @@ def gather(sources: Sources) -> Report:
         sections.noise,
         sections.histograms,
         sections.planes,
+        sections.comparison,
         sections.digests,
         sections.settings,
     )

@@ -120,6 +120,7 @@ class Sources:
         shown: Forgotten images to show, as (image (C, H, W) from 0 to 1, class, perturbing label); empty: show none.
         scale: (C, 1, 1), one unit of noise in units of the image.
         notices: What the reader must know.
+        comparison: compare.json, where it is there and about the same request.
     """
 
     evaluation: Artifact
@@ -130,6 +131,7 @@ class Sources:
     shown: Sequence[tuple[np.ndarray[Any, Any], int, int]] = ()
     scale: np.ndarray[Any, Any] | float = 1.0
     notices: Sequence[str] = ()
+    comparison: Artifact | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from megu_cli.report.words import DIGESTED, METRICS, MODELS, counted, listed, me
 
 _ROWS = 32  # classes in a figure; the tables hold all
 _PATHS = 60  # rows of the flow's table
+# What the comparison of methods shows; compare.json has all.
+_COMPARED = ("avg_gap", "forget_train_acc", "retain_test_acc", "mia_entropy_lr", "js_divergence", "probe_acc")
 
 
 def verdict(view: View) -> Section:
@@ -388,8 +390,61 @@ def planes(view: View) -> Section | None:
     ) + "."  # fmt: skip
     figure = Figure(lambda look: figures.planes(points, labels, view.classes, view.forgotten, near, MODELS, look), alt)
     head = ["class", *(f"nearest class, {MODELS[m]}" for m in points)]
-    table = Table(head, rows, folded="Nearest classes as a table")
-    return Section("entanglement", "How classes lie inside the model", lead, detail, [figure], [table])
+    tables = [Table(head, rows, folded="Nearest classes as a table"), *_entangled(view)]
+    return Section("entanglement", "How classes lie inside the model", lead, detail, [figure], tables)
+
+
+def _entangled(view: View) -> list[Table]:
+    """The same in numbers that no plane distorts."""
+    measured: dict[str, dict[str, float | None]] = view.body.get("entanglement", {})
+    names = {
+        "centroid_cosine": "Forgotten and kept classes point the same way\n"
+        "Mean cosine of their centroids; 1 is the same direction.\ncentroid_cosine",
+        "cka_forget": "Forgotten images lie as in the original\nLinear CKA; 1 means that nothing moved.\ncka_forget",
+        "cka_retain": "Kept images lie as in the original\nLinear CKA; 1 means that nothing moved.\ncka_retain",
+    }
+    models = [m for m in view.models if m in measured and m != "mask"]  # masking moves no feature
+
+    def cell(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    rows = [[text, *(cell(measured[m].get(name)) for m in models)] for name, text in names.items()]
+    return [Table(["", *(MODELS[m] for m in models)], rows, bold=1 + models.index("unlearned"))] if models else []
+
+
+def comparison(view: View) -> Section | None:
+    """Other methods on the same request, where `megu compare` was run."""
+    compared = view.sources.comparison
+    if compared is None:
+        return None
+    body = compared.body
+    figures_ = [
+        name for name in _COMPARED if any(row["mean"].get(name) is not None for row in body["methods"].values())
+    ]
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        mean, half = row["mean"].get(name), row["interval"].get(name)
+        scale, form = (100, "{:.1f}") if metric(name).percent else (1, "{:.3f}")
+        if mean is None:
+            return "–"
+        return form.format(scale * mean) + ("" if half is None else " ± " + form.format(scale * half))
+
+    names = list(body["methods"])
+    rows = [[name, *(cell(body["methods"][name], figure) for figure in figures_)] for name in names]
+    floor, runs = body.get("noise_floor"), counted(len(body["seeds"]), "run")
+    lead = (
+        f"The same request through {counted(len(names), 'method')}, over {runs}. retrain is the yardstick; "
+        "mask is the cheat that forgets nothing."
+    )
+    if floor is not None:
+        lead += f" Two retrained models differ by {percent(floor)} on average: gaps smaller than that mean nothing."
+    detail = "In percent but for distances: mean over the runs, ± half of the 95% interval where there are several."
+    table = Table(["method", *_heads(figures_)], rows, marked=[i for i, name in enumerate(names) if name == "megu"])
+    return Section("comparison", "Beside other methods", lead, detail, tables=[table])
+
+
+def _heads(names: list[str]) -> list[str]:
+    return [f"{metric(name).label} ({name})" for name in names]
 
 
 def digests(view: View) -> Section:

@@ -43,6 +43,17 @@ METRICS = {
         "Attack by confidence: taken for strangers",
         "Another attacker looks at the true class's probability; this is the share it thinks were not trained on.",
     ),
+    "mia_entropy_lr_ssd": Metric(
+        "Attack by certainty, against all test images",
+        "The same attack as some published tables have it; only for comparison with them.",
+    ),
+    "mia_loss_auc": Metric("Attack by loss", "How well an attacker tells forgotten from unseen images; 50% is chance."),
+    "mia_loss_tpr_at_1fpr": Metric(
+        "Attack by loss, when hardly ever wrong",
+        "Forgotten images found while at most 1% of unseen ones are accused; 1% is chance.",
+    ),
+    "zrf": Metric("Likeness to an untrained model", "How much its answers on forgotten images look like guessing."),
+    "relearn_epochs": Metric("Passes to learn it again", "Few mean that much of it was still there.", percent=False),
     "probe_acc": Metric(
         "Forgotten classes found in the inner features",
         "A small classifier on the model's inner features: what is hidden rather than gone.",
@@ -52,7 +63,15 @@ METRICS = {
         "0 would be the same answers on the forgotten images, 0.69 entirely other ones.",
         percent=False,
     ),
+    "activation_distance": Metric(
+        "Distance of its answers to retrained (L2)",
+        "0 would be the same answers, 1.41 entirely other ones.",
+        percent=False,
+    ),
     "agreement": Metric("Same answer as retrained", "How often both name the same class on forgotten images."),
+    "label_agreement": Metric(
+        "Well-chosen new labels", "How often an image was led to the class that the retrained model sees in it."
+    ),
     "avg_gap": Metric("Average gap to retrained", "Mean difference of three accuracies and the attack by certainty."),
     "tow": Metric("Tug of war", "Forgetting and keeping in one number; 100% is retrained."),
 }
