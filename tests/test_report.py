@@ -201,7 +201,7 @@ def test_report_leaves_out_what_belongs_to_another_run(run):
 
 def test_comparison_is_shown_where_it_is_of_the_same_request(run):
     request = artifacts.read_body(run / "eval.json")["request"]
-    figures_ = {"mean": {"avg_gap": 0.0123, "js_divergence": 0.45}, "interval": {"avg_gap": 0.0045}}
+    figures_ = {"mean": {"avg_gap": 0.0123, "js_divergence": 0.45}, "interval": {"avg_gap": 0.0048}}
     body = {"request": request, "seeds": [0, 1, 2], "methods": {"megu": figures_}, "noise_floor": 0.004}
     work = Workspace(load_config(run / "megu.yaml"))
     for asked, shown in ((request, True), ({**request, "forget": 1}, False)):

@@ -14,7 +14,14 @@ from megu_cli.report.words import DIGESTED, METRICS, MODELS, counted, listed, me
 _ROWS = 32  # classes in a figure; the tables hold all
 _PATHS = 60  # rows of the flow's table
 # What the comparison of methods shows; compare.json has all.
-_COMPARED = ("avg_gap", "forget_train_acc", "retain_test_acc", "mia_entropy_lr", "js_divergence", "probe_acc")
+_COMPARED = {
+    "avg_gap": "gap to retrained",
+    "forget_train_acc": "forgotten images recognised",
+    "retain_test_acc": "kept classes recognised",
+    "mia_entropy_lr": "taken for training images",
+    "js_divergence": "distance to retrained",
+    "probe_acc": "found in the features",
+}
 
 
 def verdict(view: View) -> Section:
@@ -438,13 +445,16 @@ def comparison(view: View) -> Section | None:
     )
     if floor is not None:
         lead += f" Two retrained models differ by {percent(floor)} on average: gaps smaller than that mean nothing."
-    detail = "In percent but for distances: mean over the runs, ± half of the 95% interval where there are several."
-    table = Table(["method", *_heads(figures_)], rows, marked=[i for i, name in enumerate(names) if name == "megu"])
+    detail = (
+        "In percent but for the distance (nats): mean over the runs, ± half of the 95% interval where there are "
+        f"several. Columns: {', '.join(figures_)}; `compare.json` has all."
+    )
+    table = Table(
+        ["method", *(_COMPARED[name] for name in figures_)],
+        rows,
+        marked=[i for i, name in enumerate(names) if name == "megu"],
+    )
     return Section("comparison", "Beside other methods", lead, detail, tables=[table])
-
-
-def _heads(names: list[str]) -> list[str]:
-    return [f"{metric(name).label} ({name})" for name in names]
 
 
 def digests(view: View) -> Section:
