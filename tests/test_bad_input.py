@@ -224,6 +224,7 @@ def test_an_image_that_cannot_be_decoded(megu, tmp_path):
     assert listing(tmp_path / "run") == set()
 
 
+@pytest.mark.slow
 def test_a_second_process_on_the_same_run_directory(megu, finished):
     out = finished.parent / "run"
     with artifacts.locked(out):

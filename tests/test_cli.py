@@ -116,6 +116,7 @@ def test_a_traceback_only_when_asked(megu, finished, monkeypatch):
         megu("labels", "-c", finished, "--force", "-v")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_leaves_no_partial_artifact(tmp_path):
     file = write_config(tmp_path, train={"epochs": 2000, "batch": 16})
     child = subprocess.Popen(

@@ -22,6 +22,7 @@ from megu_cli.models import like
 from megu_cli.pipeline import reached
 from megu_cli.workspace import Workspace
 
+pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parent.parent / "docs"
 FEW = ["original", "retrain", "megu", "finetune", "mask"]
 

@@ -24,6 +24,7 @@ from megu_cli.pipeline import Pipeline
 from megu_cli.report import figures, words
 from megu_cli.workspace import Workspace
 
+pytestmark = pytest.mark.slow
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
