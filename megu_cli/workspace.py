@@ -162,7 +162,7 @@ class Workspace:
             return Endpoint(
                 str(settings.model),
                 settings.base_url or "",
-                key=os.environ.get(settings.key_env),
+                key=self._key(),
                 key_env=settings.key_env,
                 allow_remote=settings.allow_remote,
                 show=self.picture,
@@ -174,19 +174,33 @@ class Workspace:
             )
         from megu_cli.mllm.clip import Clip
         from megu_cli.mllm.local import Local
+        from megu_cli.mllm.pretrained import Looking, Pretrained
 
-        kind = Local if settings.backend == "local" else Clip
-        return kind(
+        source = Pretrained(
             settings.model,
-            identity=self._rater_model_digest,
+            self.device,
             revision=settings.revision,
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
-            device=self.device,
-            show=self.picture,
-            answers=answers,
-            track=self.track,
         )
+        asker = {"backend": settings.backend, "model": self._rater_model_digest, "dtype": settings.dtype}
+        looking = Looking(self.picture, answers, asker, self.track)
+        return Local(source, looking) if settings.backend == "local" else Clip(source, looking)
+
+    def _key(self) -> str | None:
+        """The endpoint's key.
+
+        Raises:
+            ConfigError: The config names a variable for it, which is not set.
+        """
+        settings = self.config.mllm
+        key = os.environ.get(settings.key_env, "").strip() or None
+        if key is None and settings.key_env != type(settings).model_fields["key_env"].default:
+            raise ConfigError(
+                f"mllm.key_env: the environment variable {settings.key_env} is not set",
+                "Set it to the key, or leave mllm.key_env out if the server wants none.",
+            )
+        return key
 
     @property
     def ratings_file(self) -> Path:

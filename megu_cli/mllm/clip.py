@@ -13,14 +13,11 @@ The order is the model's; the distances say less than an MLLM's. Where the candi
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import DataError, MLLMError
-from megu_cli.mllm.answers import Answers
-from megu_cli.mllm.base import FLAT, PROMPT_VERSION, SCALE, Cost, Question, Ratings, Show
-from megu_cli.mllm.pretrained import Looking, load, name_of
-from megu_cli.runtime import Track, silent
+from megu_cli.mllm.base import FLAT, SCALE, Cost, Question, Ratings
+from megu_cli.mllm.pretrained import Looking, Pretrained, provenance
 
 if TYPE_CHECKING:
     import torch
@@ -32,31 +29,17 @@ _TEMPLATE = "a photo of a {}"
 class Clip:
     """Ratings by cosine of image and text features; see `Local` for the arguments."""
 
-    def __init__(
-        self,
-        model: Path | str,
-        *,
-        identity: str,
-        revision: str | None,
-        dtype: str,
-        trust_remote_code: bool,
-        device: torch.device,
-        show: Show,
-        answers: Answers,
-        track: Track = silent,
-    ) -> None:
-        self.model, self.revision, self.dtype, self.device = model, revision, dtype, device
-        self.trust_remote_code = trust_remote_code
-        self._looking = Looking(show, answers, track, {"backend": "clip", "model": identity, "dtype": dtype})
+    def __init__(self, source: Pretrained, looking: Looking) -> None:
+        self.source, self.looking = source, looking
         self._texts: dict[str, torch.Tensor] = {}
 
     def cost(self, questions: list[Question]) -> Cost:
         """See `Backend.cost`."""
-        return self._looking.cost(questions, lambda question: 8 * (len(question.candidates) + 1))
+        return self.looking.cost(questions, lambda question: 8 * (len(question.candidates) + 1))
 
     def rate(self, questions: list[Question]) -> Ratings:
         """See `Backend.rate`."""
-        found = self._looking.each(questions, self._ask)
+        found = self.looking.each(questions, self._ask)
         scores, faults = {}, []
         for question in questions:
             entries = found[question.concept]
@@ -75,13 +58,8 @@ class Clip:
                 f"{len(faults)} of {len(questions)} rows of ratings carry no information\n" + "\n".join(faults),
                 "Set mllm.model to a more capable model, or choose another mllm.backend.",
             )
-        shown = len({entry["image"] for entries in found.values() for entry in entries} - {None})
-        provenance = {
-            "prompt": {"version": PROMPT_VERSION, "text": _TEMPLATE.format("…")},
-            "images": {"shown": shown, "sent_to": None, "left_the_machine": 0},
-            "missing": {},
-        }
-        return Ratings(f"{name_of(self.model)} (image-text similarity)", scores, provenance)
+        told = provenance(found, lambda shown: _TEMPLATE.format("…"))
+        return Ratings(f"{self.source.name} (image-text similarity)", scores, told)
 
     def _ask(self, question: Question, image: Image.Image | None) -> dict[str, Any]:
         import torch
@@ -95,9 +73,9 @@ class Clip:
             else:
                 pixels = processor(images=[image], return_tensors="pt").to(net.device, net.dtype)
                 shown = _normalised(net.get_image_features(**pixels))
-            logits = (shown @ texts.T)[0] * net.logit_scale.float().exp()
+            logits = self.source.finite((shown @ texts.T)[0] * net.logit_scale.float().exp())
         return {
-            "name": name_of(self.model),
+            "name": self.source.name,
             "logits": {name: round(value, 5) for name, value in zip(names, logits.tolist(), strict=True)},
             "tokens": None,
         }
@@ -120,19 +98,12 @@ class Clip:
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModel
 
-        processor, net = load(
-            AutoModel,
-            self.model,
-            revision=self.revision,
-            dtype=self.dtype,
-            trust_remote_code=self.trust_remote_code,
-            device=self.device,
-        )
+        processor, net = self.source.load(AutoModel)
         if not (
             hasattr(net, "get_image_features") and hasattr(net, "get_text_features") and hasattr(net, "logit_scale")
         ):
             raise DataError(
-                f"mllm.model: {name_of(self.model)} is no CLIP or SigLIP model",
+                f"mllm.model: {self.source.name} is no CLIP or SigLIP model",
                 "For a model that chats, set mllm.backend to local.",
             )
         return processor, net

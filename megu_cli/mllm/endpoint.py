@@ -11,10 +11,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from megu_cli.errors import ConfigError, MLLMError
 from megu_cli.mllm import pictures
@@ -42,6 +41,11 @@ CHUNK = 50
 # For the estimate of tokens: characters of text per token, pixels of image per token (Qwen2-VL: 28 x 28), and what a
 # small image costs at least (LLaVA-1.5: 24 x 24 patches, whatever its size).
 _CHARACTERS, _PIXELS, _SMALLEST = 4, 28 * 28, 576
+# With the JSON schema or without, with temperature and length or without: what a server may refuse, in the order in
+# which it is tried.
+_OPTIONS = ((True, True), (False, True), (True, False), (False, False))
+# A shorter key is no secret but a filler for servers that want some key, and may be part of any word.
+_SECRET = 6
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Endpoint:
         model: The model's name at the server.
         base_url: The server's address.
         key: Its key, if it wants one.
-        key_env: Where the key comes from, for messages.
+        key_env: The environment variable that the key comes from, for messages.
         allow_remote: Whether the server may be on another machine.
         show: Gives the pictures.
         answers: Where raw answers are kept.
@@ -90,9 +94,9 @@ class Endpoint:
         self.concurrency, self.timeout, self.retries, self.track = concurrency, timeout, retries, track
         self.allow_remote = allow_remote
         self._key, self._key_env = key, key_env
-        self._decoding = threading.Lock()
-        # What a server refused once is not sent again.
-        self._options: list[tuple[bool, bool]] = [(True, True), (False, True), (True, False), (False, False)]
+        self._client: OpenAI | None = None
+        self._lock = threading.Lock()
+        self._refused = 0  # how many of _OPTIONS the server refused: they are not sent again
 
     @property
     def host(self) -> str:
@@ -124,11 +128,6 @@ class Endpoint:
 
     def rate(self, questions: list[Question]) -> Ratings:
         """See `Backend.rate`."""
-        if self.remote and not self.allow_remote:
-            raise ConfigError(
-                f"mllm.base_url: {self.host} is not this machine, and images would be sent to it",
-                "Set mllm.allow_remote: true if they may; `megu similarity --dry-run` shows how many.",
-            )
         calls = list(self._calls(questions))
         found = self._all(calls)
 
@@ -160,7 +159,7 @@ class Endpoint:
                     yield _Call(question.concept, position, image, tuple(question.candidates[start : start + CHUNK]))
 
     def _picture(self, position: int) -> Any:
-        with self._decoding:
+        with self._lock:  # images are decoded by one thread at a time
             return self.show(position)
 
     def _asked(self, call: _Call, attempt: int) -> dict[str, Any]:
@@ -180,40 +179,75 @@ class Endpoint:
     def _all(self, calls: list[_Call]) -> list[tuple[dict[str, float], str]]:
         """Answer all calls, several at a time; what arrives is kept even where another call fails."""
         results: list[tuple[dict[str, float], str]] = [({}, "")] * len(calls)
-        with self.track("similarity", len(calls)) as advance, self._connected():
+        left = [i for i, call in enumerate(calls) if not self._answered(call)]
+        if left:
+            self._check()
+        with (
+            self.track("similarity", len(calls)) as advance,
+            self._connected(),
+            ThreadPoolExecutor(self.concurrency) as pool,
+        ):
             # The first call by itself: it finds out what the server takes, and whether it is there at all.
-            done = next((i for i, call in enumerate(calls) if self.answers.find(self._asked(call, 1)) is None), None)
-            if done is not None:
-                results[done] = self._answer(calls[done])
+            for i in left[:1]:
+                results[i] = self._answer(calls[i])
                 advance()
-            with ThreadPoolExecutor(self.concurrency) as pool:
-                futures: dict[Future[tuple[dict[str, float], str]], int] = {
-                    pool.submit(self._answer, call): i for i, call in enumerate(calls) if i != done
-                }
-                try:
-                    pending = set(futures)
-                    while pending:
-                        finished, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
-                        for future in finished:
-                            results[futures[future]] = future.result()
-                            advance()
-                finally:
-                    pool.shutdown(wait=True, cancel_futures=True)
+            futures: dict[Future[tuple[dict[str, float], str]], int] = {
+                pool.submit(self._answer, call): i for i, call in enumerate(calls) if i not in left[:1]
+            }
+            try:
+                pending = set(futures)
+                while pending:
+                    finished, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
+                    for future in finished:
+                        results[futures[future]] = future.result()
+                        advance()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
         return results
+
+    def _answered(self, call: _Call) -> bool:
+        """Whether the answers on disk have all that would be asked for a call."""
+        entry = self.answers.find(self._asked(call, 1))
+        if entry is None:
+            return False
+        again = self._again(call, parse(_text(_unpacked(entry)), call.candidates))
+        return again is None or self.answers.find(self._asked(again, 2)) is not None
+
+    def _check(self) -> None:
+        """What is at fault before anything is sent.
+
+        Raises:
+            ConfigError: The host is not allowed, or the key is none.
+        """
+        if self.remote and not self.allow_remote:
+            raise ConfigError(
+                f"mllm.base_url: {self.host} is not this machine, and images would be sent to it",
+                "Set mllm.allow_remote: true if they may; `megu similarity --dry-run` shows how many.",
+            )
+        # The libraries below would repeat the whole header in their message.
+        if self._key and not (self._key.isascii() and self._key.isprintable()):
+            raise ConfigError(
+                f"mllm.key_env: the key in the environment variable {self._key_env} has characters that cannot be sent",
+                "A key is one line of ASCII characters.",
+            )
 
     def _answer(self, call: _Call) -> tuple[dict[str, float], str]:
         """Ratings of one call, and the text they were read from; what is not there is asked for once more."""
-        text = self._said(call, 1)
-        ratings = parse(text, call.candidates)
-        missing = tuple(name for name in call.candidates if name not in ratings)
-        if missing:
-            second = self._said(_Call(call.concept, call.position, call.image, missing), 2)
-            ratings |= parse(second, missing)
-            text = second or text
-        return ratings, text
+        body = self._said(call, 1)
+        ratings = parse(_text(body), call.candidates)
+        if again := self._again(call, ratings):
+            second = self._said(again, 2)
+            ratings |= parse(_text(second), again.candidates)
+            body = second if _text(second) else body
+        return ratings, _text(body) or body.decode(errors="replace")
 
-    def _said(self, call: _Call, attempt: int) -> str:
-        """What the server says, from the answers on disk where it said it before."""
+    def _again(self, call: _Call, ratings: dict[str, float]) -> _Call | None:
+        """The call for what an answer did not rate; ``None`` if it rated all."""
+        missing = tuple(name for name in call.candidates if name not in ratings)
+        return replace(call, candidates=missing) if missing else None
+
+    def _said(self, call: _Call, attempt: int) -> bytes:
+        """The body of the server's answer, from the answers on disk where it was given before."""
         asked = self._asked(call, attempt)
         entry = self.answers.find(asked)
         if entry is None:
@@ -227,12 +261,11 @@ class Endpoint:
             body = self._post([{"role": "user", "content": content}], call.candidates)
             seconds = round(time.perf_counter() - started, 3)
             entry = self.answers.append(asked, {"seconds": seconds, "tokens": _tokens(body), **self._packed(body)})
-        return _text(_unpacked(entry))
+        return _unpacked(entry)
 
     def _packed(self, body: bytes) -> dict[str, str]:
         """A body, byte for byte; only where a server repeats the key to us is the key taken out."""
-        if self._key:
-            body = body.replace(self._key.encode(), b"[key]").replace(json.dumps(self._key)[1:-1].encode(), b"[key]")
+        body = self._without_key(body)
         try:
             return {"body": body.decode()}
         except UnicodeDecodeError:
@@ -240,33 +273,38 @@ class Endpoint:
 
     # -- the connection --------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _client(self) -> OpenAI:
-        import openai
-
-        # Without redirects: a 307 would send the images to wherever it says. The user's proxy is for other machines.
-        http = openai.DefaultHttpxClient(follow_redirects=False, timeout=self.timeout, trust_env=self.remote)
-        client = openai.OpenAI(
-            base_url=self.base_url,
-            api_key=self._key or "none",
-            timeout=self.timeout,
-            max_retries=self.retries,
-            http_client=http,
-        )
-        # The library takes these from the environment of OpenAI's own users; they are no business of another server.
-        client.organization = client.project = None
-        if client.base_url.host != urlsplit(self.base_url).hostname:
-            raise ConfigError(f"mllm.base_url: {self.base_url} can be read as more than one address")
-        return client
-
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
         try:
             yield
         finally:
-            if "_client" in self.__dict__:
-                self._client.close()
-                del self.__dict__["_client"]
+            with self._lock:
+                client, self._client = self._client, None
+            if client:
+                client.close()
+
+    def _connection(self) -> OpenAI:
+        """The client, made when something is first sent."""
+        import openai
+
+        with self._lock:
+            if self._client is None:
+                # Without redirects: a 307 would send the images to wherever it says. The user's proxy is for other
+                # machines.
+                http = openai.DefaultHttpxClient(follow_redirects=False, timeout=self.timeout, trust_env=self.remote)
+                self._client = openai.OpenAI(
+                    base_url=self.base_url,
+                    api_key=self._key or "none",
+                    timeout=self.timeout,
+                    max_retries=self.retries,
+                    http_client=http,
+                )
+                # The library takes these from the environment of OpenAI's own users; they are no business of another
+                # server.
+                self._client.organization = self._client.project = None
+            if self._client.base_url.host != urlsplit(self.base_url).hostname:
+                raise ConfigError(f"mllm.base_url: {self.base_url} can be read as more than one address")
+            return self._client
 
     def _post(self, messages: list[dict[str, Any]], candidates: tuple[str, ...]) -> bytes:
         """The body of an answer with status 200.
@@ -277,7 +315,8 @@ class Endpoint:
         import openai
 
         refused: APIStatusError | None = None
-        for structured, tuned in list(self._options):
+        first = self._refused
+        for number, (structured, tuned) in enumerate(_OPTIONS[first:], first):
             options: dict[str, Any] = {}
             if structured:
                 options["response_format"] = {
@@ -287,10 +326,10 @@ class Endpoint:
             if tuned:
                 options |= {"temperature": 0, "max_tokens": 512 + sum(16 + len(name) for name in candidates)}
             try:
-                raw = self._client.chat.completions.with_raw_response.create(
+                raw = self._connection().chat.completions.with_raw_response.create(
                     model=self.model, messages=messages, **options  # type: ignore[arg-type]
                 )  # fmt: skip
-                self._options = self._options[self._options.index((structured, tuned)) :]
+                self._refused = max(self._refused, number)
                 return bytes(raw.http_response.content)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 refused = refused or error  # what it says of the whole request tells most
@@ -302,7 +341,7 @@ class Endpoint:
                     "Raise mllm.timeout, or lower mllm.concurrency; what was answered is kept.",
                 ) from None
             except openai.APIConnectionError as error:
-                reason = self._without_key(str(error.__cause__ or error))
+                reason = self._without_key(str(error.__cause__ or error).encode()).decode()
                 raise MLLMError(
                     f"{self.host}: no connection ({reason})",
                     "Is the server running, and mllm.base_url right? What was answered is kept.",
@@ -313,9 +352,9 @@ class Endpoint:
     def _failed(self, error: APIStatusError) -> MLLMError:
         status = error.status_code
         if 300 <= status < 400:
-            to = error.response.headers.get("location", "another address")
+            to = self._without_key(error.response.headers.get("location", "another address").encode()).decode()
             return MLLMError(
-                f"{self.host}: answers with a redirect to {self._without_key(to)}, and none is followed",
+                f"{self.host}: answers with a redirect to {to}, and none is followed",
                 "Set mllm.base_url to the address itself, if images may be sent there.",
             )
         hints = {
@@ -324,14 +363,20 @@ class Endpoint:
             404: "Check mllm.base_url (most end in /v1) and mllm.model.",
             429: "Lower mllm.concurrency, or come back later; what was answered is kept.",
         }
-        body = self._without_key(error.response.text)
+        body = self._without_key(error.response.content).decode(errors="replace")
         return MLLMError(
             f"{self.host}: HTTP status {status}: {excerpt(body)}",
             hints.get(status, "What was answered is kept; the same command goes on from there."),
         )
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+    def _without_key(self, text: bytes) -> bytes:
+        """A text from outside without the key, in whichever way it is written."""
+        key = self._key or ""
+        if len(key) < _SECRET:
+            return text
+        for form in (key, json.dumps(key)[1:-1], key.replace("/", "\\/"), quote(key), quote(key, safe="")):
+            text = text.replace(form.encode(), b"[key]")
+        return text
 
 
 def _unpacked(entry: dict[str, Any]) -> bytes:

@@ -13,14 +13,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import DataError
-from megu_cli.mllm.answers import Answers
-from megu_cli.mllm.base import PROMPT_VERSION, SCALE, Cost, Question, Ratings, Show, averaged, single_prompt
-from megu_cli.mllm.pretrained import Looking, load, name_of
-from megu_cli.runtime import Track, silent
+from megu_cli.mllm.base import SCALE, Cost, Question, Ratings, averaged, single_prompt
+from megu_cli.mllm.pretrained import Looking, Pretrained, provenance
 
 if TYPE_CHECKING:
     import torch
@@ -37,48 +34,20 @@ class Local:
     """Ratings by the likelihoods of a chat-templated vision-language model.
 
     Args:
-        model: A hub id, or a directory.
-        identity: Digest of what the model is, whatever its place on disk.
-        revision: Commit or tag of a hub id.
-        dtype: ``auto`` or the name of a torch dtype.
-        trust_remote_code: Whether code that comes with the model may run.
-        device: Where it computes.
-        show: Gives the pictures.
-        answers: Where raw answers are kept.
-        track: Reports progress.
+        source: The model.
+        looking: Shows the images, and keeps the answers.
     """
 
-    def __init__(
-        self,
-        model: Path | str,
-        *,
-        identity: str,
-        revision: str | None,
-        dtype: str,
-        trust_remote_code: bool,
-        device: torch.device,
-        show: Show,
-        answers: Answers,
-        track: Track = silent,
-    ) -> None:
-        self.model, self.revision, self.dtype, self.device = model, revision, dtype, device
-        self.trust_remote_code = trust_remote_code
-        self._looking = Looking(show, answers, track, {"backend": "local", "model": identity, "dtype": dtype})
+    def __init__(self, source: Pretrained, looking: Looking) -> None:
+        self.source, self.looking = source, looking
 
     @cached_property
     def scorer(self) -> Scorer:
         """The model, loaded when it is first needed."""
         from transformers import AutoModelForImageTextToText
 
-        processor, net = load(
-            AutoModelForImageTextToText,
-            self.model,
-            revision=self.revision,
-            dtype=self.dtype,
-            trust_remote_code=self.trust_remote_code,
-            device=self.device,
-        )
-        return Scorer(processor, net, name_of(self.model))
+        processor, net = self.source.load(AutoModelForImageTextToText)
+        return Scorer(processor, net, self.source.name)
 
     def cost(self, questions: list[Question]) -> Cost:
         """See `Backend.cost`; an image counts as 576 tokens, since only the loaded model would tell."""
@@ -87,18 +56,17 @@ class Local:
             names = sum(len(name) // 4 + 12 for name in question.candidates)
             return names + len(single_prompt(question.concept, "", True)) // 4 + (576 if question.positions else 0)
 
-        return self._looking.cost(questions, tokens)
+        return self.looking.cost(questions, tokens)
 
     def rate(self, questions: list[Question]) -> Ratings:
         """See `Backend.rate`."""
-        found = self._looking.each(questions, self._ask)
+        found = self.looking.each(questions, self._ask)
         given = {concept: [entry["ratings"] for entry in entries] for concept, entries in found.items()}
         said = {
             concept: ", ".join(f"{name} {rating:.2f}" for name, rating in rows[0].items())
             for concept, rows in given.items()
         }
         scores = averaged(questions, given, said)
-        shown = len({entry["image"] for entries in found.values() for entry in entries} - {None})
         entropy = {
             q.concept: {
                 name: round(sum(e["entropy"][name] for e in found[q.concept]) / len(found[q.concept]), 6)
@@ -106,17 +74,13 @@ class Local:
             }
             for q in questions
         }
-        provenance = {
-            "prompt": {"version": PROMPT_VERSION, "text": single_prompt("…", "…", shown > 0)},
-            "images": {"shown": shown, "sent_to": None, "left_the_machine": 0},
-            "entropy": entropy,
-            "missing": {},
-        }
-        return Ratings(f"{name_of(self.model)} (likelihoods)", scores, provenance)
+        told = provenance(found, lambda shown: single_prompt("…", "…", shown))
+        return Ratings(f"{self.source.name} (likelihoods)", scores, {**told, "entropy": entropy})
 
     def _ask(self, question: Question, image: Image.Image | None) -> dict[str, Any]:
         prompts = [single_prompt(question.concept, name, image is not None) for name in question.candidates]
         scores, tokens = self.scorer.score(prompts, image)
+        self.source.finite(scores)
         values = scores.new_tensor([float(answer) for answer in ANSWERS])
         likely = scores.softmax(1)
         names = question.candidates
@@ -125,7 +89,7 @@ class Local:
             return {name: round(value, 6) for name, value in zip(names, column.tolist(), strict=True)}
 
         return {
-            "name": name_of(self.model),
+            "name": self.source.name,
             "ratings": by_name(likely @ values),
             "entropy": by_name(-(likely * likely.clamp_min(1e-30).log()).sum(1)),
             # How much of its probability the model gives to the eleven answers at all.

@@ -4,72 +4,105 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megu_cli.errors import DataError
+from megu_cli.errors import DataError, MLLMError
 from megu_cli.mllm import pictures
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import PROMPT_VERSION, Cost, Question, Show
-from megu_cli.runtime import Track
+from megu_cli.runtime import Track, silent
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
 
-def load(
-    auto: Any, model: Path | str, *, revision: str | None, dtype: str, trust_remote_code: bool, device: torch.device
-) -> tuple[Any, Any]:
-    """A processor and a model in eval mode on the device.
+@dataclass(frozen=True)
+class Pretrained:
+    """A model of transformers that is yet to be loaded.
 
-    The network is used only where a hub id is not in the local cache, and weights are read from safetensors only.
-
-    Args:
-        auto: The Auto class of the model.
+    Attributes:
         model: A hub id, or a directory.
+        device: Where it computes.
         revision: Commit, tag or branch of a hub id.
         dtype: ``auto`` or the name of a torch dtype.
         trust_remote_code: Whether code that comes with the model may run.
-        device: Where it computes.
-
-    Raises:
-        DataError: It is neither there nor to be downloaded, or it is no such model.
     """
-    import torch
-    from transformers import AutoProcessor
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of loading weights; the stage has its own
-    if dtype == "auto":
-        dtype = {"cuda": "bfloat16", "mps": "float16"}.get(device.type, "float32")
-    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if isinstance(model, str):
-        common["revision"] = revision or "main"
-    # A directory is all there is; a hub id is looked for in the cache before it is downloaded.
-    for only_local in (True,) if isinstance(model, Path) else (True, False):
-        try:
-            processor = AutoProcessor.from_pretrained(model, local_files_only=only_local, **common)
-            net = auto.from_pretrained(
-                model,
-                local_files_only=only_local,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                **common,
+    model: Path | str
+    device: torch.device
+    revision: str | None = None
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the model is called: a directory by its own name."""
+        return self.model.name if isinstance(self.model, Path) else self.model
+
+    def load(self, auto: Any) -> tuple[Any, Any]:
+        """A processor and the model, in eval mode on the device.
+
+        The network is used only where a hub id is not in the local cache, and weights are read from safetensors only.
+
+        Args:
+            auto: The Auto class of the model.
+
+        Raises:
+            DataError: It is neither there nor to be downloaded, it is no such model, or not all of it is there.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoProcessor
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of loading weights; the stage has its own
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = {"cuda": "bfloat16", "mps": "float16"}.get(self.device.type, "float32")
+        common: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if isinstance(self.model, str):
+            common["revision"] = self.revision or "main"
+        # A directory is all there is; a hub id is looked for in the cache before it is downloaded.
+        for only_local in (True,) if isinstance(self.model, Path) else (True, False):
+            try:
+                processor = AutoProcessor.from_pretrained(self.model, local_files_only=only_local, **common)
+                net, loading = auto.from_pretrained(
+                    self.model,
+                    local_files_only=only_local,
+                    dtype=getattr(torch, dtype),
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **common,
+                )
+            except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+                trouble = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                continue
+            if loading["missing_keys"]:
+                # transformers would go on with random numbers in their place.
+                trouble = f"its files have no {min(loading['missing_keys'])}"
+                break
+            return processor, net.to(self.device).eval()
+        raise DataError(
+            f"mllm.model: {self.model} cannot be loaded: {trouble}",
+            "Give a hub id that can be downloaded, or a directory (absolute, or beginning with ./) with the model's "
+            "config, processor and safetensors files.",
+        )
+
+    def finite(self, values: torch.Tensor) -> torch.Tensor:
+        """The values that the model gave, all of which are numbers.
+
+        Raises:
+            MLLMError: Some are not: the model's numbers do not fit its dtype.
+        """
+        if not bool(values.isfinite().all()):
+            raise MLLMError(
+                f"{self.name} computes values that are no finite numbers",
+                "Set mllm.dtype to float32, or choose another model.",
             )
-            return processor, net.to(device).eval()
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            trouble = str(error).strip().splitlines()[0]
-    raise DataError(
-        f"mllm.model: {model} cannot be loaded: {trouble}",
-        "Give a hub id that can be downloaded, or a directory (absolute, or beginning with ./) with the model's "
-        "config, processor and safetensors files.",
-    )
-
-
-def name_of(model: Path | str) -> str:
-    """What a model is called: a directory by its own name."""
-    return model.name if isinstance(model, Path) else model
+        return values
 
 
 class Looking:
@@ -78,12 +111,12 @@ class Looking:
     Args:
         show: Gives the pictures.
         answers: Where raw answers are kept.
-        track: Reports progress.
         asker: What else, beside question and image, determines an answer.
+        track: Reports progress.
     """
 
-    def __init__(self, show: Show, answers: Answers, track: Track, asker: dict[str, Any]) -> None:
-        self.show, self.answers, self.track, self.asker = show, answers, track, asker
+    def __init__(self, show: Show, answers: Answers, asker: dict[str, Any], track: Track = silent) -> None:
+        self.show, self.answers, self.asker, self.track = show, answers, asker, track
 
     def cost(self, questions: list[Question], text_tokens: Callable[[Question], int]) -> Cost:
         """What is not answered yet."""
@@ -119,3 +152,18 @@ class Looking:
             "image": None if position is None else pictures.digest(self.show(position)),
             "candidates": question.candidates,
         }
+
+
+def provenance(found: dict[str, list[dict[str, Any]]], prompt: Callable[[bool], str]) -> dict[str, Any]:
+    """What the artifact tells of answers that were all given in this process.
+
+    Args:
+        found: concept -> its answers, as `Looking.each` gives them.
+        prompt: The wording of a question, with an image shown or without.
+    """
+    shown = len({entry["image"] for entries in found.values() for entry in entries} - {None})
+    return {
+        "prompt": {"version": PROMPT_VERSION, "text": prompt(shown > 0)},
+        "images": {"shown": shown, "sent_to": None, "left_the_machine": 0},
+        "missing": {},
+    }

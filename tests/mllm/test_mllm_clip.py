@@ -14,6 +14,7 @@ from megu_cli.errors import DataError, MLLMError
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import Question
 from megu_cli.mllm.clip import Clip
+from megu_cli.mllm.pretrained import Looking, Pretrained
 
 NAMES = ["polar_bear", "Bag", "Ankle boot", "sea"]
 QUESTION = Question("wolf", NAMES, [1, 2])
@@ -29,16 +30,8 @@ def picture(seed: int) -> Image.Image:
 
 
 def backend(folder: Path, path: Path) -> Clip:
-    return Clip(
-        folder,
-        identity="tiny",
-        revision=None,
-        dtype="auto",
-        trust_remote_code=False,
-        device=torch.device("cpu"),
-        show=picture,
-        answers=Answers(path),
-    )
+    source = Pretrained(folder, torch.device("cpu"))
+    return Clip(source, Looking(picture, Answers(path), {"model": "tiny"}))
 
 
 def test_ratings_are_linear_in_the_models_own_logits(folder: Path, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import tiny
 import torch
 from PIL import Image
 
-from megu_cli.errors import DataError
+from megu_cli.errors import DataError, MLLMError
+from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import Question, single_prompt
 from megu_cli.mllm.local import ANSWERS, Local, Scorer
+from megu_cli.mllm.pretrained import Looking, Pretrained
 
 # Builder, vision tower, the token that ends a turn.
 KINDS = {
@@ -122,25 +124,14 @@ def test_batches_of_any_size_give_the_same(
     torch.testing.assert_close(scorer.score(PROMPTS, picture(1))[0], together, atol=1e-5, rtol=0)
 
 
-def backend(folder: Path, answers: Any, **over: Any) -> Local:
-    settings = {
-        "identity": "tiny",
-        "revision": None,
-        "dtype": "auto",
-        "trust_remote_code": False,
-        "device": torch.device("cpu"),
-        "show": picture,
-        "answers": answers,
-        **over,
-    }
-    return Local(folder, **settings)
+def backend(folder: Path, path: Path) -> Local:
+    source = Pretrained(folder, torch.device("cpu"))
+    return Local(source, Looking(picture, Answers(path), {"model": "tiny"}))
 
 
 def test_one_pass_of_the_vision_tower_per_image(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
-    from megu_cli.mllm.answers import Answers
-
     path = tmp_path / "similarity.answers.jsonl"
-    rater = backend(folders[kind], Answers(path))
+    rater = backend(folders[kind], path)
     passes = []
     rater.scorer.net.get_submodule(KINDS[kind][1]).register_forward_hook(lambda *_: passes.append(1))
     question = Question("Shirt", [f"class {i}" for i in range(99)], [1, 2, 3])
@@ -149,7 +140,7 @@ def test_one_pass_of_the_vision_tower_per_image(folders: dict[str, Path], kind: 
     assert len(passes) == 3
     assert len(ratings.scores["Shirt"]) == 99
     # A new process finds the answers on disk, and does not even load the model.
-    again = backend(tmp_path / "not there", Answers(path))
+    again = backend(tmp_path / "not there", path)
     assert (again.cost([question]).calls, again.cost([question]).answered) == (0, 3)
     assert again.rate([question]).scores == ratings.scores
     more = Question("Shirt", question.candidates, [1, 2, 3, 4])
@@ -195,22 +186,53 @@ def test_the_whole_stage(megu: Any, write_config: Any, folders: dict[str, Path],
 
 
 def test_a_model_without_a_chat_template_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    from megu_cli.mllm.answers import Answers
-
     shutil.copytree(folders["llava"], tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").unlink()
     with pytest.raises(DataError, match="chat template"):
-        backend(tmp_path / "model", Answers(tmp_path / "a")).rate([Question("Shirt", NAMES, [1])])
+        backend(tmp_path / "model", tmp_path / "a").rate([Question("Shirt", NAMES, [1])])
 
 
 def test_weights_that_are_a_pickle_are_not_read(folders: dict[str, Path], tmp_path: Path) -> None:
-    from megu_cli.mllm.answers import Answers
-
     shutil.copytree(folders["llava"], tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     torch.save(loaded(folders["llava"])[1].state_dict(), tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(DataError, match="cannot be loaded"):
-        backend(tmp_path / "model", Answers(tmp_path / "a")).rate([Question("Shirt", NAMES, [1])])
+        backend(tmp_path / "model", tmp_path / "a").rate([Question("Shirt", NAMES, [1])])
+
+
+def rewritten(folder: Path, change: Any) -> None:
+    """Change the tensors in a model's weights file."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, {"format": "pt"})
+
+
+def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folders["llava"], tmp_path / "model")
+    rewritten(tmp_path / "model", lambda tensors: tensors.pop(next(name for name in tensors if "q_proj" in name)))
+    with pytest.raises(DataError, match=r"cannot be loaded: its files have no .*q_proj"):
+        backend(tmp_path / "model", tmp_path / "a").rate([Question("Shirt", NAMES, [1])])
+
+
+def test_weights_that_are_cut_short_are_an_error_of_the_config(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["llava"], tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match="cannot be loaded"):
+        backend(tmp_path / "model", tmp_path / "a").rate([Question("Shirt", NAMES, [1])])
+
+
+def test_a_model_whose_numbers_overflow_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["llava"], tmp_path / "model")
+    rewritten(tmp_path / "model", lambda tensors: tensors["language_model.lm_head.weight"].fill_(math.inf))
+    with pytest.raises(MLLMError, match="no finite numbers"):
+        backend(tmp_path / "model", tmp_path / "a").rate([Question("Shirt", NAMES, [1])])
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_hub_id_that_cannot_be_had_is_an_error_of_the_config(
