@@ -29,7 +29,8 @@ class Stage:
         command: What rebuilds it.
         settings: Dotted keys of the config that it uses.
         given: Inputs that no stage makes; see `Workspace.digest`.
-        needs: Stages whose artifacts it reads.
+        needs: Stages whose artifacts it reads, in the order in which they are made where they are missing. The ratings
+            come before any training: they may fail for reasons outside, such as a server, a key, a model's answers.
         weights: Plain weight files that it writes beside the artifact.
         version: Raised whenever the same inputs would give another result.
     """
@@ -69,7 +70,7 @@ STAGES = {
             "megu labels",
             ("seed", "model.name", "labels"),
             _METHOD,
-            ("checkpoint", "transition"),
+            ("transition", "checkpoint"),
         ),
         Stage(
             "noise",
@@ -85,7 +86,7 @@ STAGES = {
             "megu finetune",
             ("seed", "model.name", "finetune", "noise.strength"),
             _METHOD,
-            ("checkpoint", "transition", "labels", "noise"),
+            ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
         ),
         Stage(
@@ -331,7 +332,7 @@ class Pipeline:
         # All that is wrong with what the user gave shows now, before the first hour of work.
         for name in self.order() if goals is None else goals:
             self._given_or_raise(STAGES[name])
-        for name in goals if goals is not None else self.order() if force else self.goals():
+        for name in goals if goals is not None else [*self.goals(), *self.order()] if force else self.goals():
             self._ensure(name, done, force)
 
     def plan(self, names: Iterable[str] | None = None, force: bool = False) -> list[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megu_cli import artifacts
 from megu_cli.config import Config, get
-from megu_cli.errors import CheckpointError, ConfigError, DataError
+from megu_cli.errors import ArtifactError, CheckpointError, ConfigError, DataError
 from megu_cli.runtime import Track, silent
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Workspace:
 
     def __init__(self, config: Config, track: Track = silent) -> None:
         self.config = config
+        self._elder: Workspace | None = None
         self.out = config.out
         self.track = track
         self._memo: dict[str, list[Any]] | None = None
@@ -51,6 +52,7 @@ class Workspace:
             request: Keep this forget request, also where the config's seed would draw another.
         """
         other = Workspace(config, self.track)
+        other._elder = self
         other.__dict__["data"] = self.data
         other.__dict__["device"] = self.device
         if request:
@@ -148,6 +150,8 @@ class Workspace:
     def rater(self) -> Backend:
         """The similarity backend."""
         settings = self.config.mllm
+        if self._elder and self._elder.config.mllm == settings:
+            return self._elder.rater  # what was answered in one run directory is asked in none of its siblings
         if settings.backend == "recorded":
             from megu_cli.mllm.recorded import Recorded
 
@@ -162,8 +166,9 @@ class Workspace:
             return Endpoint(
                 str(settings.model),
                 settings.base_url or "",
-                key=self._key(),
+                key=os.environ.get(settings.key_env, "").strip(),
                 key_env=settings.key_env,
+                key_needed=settings.key_env != type(settings).model_fields["key_env"].default,
                 allow_remote=settings.allow_remote,
                 show=self.picture,
                 answers=answers,
@@ -186,21 +191,6 @@ class Workspace:
         asker = {"backend": settings.backend, "model": self._rater_model_digest, "dtype": settings.dtype}
         looking = Looking(self.picture, answers, asker, self.track)
         return Local(source, looking) if settings.backend == "local" else Clip(source, looking)
-
-    def _key(self) -> str | None:
-        """The endpoint's key.
-
-        Raises:
-            ConfigError: The config names a variable for it, which is not set.
-        """
-        settings = self.config.mllm
-        key = os.environ.get(settings.key_env, "").strip() or None
-        if key is None and settings.key_env != type(settings).model_fields["key_env"].default:
-            raise ConfigError(
-                f"mllm.key_env: the environment variable {settings.key_env} is not set",
-                "Set it to the key, or leave mllm.key_env out if the server wants none.",
-            )
-        return key
 
     @property
     def ratings_file(self) -> Path:
@@ -272,10 +262,15 @@ class Workspace:
             _ = self.checkpoint
 
     def forget_loaded(self, stage: str) -> None:
-        """Drop what a stage has just replaced on disk."""
+        """Drop what a stage has just replaced on disk, or what only that stage needs."""
         if stage == "train":
             for name in ("checkpoint", "_checkpoint_digest"):
                 self.__dict__.pop(name, None)
+        if stage == "similarity":
+            # Its work is done, and a local model's memory is wanted by what follows.
+            self.__dict__.pop("rater", None)
+            if self._elder:
+                self._elder.forget_loaded(stage)
 
     def digest(self, name: str) -> str:
         """Content digest of an input that no stage makes.
@@ -343,6 +338,8 @@ class Workspace:
 
     def file_digests(self, files: Sequence[Path]) -> list[str]:
         """sha256 of each file, remembered by path, size and time of change."""
+        if self._elder:
+            return self._elder.file_digests(files)
         if self._memo is None:
             try:
                 self._memo = json.loads((self.out / _MEMO).read_text(encoding="utf-8"))
@@ -359,12 +356,22 @@ class Workspace:
             result.append(str(known[2]))
         return result
 
-    def keep_memo(self) -> None:
-        """Write the remembered digests to the run directory, where they changed."""
-        if self._memo_changed:
+    def keep_memo(self, only_beside_runs: bool = False) -> None:
+        """Write the remembered digests to the run directory, where they changed.
+
+        Args:
+            only_beside_runs: Do so only where something ran before, and never fail: for commands that write nothing
+                else, and would read gigabytes of weights again each time.
+        """
+        if not self._memo_changed or (only_beside_runs and not (self.out / _RUNS).is_file()):
+            return
+        try:
             with artifacts.replacing(self.out / _MEMO) as temporary:
                 temporary.write_text(json.dumps(self._memo), encoding="utf-8")
-            self._memo_changed = False
+        except ArtifactError:
+            if not only_beside_runs:
+                raise
+        self._memo_changed = False
 
     def log_run(self, entry: dict[str, Any]) -> None:
         """Append to runs.jsonl what depends on the moment: time, device, seconds."""

@@ -246,12 +246,13 @@ def similarity(
             cost = pipeline.work.rating_cost() if plan[0]["action"] == "run" else None
         _show(options, {"plan": plan, "cost": dataclasses.asdict(cost) if cost else None}, tables.rating_cost)
         return
-    result = _built(options, names)
     if against is not None:
         from megu_cli.mllm.agreement import compare
         from megu_cli.mllm.recorded import Recorded
 
-        other = Recorded(against)
+        other = Recorded(against)  # a file that cannot be read is said before anything is asked
+    result = _built(options, names)
+    if against is not None:
         body = result["similarity"]
         result["against"] = {
             "file": str(against),
@@ -491,6 +492,7 @@ def _opened(
     try:
         if not write or options.dry_run:
             yield pipeline, config
+            work.keep_memo(only_beside_runs=True)
         else:
             work.check()
             with locked(config.out):

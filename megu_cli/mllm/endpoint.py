@@ -66,6 +66,7 @@ class Endpoint:
         base_url: The server's address.
         key: Its key, if it wants one.
         key_env: The environment variable that the key comes from, for messages.
+        key_needed: Whether there must be a key.
         allow_remote: Whether the server may be on another machine.
         show: Gives the pictures.
         answers: Where raw answers are kept.
@@ -82,6 +83,7 @@ class Endpoint:
         *,
         key: str | None,
         key_env: str,
+        key_needed: bool = False,
         allow_remote: bool,
         show: Show,
         answers: Answers,
@@ -93,7 +95,7 @@ class Endpoint:
         self.model, self.base_url, self.show, self.answers = model, base_url, show, answers
         self.concurrency, self.timeout, self.retries, self.track = concurrency, timeout, retries, track
         self.allow_remote = allow_remote
-        self._key, self._key_env = key, key_env
+        self._key, self._key_env, self._key_needed = key, key_env, key_needed
         self._client: OpenAI | None = None
         self._lock = threading.Lock()
         self._refused = 0  # how many of _OPTIONS the server refused: they are not sent again
@@ -217,12 +219,17 @@ class Endpoint:
         """What is at fault before anything is sent.
 
         Raises:
-            ConfigError: The host is not allowed, or the key is none.
+            ConfigError: The host is not allowed, or the key is not there or no key.
         """
         if self.remote and not self.allow_remote:
             raise ConfigError(
                 f"mllm.base_url: {self.host} is not this machine, and images would be sent to it",
                 "Set mllm.allow_remote: true if they may; `megu similarity --dry-run` shows how many.",
+            )
+        if self._key_needed and not self._key:
+            raise ConfigError(
+                f"mllm.key_env: the environment variable {self._key_env} is not set",
+                "Set it to the key, or leave mllm.key_env out if the server wants none.",
             )
         # The libraries below would repeat the whole header in their message.
         if self._key and not (self._key.isascii() and self._key.isprintable()):
@@ -265,7 +272,7 @@ class Endpoint:
 
     def _packed(self, body: bytes) -> dict[str, str]:
         """A body, byte for byte; only where a server repeats the key to us is the key taken out."""
-        body = self._without_key(body)
+        body = self._without_key(body.decode("latin-1")).encode("latin-1")  # which leaves all other bytes as they are
         try:
             return {"body": body.decode()}
         except UnicodeDecodeError:
@@ -341,7 +348,7 @@ class Endpoint:
                     "Raise mllm.timeout, or lower mllm.concurrency; what was answered is kept.",
                 ) from None
             except openai.APIConnectionError as error:
-                reason = self._without_key(str(error.__cause__ or error).encode()).decode()
+                reason = self._without_key(str(error.__cause__ or error))
                 raise MLLMError(
                     f"{self.host}: no connection ({reason})",
                     "Is the server running, and mllm.base_url right? What was answered is kept.",
@@ -352,7 +359,7 @@ class Endpoint:
     def _failed(self, error: APIStatusError) -> MLLMError:
         status = error.status_code
         if 300 <= status < 400:
-            to = self._without_key(error.response.headers.get("location", "another address").encode()).decode()
+            to = self._without_key(error.response.headers.get("location", "another address"))
             return MLLMError(
                 f"{self.host}: answers with a redirect to {to}, and none is followed",
                 "Set mllm.base_url to the address itself, if images may be sent there.",
@@ -363,19 +370,20 @@ class Endpoint:
             404: "Check mllm.base_url (most end in /v1) and mllm.model.",
             429: "Lower mllm.concurrency, or come back later; what was answered is kept.",
         }
-        body = self._without_key(error.response.content).decode(errors="replace")
+        wait = error.response.headers.get("retry-after")
+        told = f" (Retry-After: {wait})" if wait else ""
+        told = self._without_key(f"{told}: {excerpt(self._without_key(error.response.text))}")
         return MLLMError(
-            f"{self.host}: HTTP status {status}: {excerpt(body)}",
+            f"{self.host}: HTTP status {status}{told}",
             hints.get(status, "What was answered is kept; the same command goes on from there."),
         )
 
-    def _without_key(self, text: bytes) -> bytes:
+    def _without_key(self, text: str) -> str:
         """A text from outside without the key, in whichever way it is written."""
         key = self._key or ""
-        if len(key) < _SECRET:
-            return text
-        for form in (key, json.dumps(key)[1:-1], key.replace("/", "\\/"), quote(key), quote(key, safe="")):
-            text = text.replace(form.encode(), b"[key]")
+        if len(key) >= _SECRET:
+            for form in (key, json.dumps(key)[1:-1], key.replace("/", "\\/"), quote(key), quote(key, safe="")):
+                text = text.replace(form, "[key]")
         return text
 
 

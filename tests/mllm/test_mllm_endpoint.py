@@ -126,6 +126,22 @@ def test_a_refused_request_shows_what_the_server_said_of_the_whole(endpoint: Any
         endpoint().rate([question()])
 
 
+def test_a_schema_refused_for_one_image_while_another_is_being_rated(endpoint: Any, server: Server) -> None:
+    images = {}
+
+    def answer(asked: Asked) -> Reply:
+        number = images.setdefault(asked.image, len(images))
+        if number == 1:  # taken with the schema, but slowly
+            return Reply(proper(asked).body, delay=0.5)
+        if number > 1 and "response_format" in asked.payload:
+            return Reply(b"no grammar", 400)
+        return proper(asked)
+
+    server.answer = answer
+    asked = question(10, 4)
+    assert endpoint(concurrency=2).rate([asked]).scores == expected(asked)
+
+
 # -- a server that misbehaves ------------------------------------------------------------------------------------------
 
 
@@ -135,6 +151,13 @@ def test_429_waits_as_long_as_it_is_told(endpoint: Any, server: Server) -> None:
     assert endpoint().rate([asked]).scores == expected(asked)
     assert len(server.asked) == 2
     assert server.asked[1].time - server.asked[0].time >= 1.0
+
+
+def test_a_wait_longer_than_is_sensible_ends_the_stage_at_once(endpoint: Any, server: Server) -> None:
+    server.answer = lambda a: Reply(b"quota", 429, {"retry-after": "3600"})
+    with pytest.raises(MLLMError, match=r"HTTP status 429 \(Retry-After: 3600\): quota"):
+        endpoint().rate([question()])
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -243,6 +266,12 @@ def test_five_to_everything_ends_the_stage_with_what_was_said(endpoint: Any, ser
     assert "  other: " in str(caught.value)
 
 
+def test_an_answer_without_words_is_shown_as_it_came(endpoint: Any, server: Server) -> None:
+    server.answer = lambda a: Reply(b'{"error": {"message": "out of credits"}}')
+    with pytest.raises(MLLMError, match=r"the model said: .*out of credits"):
+        endpoint().rate([question()])
+
+
 def bodies(path: Path) -> list[bytes]:
     import base64
 
@@ -325,6 +354,39 @@ def test_nothing_of_openais_own_environment_is_sent(
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     endpoint().rate([question()])
     assert "mine-" not in str(server.asked[0].headers)
+
+
+@pytest.mark.parametrize("key", ["two\nlines-of-a-key", "schlüssel-0123456789", "tab\tin-the-key"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_repeated(endpoint: Any, server: Server, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"mllm\.key_env") as caught:
+        endpoint(key=key).rate([question()])
+    assert server.asked == []
+    assert not any(part in str(caught.value) for part in (key, repr(key)[1:-1], "-of-a-key", "0123456789"))
+
+
+@pytest.mark.parametrize("form", [KEY, KEY.replace("/", "\\/"), "sk-test-Very%2FSecret%2BKey-0123456789"])
+def test_the_key_is_masked_in_whichever_way_it_is_written(
+    endpoint: Any, server: Server, tmp_path: Path, form: str
+) -> None:
+    for reply in (
+        Reply(f'{{"error": "{form}"}}'.encode(), 401),
+        Reply(b"", 302, {"location": f"http://127.0.0.1:1/?k={form}"}),
+        Reply(f'{{"choices": [{{"message": {{"content": "{form}"}}}}]}}'.encode()),
+    ):
+        server.answer = lambda a, reply=reply: reply
+        with pytest.raises(MLLMError) as caught:
+            endpoint(key=KEY).rate([question()])
+        assert "[key]" in str(caught.value)
+        assert "Secret" not in str(caught.value)
+    assert "Secret" not in (tmp_path / "similarity.answers.jsonl").read_text()
+
+
+def test_a_filler_key_does_not_spoil_the_answers(endpoint: Any, server: Server, tmp_path: Path) -> None:
+    asked = Question("c0", ["box", "ox", "7"], [0])
+    server.answer = lambda a: Reply(completion(json.dumps({"box": 7, "ox": 1, "7": 3})))
+    for key in ("x", "7"):
+        assert endpoint(key=key).rate([asked]).scores == {"c0": {"box": 7.0, "ox": 1.0, "7": 3.0}}
+        (tmp_path / "similarity.answers.jsonl").unlink()
 
 
 # -- through the command line ------------------------------------------------------------------------------------------
@@ -490,6 +552,61 @@ def test_another_machine_is_refused_before_anything_is_sent(megu: Any, write_con
     code, _, err = megu("similarity", "-c", file)
     assert code == 2
     assert "mllm.allow_remote" in err
+
+
+def test_a_key_variable_that_is_named_must_be_set(
+    megu: Any, write_config: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    file = write_config(mllm=settings(server, key_env="MY_KEY", images_per_class=1))
+    assert megu("similarity", "-c", file, "--dry-run")[0] == 0
+    code, _, err = megu("similarity", "-c", file)
+    assert (code, server.asked) == (2, [])
+    assert "the environment variable MY_KEY is not set" in err
+    monkeypatch.setenv("MY_KEY", f" {KEY}\n")  # as a file of it would give it
+    assert megu("similarity", "-c", file)[0] == 0
+    assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_what_is_wrong_with_the_rater_is_told_before_anything_is_trained(
+    megu: Any, write_config: Any, server: Server, tmp_path: Path, force: tuple[str, ...]
+) -> None:
+    flat = {"base_url": server.url}
+    for over, code in (
+        ({"base_url": "http://mllm.invalid/v1"}, 2),
+        ({"key_env": "NOT_SET_ANYWHERE"}, 2),
+        ({"base_url": "http://127.0.0.1:1/v1", "retries": 0}, 4),
+        (flat, 4),
+    ):
+        server.answer = lambda a: Reply(completion(json.dumps(dict.fromkeys(a.names, 5))))
+        file = write_config(mllm=settings(server, **over))
+        ended, _, err = megu("run", "-c", file, *force)
+        assert ended == code, err
+        assert "train: running" not in err
+        assert not (tmp_path / "run" / "original.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_pays_once_for_all_methods_and_seeds(
+    megu: Any, write_config: Any, server: Server, tmp_path: Path
+) -> None:
+    file = write_config(
+        mllm=settings(server),
+        data={"name": "digits", "limit": 400, "validation": 0.1},
+        train={"epochs": 1, "batch": 32},
+        finetune={"epochs": 1, "retain_fraction": 0.5},
+        noise={"steps": 2},
+        compare={"methods": ["megu", "megu-paper"], "seeds": 2},
+    )
+    code, _, err = megu("compare", "-c", file)
+    assert code == 0, err
+    assert len(server.asked) == 4
+    assert err.index("similarity: running") < err.index("train: running")
+    assert len(list((tmp_path / "run").rglob("similarity.answers.jsonl"))) == 1
+    code, _, err = megu("run", "-c", file)
+    assert code == 0, err
+    assert len(server.asked) == 4
 
 
 def test_with_a_single_candidate_nothing_is_asked(megu: Any, write_config: Any, server: Server, tmp_path: Path) -> None:

@@ -185,6 +185,29 @@ def test_the_whole_stage(megu: Any, write_config: Any, folders: dict[str, Path],
     assert "the model that rates" in " ".join(out.split())
 
 
+def test_weights_are_not_read_again_for_each_dry_run(
+    megu: Any, write_config: Any, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megu_cli import artifacts
+
+    read: list[str] = []
+    real = artifacts.file_digest
+    monkeypatch.setattr(artifacts, "file_digest", lambda path: read.append(path.name) or real(path))
+    recorded, local = write_config(), {"backend": "local", "model": str(folders["llava"])}
+    megu("similarity", "-c", recorded)
+    memo = tmp_path / "run" / ".digests.json"
+    before = memo.read_bytes()
+    for times in range(2):
+        code, out, _ = megu("similarity", "-c", write_config(mllm=local), "--dry-run")
+        assert code == 0
+        assert "a model in this process" in out
+        assert read.count("model.safetensors") == 1, times
+    assert memo.read_bytes() != before
+    # Where nothing ran yet, a dry run writes nothing.
+    megu("similarity", "-c", write_config(mllm=local), "-o", tmp_path / "other", "--dry-run")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_model_without_a_chat_template_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["llava"], tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").unlink()
