@@ -119,7 +119,10 @@ class MLLMConfig(_Section):
     )
     revision: str | None = Field(None, description="local, clip: commit or tag of a hub id; null: its main branch")
     base_url: str | None = Field(None, description="endpoint: address, such as http://localhost:8000/v1")
-    key_env: str = Field("MEGU_API_KEY", description="endpoint: environment variable that holds the key, if it has one")
+    key_env: str = Field(
+        "MEGU_API_KEY",
+        description="endpoint: environment variable that holds the key; one other than MEGU_API_KEY must be set",
+    )
     allow_remote: bool = Field(False, description="endpoint: images may be sent to a host that is not this machine")
     images: Literal["auto", "retain-only", "none"] = Field(
         "auto",

@@ -320,11 +320,12 @@ class Workspace:
         if isinstance(settings.model, str):
             return artifacts.digest([settings.model, settings.revision])
         folder = settings.model
-        files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder else []
-        if folder is None or not files:
+        found = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))} if folder else {}
+        # Hidden files belong to the tools that fetched the model.
+        files = {n: p for n, p in found.items() if p.is_file() and not any(part[0] == "." for part in n.parts)}
+        if not files:
             raise DataError(f"mllm.model: {folder} is no directory of a model")
-        names = [path.relative_to(folder).as_posix() for path in files]
-        return artifacts.digest([names, self.file_digests(files)])
+        return artifacts.digest([[name.as_posix() for name in files], self.file_digests(list(files.values()))])
 
     @cached_property
     def _checkpoint_digest(self) -> str:

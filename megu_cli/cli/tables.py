@@ -243,31 +243,46 @@ def _agreement(console: Console, found: dict[str, Any]) -> None:
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.2f}"
 
-    table = Table(title=f"Rank correlation (Spearman) with the ratings of {found['rater']}", title_justify="left")
-    for column in ("row", "correlation", "ratings", "largest differences (here / there)"):
+    console.print(f"\nRank correlation (Spearman) with the ratings of {found['rater']}", markup=False)
+    if not found["ratings"]:
+        console.print(f"{found['file']} rates none of these pairs of classes.", style="yellow", markup=False)
+        return
+    table = Table()
+    for column in ("row", "correlation", "ratings", "largest differences: here / there"):
         table.add_column(column, overflow="fold", justify="right" if column in ("correlation", "ratings") else "left")
     for row in found["rows"]:
-        apart = ", ".join(f"{d['candidate']} {d['here']:g} / {d['there']:g}" for d in row["differences"])
+        apart = ", ".join(f"{d['candidate']}: {_rating(d['here'])} / {_rating(d['there'])}" for d in row["differences"])
         table.add_row(row["concept"], number(row["spearman"]), str(row["ratings"]), apart)
     table.add_section()
     table.add_row("overall", number(found["spearman"]), str(found["ratings"]))
     console.print(table)
 
 
+def _rating(value: float) -> str:
+    """One decimal, and none where it is 0."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
 def _matrix(console: Console, body: dict[str, Any]) -> None:
     """Candidates down, rated concepts across: a hundred classes are long, but fit."""
     scores = body["scores"]
     names = [name for name in body["classes"] if any(name in row for row in scores.values())]
-    console.print("\n".join(f"{i:>3} {concept}" for i, concept in enumerate(scores, 1)), markup=False)
-    width = max(map(len, names), default=0)
-    room = max((console.width - width) // 3, 1)
+    side = max(map(len, names), default=0)
+    heads, columns = list(scores), [max(len(concept), 2) + 1 for concept in scores]
+    console.print("\nHow similar is the class above to the one on the left?")
+    if side + sum(columns) > console.width:  # numbers instead of names
+        console.print("\n".join(f"{i:>3} {concept}" for i, concept in enumerate(scores, 1)), markup=False)
+        heads, columns = [str(i) for i in range(1, len(scores) + 1)], [4 if len(scores) > 99 else 3] * len(scores)
+    room = max((console.width - side) // max(columns, default=1), 1) if heads != list(scores) else len(scores)
     for start in range(0, len(scores), room):
-        rows = list(scores.values())[start : start + room]
-        console.print(" " * width + "".join(f"{start + i:>3}" for i in range(1, len(rows) + 1)))
+        part = slice(start, start + room)
+        shown = list(zip(heads[part], columns[part], list(scores.items())[part], strict=True))
+        console.print(" " * side + "".join(f"{head:>{wide}}" for head, wide, _ in shown), markup=False)
         for name in names:
-            line = Text(name.rjust(width))
-            for row in rows:
-                line.append("  ·" if name not in row else f"{row[name]:3.0f}", style=_heat(row.get(name)))
+            line = Text(name.rjust(side))
+            for _, wide, (concept, row) in shown:
+                gap = "·" if name == concept else "?"
+                line.append(f"{row[name]:.0f}".rjust(wide) if name in row else gap.rjust(wide), _heat(row.get(name)))
             console.print(line)
 
 
@@ -280,15 +295,20 @@ def _heat(rating: float | None) -> str:
     return f"{'black' if share > 0.5 else 'white'} on rgb({red},{green},{blue})"
 
 
+_NEAREST = 8
+
+
 def _ratings(console: Console, body: dict[str, Any]) -> None:
     if not body["scores"]:
         return
-    table = Table(title=f"Similarity, 0 to 10, rated by {body['rater']}", title_justify="left")
+    console.print(f"Similarity, 0 to 10, rated by {body['rater']}", markup=False)
+    table = Table()
     table.add_column("forgotten")
     table.add_column("most similar first", overflow="fold")
     for concept, row in body["scores"].items():
         best = sorted(row.items(), key=lambda pair: -pair[1])
-        table.add_row(concept, ", ".join(f"{name} {rating:g}" for name, rating in best[:8]))
+        told = ", ".join(f"{name}: {_rating(value)}" for name, value in best[:_NEAREST])
+        table.add_row(concept, told + (", …" if len(best) > _NEAREST else ""))
     console.print(table)
     missing = [f"{concept}: {', '.join(names)}" for concept, names in body.get("missing", {}).items()]
     if missing:

@@ -49,10 +49,11 @@ class Clip:
             if high - low < FLAT:
                 faults.append(f"  {question.concept}: all logits lie between {low:.3f} and {high:.3f}")
                 continue
-            top = max(own, high)
-            scores[question.concept] = {
-                name: round(SCALE[1] * (value - low) / (top - low), 6) for name, value in mean.items()
-            }
+            share = SCALE[1] / (max(own, high) - low)
+            if share * (high - low) < FLAT:
+                # The own name stands so far out that the candidates are all alike beside it.
+                faults.append(f"  {question.concept}: all ratings lie between 0.00 and {share * (high - low):.2f}")
+            scores[question.concept] = {name: round(share * (value - low), 6) for name, value in mean.items()}
         if faults:
             raise MLLMError(
                 f"{len(faults)} of {len(questions)} rows of ratings carry no information\n" + "\n".join(faults),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from megu_cli.artifacts import replacing
 from megu_cli.mllm.base import SCALE
 
+_CELL = 0.38  # inches
+
 
 def draw(body: dict[str, Any], path: Path) -> str:
     """Write a PNG heat map of the ratings in similarity.json: asked concepts down, candidates across.
+
+    The own class is left blank; ``?`` stands where a rating is missing.
 
     Args:
         body: The artifact's body.
@@ -27,16 +32,20 @@ def draw(body: dict[str, Any], path: Path) -> str:
 
     scores, names = body["scores"], body["classes"]
     values = np.array([[row.get(name, np.nan) for name in names] for row in scores.values()]).reshape(-1, len(names))
-    figure = Figure(figsize=(2.5 + 0.35 * len(names), 2 + 0.35 * len(scores)), layout="constrained")
+    width = 2.0 + _CELL * len(names)
+    figure = Figure(figsize=(width, 1.0 + _CELL * len(scores)))
     axes = figure.subplots()
-    shown = axes.imshow(values, vmin=SCALE[0], vmax=SCALE[1], cmap="cividis", aspect="auto")
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(scores)), list(scores))
+    axes.set_facecolor("0.9")  # what was not rated
+    axes.imshow(values, vmin=SCALE[0], vmax=SCALE[1], cmap="cividis")
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0, size=9)
+    axes.set_yticks(range(len(scores)), list(scores), size=9)
+    axes.tick_params(length=0)
     for (i, k), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            axes.text(k, i, f"{value:.0f}", ha="center", va="center", color="black" if value > 5 else "white", size=7)
-    axes.set_title(f"similarity, rated by {body['rater']}", size=9)
-    figure.colorbar(shown, ax=axes)
+        rated = not np.isnan(value)
+        text = f"{value:.0f}" if rated else "" if names[k] == list(scores)[i] else "?"
+        axes.text(k, i, text, ha="center", va="center", color="white" if rated and value <= 5 else "black", size=9)
+    title = f"How similar is the class on the left to the one below? Rated by {body['rater']}"
+    axes.set_title(textwrap.fill(title, max(24, int(13 * width))), size=9, loc="left")
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
     return str(path)

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megu_cli.errors import DataError
 from megu_cli.mllm.base import SCALE, Cost, Question, Ratings
 
-_PROVENANCE = ("date", "evidence", "question", "prompt", "scale", "images", "missing")
+
+class _File(BaseModel):
+    """What is read of a file of ratings."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    classes: list[str]
+    scores: dict[str, dict[str, Annotated[float, Field(ge=SCALE[0], le=SCALE[1])]]]
+    rater: str
+    # Where the ratings come from: handed on as it is.
+    date: Any = None
+    evidence: Any = None
+    question: Any = None
+    prompt: Any = None
+    scale: Any = None
+    images: Any = None
+    missing: dict[str, list[str]] = {}
 
 
 class Recorded:
@@ -23,18 +40,14 @@ class Recorded:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            self.classes: list[str] = content["classes"]
-            self.scores: dict[str, dict[str, float]] = content["scores"]
-            self.rater: str = content["rater"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            content = _File.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
             raise DataError(
-                f"recorded ratings {path}: {reason}",
-                "Set mllm.ratings to a JSON file with classes, scores and rater (see docs/config.md).",
+                f"recorded ratings {path}: {_reason(error)}",
+                "Give a JSON file with classes, scores and rater (see docs/mllm.md), as similarity.json is one.",
             ) from None
-        self.provenance: dict[str, Any] = {key: content[key] for key in _PROVENANCE if key in content}
-        self._check()
+        self.classes, self.scores, self.rater = content.classes, content.scores, content.rater
+        self.provenance: dict[str, Any] = content.model_dump(exclude={"classes", "scores", "rater"}, exclude_unset=True)
 
     def cost(self, questions: list[Question]) -> Cost:
         """Nothing is asked."""
@@ -68,15 +81,16 @@ class Recorded:
         }
         return Ratings(self.rater, scores, self.provenance)
 
-    def _check(self) -> None:
-        low, high = SCALE
-        for concept, row in self.scores.items():
-            for candidate, rating in row.items():
-                if isinstance(rating, bool) or not isinstance(rating, (int, float)) or not low <= rating <= high:
-                    raise DataError(
-                        f"recorded ratings {self.path}: {concept} / {candidate} is {rating!r}, "
-                        f"not a number from {low:g} to {high:g}"
-                    )
+
+def _reason(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    told = []
+    for fault in error.errors(include_url=False):
+        place = "".join(f"{part} / " for part in fault["loc"]).removesuffix(" / ")
+        got = f" (got {fault['input']!r})" if isinstance(fault["input"], (int, float, str)) and place else ""
+        told.append(f"{place}: {fault['msg'].lower()}{got}".removeprefix(": "))
+    return "; ".join(told[:5]) + ("; …" if len(told) > 5 else "")
 
 
 def shipped(dataset: str) -> Path:

@@ -47,7 +47,7 @@ def test_against_and_show(megu: Any, write_config: Any, tmp_path: Path) -> None:
     assert code == 0
     assert "someone else" in out
     assert "overall" in out
-    assert "0 5 / 10" in out
+    assert "0: 5 / 10" in out
     code, out, _ = megu("similarity", "-c", file, "--against", written, "--json")
     assert json.loads(out)["against"]["spearman"] == pytest.approx(1)
     with Image.open(tmp_path / "run" / "similarity.png") as image:

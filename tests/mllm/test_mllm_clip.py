@@ -78,6 +78,15 @@ def test_a_model_that_does_not_tell_names_apart_is_refused(folder: Path, tmp_pat
         rater.rate([QUESTION])
 
 
+def test_ratings_that_are_alike_beside_the_own_name_are_refused(tmp_path: Path) -> None:
+    """Logits may be apart, and the ratings made of them not."""
+    found = Clip(Pretrained("tiny", torch.device("cpu")), Looking(picture, Answers(tmp_path / "a"), {"model": "tiny"}))
+    logits = {"wolf": 100.0, "polar_bear": 1.0, "Bag": 2.0, "Ankle boot": 1.5, "sea": 5.0}
+    found._ask = lambda question, image: {"logits": logits}  # type: ignore[method-assign]
+    with pytest.raises(MLLMError, match=r"wolf: all ratings lie between 0\.00 and 0\.40"):
+        found.rate([QUESTION])
+
+
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no CLIP or SigLIP model"):
         backend(tiny.llava(tmp_path / "llava"), tmp_path / "a.jsonl").rate([QUESTION])

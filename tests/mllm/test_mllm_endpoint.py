@@ -421,7 +421,7 @@ def test_the_key_is_in_no_file_and_no_output(
             outputs += output
     (tmp_path / "run" / "similarity.answers.jsonl").rename(tmp_path / "run" / "old.jsonl")
     server.answer = proper
-    code, *output = megu("similarity", "-c", file, "-v", "--show")
+    code, *output = megu("similarity", "-c", file, "-v")
     assert code == 0
     outputs += output
     assert all(asked.headers["authorization"] == f"Bearer {KEY}" for asked in server.asked)

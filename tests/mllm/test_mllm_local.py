@@ -173,7 +173,10 @@ def test_the_whole_stage(megu: Any, write_config: Any, folders: dict[str, Path],
     assert all(0 <= rating <= 10 for rating in body["scores"]["8"].values())
     assert body["rater"] == "model (likelihoods)"
     assert body["images"] == {"shown": 2, "sent_to": None, "left_the_machine": 0}
-    # Another place of the same model is the same model; other weights are another.
+    # Another place of the same model is the same model, and so it is with what a tool left there; other weights are
+    # another.
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "fetched").write_text("today")
     folder.rename(tmp_path / "moved")
     _, _, err = megu("similarity", "-c", file, "--set", f"mllm.model={tmp_path / 'moved'}")
     assert "similarity: fresh" in err
