@@ -259,7 +259,7 @@ def similarity(
             "rater": other.rater,
             **compare(body["scores"], other.scores),
         }
-    if show:
+    if show and result["similarity"]["scores"]:
         from megu_cli.mllm.heatmap import draw
 
         result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_suffix(".png"))

@@ -58,6 +58,37 @@ def test_against_and_show(megu: Any, write_config: Any, tmp_path: Path) -> None:
     assert "nothing.json" in err
 
 
+def test_a_file_for_other_classes_says_so_and_one_that_is_none_is_refused_first(
+    megu: Any, write_config: Any, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text("{}")
+    code, _, err = megu("similarity", "-c", write_config(), "--against", bad)
+    assert code == 2
+    assert "bad.json" in err
+    assert not (tmp_path / "run").exists()  # nothing was asked before
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"classes": ["cat", "dog"], "scores": {"cat": {"dog": 5}}, "rater": "me"}))
+    code, out, _ = megu("similarity", "-c", write_config(), "--against", other)
+    assert code == 0
+    assert "rates none of these pairs" in " ".join(out.split())
+
+
+def test_few_classes_are_named_and_a_missing_rating_is_told_from_the_own_class(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from megu_cli.cli import tables
+
+    scores = {"cat": {"dog": 7.25, "eel": 0.0}, "dog": {"cat": 6.0}}
+    body = {"classes": ["cat", "dog", "eel"], "scores": scores, "rater": "x", "file": "f"}
+    tables.similarity({"similarity": body, "transition": {"file": "t"}, "figure": "p"})
+    out = capsys.readouterr().out
+    assert "dog: 7.2, eel: 0" in out
+    rows = [line.split() for line in out.splitlines()]
+    for row in (["cat", "dog"], ["cat", "·", "6"], ["dog", "7", "·"], ["eel", "0", "?"]):
+        assert row in rows
+
+
 def test_the_matrix_of_a_hundred_classes_fits(capsys: pytest.CaptureFixture[str]) -> None:
     from megu_cli.cli import tables
 

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,3 +121,15 @@ def test_pictures_are_downsized_never_enlarged_and_carry_no_metadata() -> None:
     assert back.tobytes() == image.tobytes()
     assert pictures.digest(image) == pictures.digest(back)
     assert pictures.digest(image) != pictures.digest(image.transpose(Image.Transpose.ROTATE_180))
+
+
+def test_every_config_in_the_docs_is_one() -> None:
+    import yaml
+
+    from megu_cli.config import MLLMConfig
+
+    text = (Path(__file__).parents[2] / "docs" / "mllm.md").read_text()
+    found = [MLLMConfig(**yaml.safe_load(block)["mllm"]) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    assert {config.backend for config in found} == {"recorded", "local", "endpoint", "clip"}
+    # The defaults that the text tells.
+    assert (MLLMConfig().images_per_class, MLLMConfig().concurrency, MLLMConfig().key_env) == (8, 4, "MEGU_API_KEY")
