@@ -217,6 +217,9 @@ class FinetuneConfig(_Section):
     retain_fraction: Literal["auto"] | Positive = Field(
         "auto", description="retained samples per epoch, as a share of all; auto: as many as make 12,000"
     )
+    max_steps: Count | None = Field(
+        None, description="optimiser steps at most, where epochs would take more; the schedule fits; null: no limit"
+    )
     batch: Count = Field(128, description="retained samples per step")
     forget_batch: Count = Field(64, description="forgotten samples per step")
     weight: Positive = Field(0.2, description="weight of the loss on forgotten samples")
@@ -278,6 +281,11 @@ class Config(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seed of everything random")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto | cpu | cuda | mps")
     out: Path = Field(Path("megu-run"), description="the run directory")
+    checkpoint_seconds: NonNegative = Field(
+        30.0,
+        description="seconds of work between two checkpoints of train and finetune, from which a run that was killed "
+        "goes on; more where saving would take over 5% of the time",
+    )
     preset: Literal["paper"] | None = Field(
         None, description="paper: the paper's method without what is ours (see docs/decisions.md)"
     )

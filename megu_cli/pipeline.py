@@ -16,6 +16,7 @@ from typing import Any, Literal
 from megu_cli import __version__, artifacts
 from megu_cli.artifacts import Artifact
 from megu_cli.errors import ArtifactError, MeguError
+from megu_cli.resume import Resume, resume_file
 from megu_cli.workspace import Workspace
 
 
@@ -360,6 +361,7 @@ class Pipeline:
     def _skip(self, name: str) -> bool:
         if self.state(name).status == "fresh":
             self.say(f"{name}: fresh")
+            (self.work.out / resume_file(name)).unlink(missing_ok=True)  # killed just before it was deleted
             return True
         return False
 
@@ -391,8 +393,16 @@ class Pipeline:
             lineage[upstream] = {k: artifact.meta[k] for k in ("version", "settings", "inputs", "fingerprint")}
         self.work.preload()
         started = time.perf_counter()
-        product = getattr(stages, "evaluate" if name == "eval" else name)(self.work, inputs)
-        seconds = time.perf_counter() - started
+        resume = Resume(
+            self.work.out / resume_file(name), artifacts.digest(parts), self.work.config.checkpoint_seconds, self.say
+        )
+        self.work.checkpoints = resume
+        try:
+            product = getattr(stages, "evaluate" if name == "eval" else name)(self.work, inputs)
+        finally:
+            self.work.checkpoints = None
+        # What was done before a kill counts: a time is that of the whole stage.
+        seconds = resume.seconds + time.perf_counter() - started
 
         weights = {}
         for file, state in product.weights.items():
@@ -412,6 +422,7 @@ class Pipeline:
         }
         sealed = artifacts.seal(Artifact(body, product.artifact.tensors), meta)
         artifacts.write(self.work.out / stage.file, sealed)
+        resume.path.unlink(missing_ok=True)
         self.work.keep_memo()
         self.work.log_run(
             {

@@ -9,12 +9,17 @@ from pathlib import Path
 
 from megu_cli.errors import ArtifactError
 from megu_cli.report import SHOWS_FORGOTTEN
+from megu_cli.resume import resume_file
 
 _TRACES = {
     "labels.safetensors": "positions of the forgotten images and their perturbing labels",
     "noise.safetensors": "noises that were trained on images, or made to carry a forgotten class",
     "similarity.answers.jsonl": "raw answers about images",
     ".digests.json": "names and digests of the image files",
+    **{
+        resume_file(stage): f"what a {stage} that was cut short would go on from"
+        for stage in ("train", "oracle", "finetune")
+    },
 }
 _MODELS = {
     "original.safetensors": "the model that still knows what was to be forgotten",

@@ -52,6 +52,29 @@ def seeded(seed: int, *path: object) -> Iterator[None]:
         yield
 
 
+def draws_so_far(device: torch.device) -> list[torch.Tensor]:
+    """Where torch's global generators stand that a computation on ``device`` draws from."""
+    import torch
+
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def draws_on(states: list[torch.Tensor], device: torch.device) -> None:
+    """Set torch's global generators to where they stood at a `draws_so_far` on the same kind of device."""
+    import torch
+
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[1])
+
+
 def resolve_device(name: str) -> torch.device:
     """The torch device that ``auto|cpu|cuda|mps`` means here.
 

@@ -54,6 +54,7 @@ def train(work: Workspace, inputs: Inputs) -> Product:
         seed=work.config.seed,
         label="train",
         device=work.device,
+        checkpoints=work.checkpoints,
         track=work.track,
     )
     return _trained(work, model, len(index), history)
@@ -63,7 +64,7 @@ def oracle(work: Workspace, inputs: Inputs) -> Product:
     """Retrain from a true re-initialisation, without the forget set: the same recipe, the same passes."""
     # What is loaded into the model does not matter: every weight is initialised anew.
     model = work.build()
-    history = retrain(model, task(work), **work.config.train.model_dump())
+    history = retrain(model, task(work), checkpoints=work.checkpoints, **work.config.train.model_dump())
     return _trained(work, model, len(work.request.retain), history)
 
 
@@ -298,6 +299,8 @@ def finetune(work: Workspace, inputs: Inputs) -> Product:
         seed=work.config.seed,
         validate=validate if len(request.validation) else None,
         patience=settings.patience,
+        max_steps=settings.max_steps,
+        checkpoints=work.checkpoints,
         device=work.device,
         track=work.track,
     )

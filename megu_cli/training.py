@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional
 from megu_cli.data import Split
 from megu_cli.errors import MeguError
 from megu_cli.models import penultimate
-from megu_cli.runtime import Track, generator, seeded, silent
+from megu_cli.runtime import Track, draws_on, draws_so_far, generator, seeded, silent
 
 Batch = TypeVar("Batch")
 
@@ -29,12 +29,25 @@ class History:
     steps: int
 
 
+class Checkpoints(Protocol):
+    """Keeps what a training needs to go on where it was cut short; where, and how often, it knows itself."""
+
+    def load(self) -> dict[str, Any] | None:
+        """What was last saved by the same work; ``None`` where there is nothing."""
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace what was saved."""
+
+
 def fit(
     model: nn.Module,
     *,
     epochs: int,
     steps: int,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int, int], Iterable[Batch]],
     loss: Callable[[nn.Module, Batch], Tensor],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
@@ -42,15 +55,20 @@ def fit(
     label: str,
     validate: Callable[[nn.Module], float] | None = None,
     patience: int | None = None,
+    limit: int | None = None,
+    checkpoints: Checkpoints | None = None,
     track: Track = silent,
 ) -> History:
     """Train ``model`` in place and leave it in eval mode.
+
+    A training that goes on from a checkpoint ends with the same bytes as one that was never cut short.
 
     Args:
         model: The model; its parameters are those of the optimizer.
         epochs: Passes at most.
         steps: Batches per epoch.
-        batches: Epoch number -> its batches.
+        batches: Epoch number and first step -> the epoch's batches from that step on; what it draws depends on the
+            epoch and the place of a batch in it, not on where it begins.
         loss: Model and batch -> scalar loss.
         optimizer: Stepped after every batch.
         scheduler: Stepped after every batch.
@@ -58,29 +76,71 @@ def fit(
         label: Name of the work, for progress and errors.
         validate: Model in eval mode -> validation accuracy, called after each epoch.
         patience: Stop after so many epochs without a gain in validation accuracy.
+        limit: Stop after so many steps, where that is earlier.
+        checkpoints: Where to go on from, and where to leave what a later call goes on from.
         track: Reports progress.
 
     Raises:
         MeguError: The loss is no longer finite.
     """
+    device = next(model.parameters()).device
+    done = at = 0  # steps of the whole training, and of its current epoch
+    total = torch.zeros((), device=device)
     losses: list[float] = []
     scores: list[float] = []
-    device = next(model.parameters()).device
-    with track(label, epochs * steps) as advance:
-        for epoch in range(epochs):
+    draws: list[Tensor] | None = None
+    if checkpoints is not None and (saved := checkpoints.load()) is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        done, at = saved["done"], saved["at"]
+        draws = saved["draws"] if at else None  # an epoch seeds its own
+        total += saved["total"].to(device)
+        losses, scores = saved["losses"], saved["scores"]
+
+    def keep() -> None:
+        if checkpoints is not None and checkpoints.due():
+            checkpoints.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict(),
+                    "done": done,
+                    "at": at,
+                    "draws": draws_so_far(device),
+                    "total": total,
+                    "losses": losses,
+                    "scores": scores,
+                }
+            )
+
+    whole = min(epochs * steps, limit or epochs * steps)
+    with track(label, whole - done) as advance:
+        for epoch in range(len(losses), epochs):
+            if (done == limit and not at) or _stalled(scores, patience):
+                break
             model.train()
-            total = torch.zeros((), device=device)
             with seeded(seed, label, epoch):
-                for batch in batches(epoch):
+                for batch in batches(epoch, at):
+                    if done == limit:
+                        break
+                    if draws is not None:
+                        # Only now: to begin reading the images draws from the same stream.
+                        draws_on(draws, device)
+                        draws = None
                     value = loss(model, batch)
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()
                     optimizer.step()
                     scheduler.step()
                     total += value.detach()
+                    done, at = done + 1, at + 1
                     advance()
+                    keep()
             model.eval()
-            losses.append(total.item() / steps)
+            losses.append(total.item() / at)
+            at, draws = 0, None
+            total.zero_()
             if not math.isfinite(losses[-1]):
                 raise MeguError(
                     f"{label}: the loss is {losses[-1]} after epoch {epoch + 1}",
@@ -88,9 +148,14 @@ def fit(
                 )
             if validate is not None:
                 scores.append(validate(model))
-                if patience is not None and len(scores) - 1 - scores.index(max(scores)) >= patience:
-                    break
-    return History(losses, scores, steps * len(losses))
+            keep()
+    model.eval()
+    return History(losses, scores, done)
+
+
+def _stalled(scores: list[float], patience: int | None) -> bool:
+    """Whether the best score is ``patience`` epochs old."""
+    return bool(scores) and patience is not None and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
 def train_classifier(
@@ -108,6 +173,7 @@ def train_classifier(
     label: str,
     validate: Callable[[nn.Module], float] | None = None,
     device: torch.device | str = "cpu",
+    checkpoints: Checkpoints | None = None,
     track: Track = silent,
 ) -> History:
     """Train a classifier in place by one-cycle SGD with Nesterov momentum and cross-entropy.
@@ -126,17 +192,20 @@ def train_classifier(
         label: ``train`` or ``oracle``: names the random streams and the progress.
         validate: Model in eval mode -> validation accuracy, called after each epoch.
         device: Where to train.
+        checkpoints: See `fit`.
         track: Reports progress.
     """
     steps = math.ceil(len(index) / batch)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = shuffled(index, len(index), batch, seed, label, epoch)
         draw = generator(seed, label, epoch, "augment")
-        for positions, x in zip(order, split.batches(order, device), strict=True):
-            yield _augmented(x, augment, draw), split.labels[positions].to(device)
+        changes = [_drawn(len(positions), augment, draw) for positions in order][first:]
+        order = order[first:]
+        for positions, change, x in zip(order, changes, split.batches(order, device), strict=True):
+            yield _augmented(x, change), split.labels[positions].to(device)
 
     return fit(
         model,
@@ -149,6 +218,7 @@ def train_classifier(
         seed=seed,
         label=label,
         validate=validate,
+        checkpoints=checkpoints,
         track=track,
     )
 
@@ -164,15 +234,29 @@ def shuffled(index: Tensor, number: int, size: int, seed: int, *path: object) ->
     return list(torch.cat(passes)[:number].split(size))
 
 
-def _augmented(x: Tensor, kind: str, draw: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class _Augmentation:
+    """What was drawn for B samples: (B, 1, 1, 1) bool flips, and (2, B) offsets of the crop where there is one."""
+
+    flip: Tensor
+    offset: Tensor | None
+
+
+def _drawn(number: int, kind: str, draw: torch.Generator) -> _Augmentation | None:
     if kind == "none":
+        return None
+    flip = torch.rand(number, 1, 1, 1, generator=draw) < 0.5
+    return _Augmentation(flip, torch.randint(0, 9, (2, number), generator=draw) if kind == "crop+flip" else None)
+
+
+def _augmented(x: Tensor, change: _Augmentation | None) -> Tensor:
+    if change is None:
         return x
-    flip = torch.rand(len(x), 1, 1, 1, generator=draw).to(x.device) < 0.5
-    x = torch.where(flip, x.flip(3), x)
-    if kind == "crop+flip":
+    x = torch.where(change.flip.to(x.device), x.flip(3), x)
+    if change.offset is not None:
         _, _, height, width = x.shape
         padded = functional.pad(x, (4, 4, 4, 4))
-        top, left = torch.randint(0, 9, (2, len(x)), generator=draw).to(x.device)
+        top, left = change.offset.to(x.device)
         rows = (top[:, None] + torch.arange(height, device=x.device))[:, None, :, None]
         columns = (left[:, None] + torch.arange(width, device=x.device))[:, None, None, :]
         sample = torch.arange(len(x), device=x.device)[:, None, None, None]

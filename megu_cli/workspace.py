@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from megu_cli.forget import Request
     from megu_cli.mllm.base import Backend, Cost, Question
     from megu_cli.models import State
+    from megu_cli.resume import Resume
 
 _MEMO = ".digests.json"
 _RUNS = "runs.jsonl"
@@ -41,6 +42,8 @@ class Workspace:
         self._elder: Workspace | None = None
         self.out = config.out
         self.track = track
+        # Of the stage that is running.
+        self.checkpoints: Resume | None = None
         self._memo: dict[str, list[Any]] | None = None
         self._memo_changed = False
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "config", "runtime", "__init__"},
     {"artifacts", "requirements", "templates"},
     {"data", "models", "mllm"},
-    {"forget", "training", "workspace"},
+    {"forget", "training", "resume", "workspace"},
     {"method", "baselines", "evaluation", "report"},
     {"measuring"},
     {"stages", "purge"},

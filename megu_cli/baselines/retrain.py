@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from megu_cli.baselines.task import Task
-from megu_cli.training import History, train_classifier
+from megu_cli.training import Checkpoints, History, train_classifier
 
 
 def retrain(
@@ -24,6 +24,7 @@ def retrain(
     momentum: float,
     weight_decay: float,
     augment: str,
+    checkpoints: Checkpoints | None = None,
 ) -> History:
     """Replace the model's weights by those of a training on D_r alone; the settings are the original's recipe."""
     model.load_state_dict(task.fresh("oracle").state_dict())
@@ -41,5 +42,6 @@ def retrain(
         label="oracle",
         validate=task.accuracy if len(task.validation) else None,
         device=task.device,
+        checkpoints=checkpoints,
         track=task.track,
     )

@@ -49,7 +49,7 @@ def scrub(
     total = epochs * task.steps + min(max_epochs, epochs) * up
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         if epoch < max_epochs:
             for gone, _ in task.forgets(len(task.forget), "scrub", epoch):
                 yield gone, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ class Task:
             model,
             epochs=epochs,
             steps=steps,
-            batches=batches,
+            batches=lambda epoch, first: itertools.islice(batches(epoch), first, None),
             loss=loss,
             optimizer=optimizer,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps),

@@ -28,6 +28,14 @@ _Require = Annotated[
 ]
 
 
+_MaxSteps = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--max-steps", metavar="N", help="Steps of the finetuning at most. [dim]finetune.max_steps[/dim]", min=1
+    ),
+]
+
+
 class _Format(str, Enum):
     html = "html"
     md = "md"
@@ -135,13 +143,14 @@ def init(
     typer.echo(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
 
 
-def run(options: Options, require: _Require = None) -> None:
+def run(options: Options, require: _Require = None, max_steps: _MaxSteps = None) -> None:
     """Run the whole pipeline; what is fresh is kept.
 
     Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
     """
     from megu_cli.cli import tables
 
+    options = options.having("finetune.max_steps", max_steps)
     with _opened(options, require) as (pipeline, config):
         if options.dry_run:
             _show(options, {"plan": _plan(pipeline.plan(force=options.force))}, tables.plan)
@@ -282,12 +291,12 @@ def noise(options: Options) -> None:
     _stage(options, ["noise"])
 
 
-def finetune(options: Options) -> None:
+def finetune(options: Options, max_steps: _MaxSteps = None) -> None:
     """Finetune on perturbed forgotten and retained images; writes the unlearned model.safetensors.
 
-    Example: megu finetune --set finetune.epochs=3
+    Example: megu finetune --max-steps 100
     """
-    _stage(options, ["finetune"])
+    _stage(options.having("finetune.max_steps", max_steps), ["finetune"])
 
 
 def evaluate(options: Options, require: _Require = None) -> None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -60,6 +60,10 @@ class Options:
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Tracebacks and more log.", rich_help_panel=_OUTPUT)
     ] = False
+
+    def having(self, key: str, value: object) -> Options:
+        """The same with a setting that a flag of its own gives; ``None`` means that it was not given."""
+        return self if value is None else replace(self, set_=[*self.set_, f"{key}={value}"])
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

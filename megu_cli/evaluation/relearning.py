@@ -58,7 +58,7 @@ def relearn_epochs(
             break
         order = shuffled(forget, len(forget), batch, seed, "relearn", epoch)
 
-        def batches(_: int, order: list[Tensor] = order) -> Iterator[tuple[Tensor, Tensor]]:
+        def batches(_: int, __: int, order: list[Tensor] = order) -> Iterator[tuple[Tensor, Tensor]]:
             for positions, x in zip(order, split.batches(order, device), strict=True):
                 yield x, split.labels[positions].to(device)
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from megu_cli.data import Split
 from megu_cli.runtime import Track, generator, silent
-from megu_cli.training import History, fit, shuffled
+from megu_cli.training import Checkpoints, History, fit, shuffled
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def finetune(
     seed: int,
     validate: Callable[[nn.Module], float] | None = None,
     patience: int | None = None,
+    max_steps: int | None = None,
+    checkpoints: Checkpoints | None = None,
     device: torch.device | str = "cpu",
     track: Track = silent,
 ) -> History:
@@ -99,17 +101,20 @@ def finetune(
         seed: Of all draws.
         validate: Model -> accuracy on retained validation samples, after each epoch.
         patience: Epochs without a gain in it after which to stop.
+        max_steps: Optimiser steps at most: what is beyond them in the last epoch is left out, and the learning rate
+            reaches 0 at the last step.
+        checkpoints: See `training.fit`.
         device: Where to compute.
         track: Reports progress.
     """
     steps = math.ceil(retain_samples / batch)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, min(epochs * steps, max_steps or epochs * steps))
     noises = [(n.to(device), groups) for n, groups in
               ((positive, forgotten.positive), (negative, forgotten.negative)) if n is not None]  # fmt: skip
     slots = torch.arange(len(forgotten.index))
 
-    def batches(epoch: int) -> Iterator[_Step]:
+    def batches(epoch: int, first: int) -> Iterator[_Step]:
         retained = shuffled(retain, retain_samples, batch, seed, "finetune", epoch, "retain")
         chosen = shuffled(slots, steps * forget_batch, forget_batch, seed, "finetune", epoch, "forget")
         draw = generator(seed, "finetune", epoch, "noise")
@@ -118,10 +123,9 @@ def finetune(
         strength = torch.rand(size, generator=draw) if uniform else torch.ones(size)
         strength = (strength * noisy).split(forget_batch)
         picks = [torch.randint(n.shape[1], (size,), generator=draw).split(forget_batch) for n, _ in noises]
-        images = split.batches(
-            [i for r, s in zip(retained, chosen, strict=True) for i in (r, forgotten.index[s])], device
-        )
-        for step, (r, s) in enumerate(zip(retained, chosen, strict=True)):
+        pairs = list(zip(retained, chosen, strict=True))[first:]
+        images = split.batches([i for r, s in pairs for i in (r, forgotten.index[s])], device)
+        for step, (r, s) in enumerate(pairs, first):
             x, x_forgotten = next(images), next(images)
             for (noise, groups), pick in zip(noises, picks, strict=True):
                 u = strength[step].to(device)[:, None, None, None]
@@ -162,5 +166,7 @@ def finetune(
         label="finetune",
         validate=validate,
         patience=patience,
+        limit=max_steps,
+        checkpoints=checkpoints,
         track=track,
     )
