@@ -10,8 +10,9 @@ import copy
 import difflib
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -356,6 +357,24 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
             f"{file}: {count} setting{'s are' if count > 1 else ' is'} at fault\n{faults}",
             "`megu init` writes a config with every setting explained.",
         ) from None
+
+
+Section = TypeVar("Section", bound=_Section)
+
+
+def section(kind: type[Section], name: str, given: Section | Mapping[str, Any] | None) -> Section:
+    """One section of the config by itself, validated; what is not given has its default.
+
+    Raises:
+        ConfigError: Settings are at fault; all faults are named together.
+    """
+    if isinstance(given, kind):
+        return given
+    try:
+        return kind.model_validate(dict(given or {}))
+    except ValidationError as error:
+        faults = "; ".join(_describe({**fault, "loc": (name, *fault["loc"])}) for fault in error.errors())
+        raise ConfigError(faults) from None
 
 
 def changed(config: Config, settings: dict[str, Any]) -> Config:

@@ -8,21 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from megu_cli import measuring, training
+from megu_cli import measuring, training, unlearning
 from megu_cli.artifacts import Artifact, read
 from megu_cli.baselines.retrain import retrain
 from megu_cli.baselines.task import Task
-from megu_cli.errors import ArtifactError, ConfigError
+from megu_cli.errors import ArtifactError
 from megu_cli.evaluation.distance import label_agreement
-from megu_cli.method import finetune as fragment_align
-from megu_cli.method import labels as perturbing
-from megu_cli.method.noise import train_noise
-from megu_cli.method.transition import transition_matrix
 from megu_cli.mllm.base import Ratings
 from megu_cli.models import State, like, read_checkpoint
-from megu_cli.runtime import generator
+from megu_cli.unlearning import Labels, Problem
 from megu_cli.workspace import Workspace
 
 Inputs = Mapping[str, Artifact]
@@ -90,7 +85,7 @@ def task(work: Workspace) -> Task:
         forgotten=request.classes,
         classes=len(work.data.classes),
         fresh=lambda purpose: measuring.fresh(work, purpose),
-        samples=retain_samples(work),
+        samples=problem(work).retain_samples,
         batch=settings.batch,
         forget_batch=settings.forget_batch,
         seed=work.config.seed,
@@ -99,12 +94,21 @@ def task(work: Workspace) -> Task:
     )
 
 
-def retain_samples(work: Workspace) -> int:
-    """Retained samples per epoch of a finetuning."""
-    settings = work.config.finetune
-    if settings.retain_fraction == "auto":
-        return 12_000
-    return max(settings.batch, round(settings.retain_fraction * len(work.request.retain)))
+def problem(work: Workspace) -> Problem:
+    """The forget request and the method's settings."""
+    config = work.config
+    return Problem(
+        data=work.data,
+        request=work.request,
+        transition=config.transition,
+        labels=config.labels,
+        noise=config.noise,
+        finetune=config.finetune,
+        seed=config.seed,
+        device=work.device,
+        checkpoints=work.checkpoints,
+        track=work.track,
+    )
 
 
 def similarity(work: Workspace, inputs: Inputs) -> Product:
@@ -124,193 +128,44 @@ def similarity(work: Workspace, inputs: Inputs) -> Product:
 
 def transition(work: Workspace, inputs: Inputs) -> Product:
     """The transition matrix of the rated concepts."""
-    scores = inputs["similarity"].body["scores"]
-    data, request = work.data, work.request
-    ratings = torch.full((len(request.asked), len(data.concepts)), float("nan"), dtype=torch.float64)
-    for row, question in enumerate(work.questions):
-        for candidate in question.candidates:
-            only = len(question.candidates) == 1
-            rating = 0.0 if only else scores[question.concept].get(candidate)
-            if rating is not None:
-                ratings[row, data.concepts.index(candidate)] = rating
-    matrix = transition_matrix(
-        ratings,
-        request.asked,
-        data.concept_class,
-        classes=len(data.classes),
-        forgotten=request.concepts,
-        own_class=request.kind == "subclasses",
-        temperature=work.config.transition.temperature,
-    )
-    body = {"rows": [data.concepts[c] for c in request.asked], "columns": data.classes}
+    candidates = {question.concept: question.candidates for question in work.questions}
+    matrix = unlearning.transition(problem(work), candidates, inputs["similarity"].body["scores"])
+    body = {"rows": [work.data.concepts[c] for c in work.request.asked], "columns": work.data.classes}
     return Product(Artifact(body, {"transition": matrix}))
 
 
 def labels(work: Workspace, inputs: Inputs) -> Product:
     """A perturbing label, or a distribution over labels, for each forgotten sample."""
-    settings, data, request = work.config.labels, work.data, work.request
-    true, concepts = data.train.labels[request.forget], data.train.concepts[request.forget]
-    logits = _says(work, request.forget)
-    scores = perturbing.label_scores(_rows(work, inputs), logits.log_softmax(1), settings.source, settings.alpha)
-    draw = generator(work.config.seed, "labels")
-    mode = settings.mode if settings.mode != "auto" else ("hard" if request.kind == "classes" else "ranked")
-    tensors = {"index": request.forget, "perturbing": perturbing.hard_labels(scores, settings.source, draw)}
-    body: dict[str, Any] = {"mode": mode, "classes": data.classes}
-    if mode != "hard":
-        keep = _keep(work, mode)
-        body["keep"] = {data.concepts[c]: float(keep[concepts == c][0]) for c in request.asked}
-        if mode == "ranked":
-            tensors["perturbing"] = perturbing.ranked_labels(scores, true, logits, concepts, keep)
-        else:
-            target = perturbing.soft_labels(scores, true, keep)
-            if mode == "sample":
-                tensors["perturbing"] = perturbing.draw_labels(target, draw)
-            else:
-                tensors["target"] = target.float()
-    counts = torch.bincount(tensors["perturbing"], minlength=len(data.classes)).tolist()
-    body["counts"] = {name: n for name, n in zip(data.classes, counts, strict=True) if n}
+    made = unlearning.perturb(problem(work), work.original(), inputs["transition"].tensors["transition"])
+    names = work.data.classes
+    counts = torch.bincount(made.perturbing, minlength=len(names)).tolist()
+    body: dict[str, Any] = {"mode": made.mode, "classes": names}
+    if made.keep:
+        body["keep"] = made.keep
+    body["counts"] = {name: n for name, n in zip(names, counts, strict=True) if n}
+    tensors = {"index": work.request.forget, "perturbing": made.perturbing}
+    if made.target is not None:
+        tensors["target"] = made.target
     return Product(Artifact(body, tensors))
-
-
-def _keep(work: Workspace, mode: str) -> Tensor:
-    """(N_f,) how much of its true label each forgotten sample keeps; nothing where the class is wholly forgotten.
-
-    Raises:
-        ConfigError: There are no held-out images to tell by.
-    """
-    data, request, given = work.data, work.request, work.config.labels.keep
-    true, concepts = data.train.labels[request.forget], data.train.concepts[request.forget]
-    if given == "auto":
-        held_out = torch.where(data.validation)[0]
-        if not len(held_out):
-            raise ConfigError(
-                "labels.keep: auto looks at held-out images, and data.validation leaves none",
-                "Raise data.validation, or give labels.keep a number from 0 to 1.",
-            )
-        logits, labels_there = _says(work, held_out), data.train.labels[held_out]
-        right = logits.argmax(1) == labels_there
-        sure = logits.double().softmax(1).gather(1, labels_there[:, None])[:, 0]
-        keep = perturbing.by_concept(right if mode == "ranked" else sure, data.train.concepts[held_out], concepts)
-    else:
-        keep = torch.full(true.shape, given, dtype=torch.float64)
-    return keep.masked_fill(torch.isin(true, torch.tensor(request.classes, dtype=torch.int64)), 0)
-
-
-def _says(work: Workspace, index: Tensor) -> Tensor:
-    """Logits of the original model on training images."""
-    outputs = training.predict(
-        work.original(),
-        work.data.train,
-        index,
-        classes=len(work.data.classes),
-        device=work.device,
-        label="labels",
-        track=work.track,
-    )
-    return outputs.logits
-
-
-def _rows(work: Workspace, inputs: Inputs) -> Tensor:
-    """(N_f, K): each forgotten sample's row of the transition matrix."""
-    row = torch.full((len(work.data.concepts),), -1)
-    row[torch.tensor(work.request.asked)] = torch.arange(len(work.request.asked))
-    return inputs["transition"].tensors["transition"][row[work.data.train.concepts[work.request.forget]]]
 
 
 def noise(work: Workspace, inputs: Inputs) -> Product:
     """The positive-negative feature noise pair."""
-    settings, data, request = work.config.noise, work.data, work.request
-    use = settings.use if settings.use != "auto" else ("negative" if request.kind == "classes" else "none")
-    tensors: dict[str, Tensor] = {}
-    if use == "none":
-        return Product(Artifact({"use": use, "classes": data.classes}))
-    model = work.original()
-
-    def pair(label: str, index: Tensor, group: Tensor, target: Tensor, away: bool) -> None:
-        tensors[label] = train_noise(
-            model,
-            data.train,
-            index,
-            group,
-            target,
-            away=away,
-            noises=settings.batch,
-            steps=settings.steps,
-            batch=work.config.finetune.batch,
-            lr=settings.lr,
-            penalty=settings.penalty,
-            seed=work.config.seed,
-            label=label,
-            device=work.device,
-            track=work.track,
-        )
-        tensors[f"{label}_class"] = target
-
-    if use in ("both", "positive"):
-        target, group = inputs["labels"].tensors["perturbing"].unique(return_inverse=True)
-        pair("positive", request.forget, group, target, away=False)
-    if use in ("both", "negative"):
-        target, group = data.train.labels[request.forget].unique(return_inverse=True)
-        away = settings.negative == "away"
-        # Carrying noise is put on retained images, away noise on the forgotten ones of its class.
-        index = request.forget if away else request.retain
-        pair("negative", index, group if away else torch.arange(len(index)) % len(target), target, away)
-    return Product(Artifact({"use": use, "classes": data.classes}, tensors))
+    given = problem(work)
+    pair = unlearning.noise_pair(given, work.original(), inputs["labels"].tensors["perturbing"])
+    return Product(Artifact({"use": given.noise_use, "classes": work.data.classes}, pair))
 
 
 def finetune(work: Workspace, inputs: Inputs) -> Product:
     """Fragment-Align: the unlearned model."""
-    settings, data, request = work.config.finetune, work.data, work.request
-    chosen, noises = inputs["labels"], inputs["noise"].tensors
-    hard = chosen.tensors["perturbing"]
-    target = chosen.tensors.get("target", functional.one_hot(hard, len(data.classes)).float())
-    true = data.train.labels[request.forget]
-    forgotten = fragment_align.Forgotten(
-        index=request.forget,
-        target=target,
-        prior=_rows(work, inputs).log(),
-        positive=_groups(hard, noises.get("positive_class")),
-        negative=_groups(true, noises.get("negative_class")),
-    )
-
-    def validate(net: nn.Module) -> float:
-        return training.accuracy(net, data.train, request.validation, work.device)
-
+    chosen = inputs["labels"]
+    made = Labels(chosen.body["mode"], chosen.tensors["perturbing"], chosen.tensors.get("target"))
     model = work.original()
-    history = fragment_align.finetune(
-        model,
-        data.train,
-        request.retain,
-        forgotten,
-        positive=noises.get("positive"),
-        negative=noises.get("negative"),
-        uniform=work.config.noise.strength == "uniform",
-        clean=settings.clean,
-        reassign=settings.reassign and chosen.body["mode"] == "hard",
-        beta=settings.beta,
-        weight=settings.weight,
-        epochs=settings.epochs,
-        retain_samples=retain_samples(work),
-        batch=settings.batch,
-        forget_batch=settings.forget_batch,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        seed=work.config.seed,
-        validate=validate if len(request.validation) else None,
-        patience=settings.patience,
-        max_steps=settings.max_steps,
-        checkpoints=work.checkpoints,
-        device=work.device,
-        track=work.track,
+    history = unlearning.align(
+        problem(work), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors
     )
     body = {"loss": history.loss, "validation_acc": history.validation, "steps": history.steps}
     return Product(Artifact(body), {"model.safetensors": like(model.state_dict(), work.checkpoint)})
-
-
-def _groups(value: Tensor, classes: Tensor | None) -> Tensor:
-    """Position of each value in the sorted ``classes``."""
-    return torch.zeros_like(value) if classes is None else torch.searchsorted(classes, value)
 
 
 def evaluate(work: Workspace, inputs: Inputs) -> Product:

@@ -283,19 +283,26 @@ def predict(
     index: Tensor,
     *,
     classes: int,
+    features: bool = True,
     batch: int = 1000,
     device: torch.device | str = "cpu",
     label: str = "predict",
     track: Track = silent,
 ) -> Outputs:
-    """Logits and penultimate features of ``split`` at ``index``, in eval mode; the model is left as it was."""
+    """Logits and penultimate features of ``split`` at ``index``, in eval mode; the model is left as it was.
+
+    Without ``features`` there are none, and the model's last layer may be any.
+    """
     was_training = model.training
     model.eval()
     logits: list[Tensor] = []
+    collecting: contextlib.AbstractContextManager[list[Tensor]] = (
+        penultimate(model, classes) if features else contextlib.nullcontext([])
+    )
     try:
         with (
             torch.inference_mode(),
-            penultimate(model, classes) as features,
+            collecting as collected,
             track(label, math.ceil(len(index) / batch)) as advance,
         ):
             for _, x in split.pass_over(index, batch, device):
@@ -303,7 +310,8 @@ def predict(
                 advance()
         if not logits:
             return Outputs(torch.empty(0, classes), torch.empty(0, 0))
-        return Outputs(torch.cat(logits), torch.cat(features).float().cpu())
+        seen = torch.cat(collected).float().cpu() if features else torch.empty(len(index), 0)
+        return Outputs(torch.cat(logits), seen)
     finally:
         model.train(was_training)
 

@@ -1,0 +1,313 @@
+"""The method put together: from a request, a model and similarity ratings to an unlearned model, in four steps.
+
+The stages of the command line and `megu_cli.unlearn` both call these; neither files nor configs of a whole run are
+known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megu_cli import training
+from megu_cli.config import FinetuneConfig, LabelsConfig, NoiseConfig, TransitionConfig
+from megu_cli.data import Dataset
+from megu_cli.errors import ConfigError
+from megu_cli.forget import Request
+from megu_cli.method import finetune as fragment_align
+from megu_cli.method import labels as perturbing
+from megu_cli.method.noise import train_noise
+from megu_cli.method.transition import transition_matrix
+from megu_cli.runtime import Track, generator, silent
+from megu_cli.training import Checkpoints, History
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be forgotten of which data, and how.
+
+    Attributes:
+        data: The data set; only its training split is read.
+        request: The forget request, resolved against it.
+        transition: Settings of the transition matrix.
+        labels: Settings of the perturbing labels.
+        noise: Settings of the noise pair.
+        finetune: Settings of the finetuning.
+        seed: Of everything random.
+        device: Where to compute; the models given are there.
+        checkpoints: Of the finetuning.
+        track: Reports progress.
+    """
+
+    data: Dataset
+    request: Request
+    transition: TransitionConfig
+    labels: LabelsConfig
+    noise: NoiseConfig
+    finetune: FinetuneConfig
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    checkpoints: Checkpoints | None = field(default=None, compare=False)
+    track: Track = field(default=silent, compare=False)
+
+    @property
+    def true(self) -> Tensor:
+        """(N_f,) true labels of D_f."""
+        return self.data.train.labels[self.request.forget]
+
+    @property
+    def concepts(self) -> Tensor:
+        """(N_f,) concepts of D_f."""
+        return self.data.train.concepts[self.request.forget]
+
+    @property
+    def retain_samples(self) -> int:
+        """Retained samples per epoch of the finetuning."""
+        settings = self.finetune
+        if settings.retain_fraction == "auto":
+            return 12_000
+        return max(settings.batch, round(settings.retain_fraction * len(self.request.retain)))
+
+    @property
+    def label_mode(self) -> str:
+        """How perturbing labels are made: ``hard``, ``sample``, ``soft`` or ``ranked``."""
+        if self.labels.mode != "auto":
+            return self.labels.mode
+        return "hard" if self.request.kind == "classes" else "ranked"
+
+    @property
+    def noise_use(self) -> str:
+        """Which noises are trained: ``both``, ``positive``, ``negative`` or ``none``."""
+        if self.noise.use != "auto":
+            return self.noise.use
+        return "negative" if self.request.kind == "classes" else "none"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Perturbing labels of D_f.
+
+    Attributes:
+        mode: How they were made; see `Problem.label_mode`.
+        perturbing: (N_f,) int64 labels; where they are soft, the best-scored ones.
+        target: (N_f, K) float32 distributions, where they are soft.
+        keep: Concept -> how much of the true label its images keep; empty where they are hard.
+    """
+
+    mode: str
+    perturbing: Tensor
+    target: Tensor | None = None
+    keep: dict[str, float] = field(default_factory=dict)
+
+
+def transition(
+    problem: Problem, candidates: Mapping[str, Sequence[str]], scores: Mapping[str, Mapping[str, float]]
+) -> Tensor:
+    """The transition matrix of the concepts that are asked about.
+
+    Args:
+        problem: The request.
+        candidates: Asked concept, in the request's order -> the concepts that it is compared with.
+        scores: Asked concept -> candidate -> rating from 0 to 10; what is not rated can be no label. With a single
+            candidate none is needed.
+
+    Returns:
+        (len(asked), K) float64, each row summing to 1.
+    """
+    data, request = problem.data, problem.request
+    ratings = torch.full((len(request.asked), len(data.concepts)), float("nan"), dtype=torch.float64)
+    place = {name: i for i, name in enumerate(data.concepts)}
+    for row, (concept, compared) in enumerate(candidates.items()):
+        for candidate in compared:
+            rating = 0.0 if len(compared) == 1 else scores[concept].get(candidate)
+            if rating is not None:
+                ratings[row, place[candidate]] = rating
+    return transition_matrix(
+        ratings,
+        request.asked,
+        data.concept_class,
+        classes=len(data.classes),
+        forgotten=request.concepts,
+        own_class=request.kind == "subclasses",
+        temperature=problem.transition.temperature,
+    )
+
+
+def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
+    """A perturbing label, or a distribution over labels, for each forgotten sample.
+
+    Args:
+        problem: The request and ``labels``.
+        model: The original model, in eval mode.
+        matrix: From `transition`.
+
+    Raises:
+        ConfigError: ``labels.keep: auto`` has no held-out images to look at.
+    """
+    settings, mode = problem.labels, problem.label_mode
+    logits = _says(problem, model, problem.request.forget)
+    scores = perturbing.label_scores(_rows(problem, matrix), logits.log_softmax(1), settings.source, settings.alpha)
+    draw = generator(problem.seed, "labels")
+    hard = perturbing.hard_labels(scores, settings.source, draw)
+    if mode == "hard":
+        return Labels(mode, hard)
+    concepts, names = problem.concepts, problem.data.concepts
+    keep = _keep(problem, model, mode)
+    told = {names[c]: float(keep[concepts == c][0]) for c in problem.request.asked}
+    if mode == "ranked":
+        return Labels(mode, perturbing.ranked_labels(scores, problem.true, logits, concepts, keep), None, told)
+    target = perturbing.soft_labels(scores, problem.true, keep)
+    if mode == "sample":
+        return Labels(mode, perturbing.draw_labels(target, draw), None, told)
+    return Labels(mode, hard, target.float(), told)
+
+
+def _keep(problem: Problem, model: nn.Module, mode: str) -> Tensor:
+    """(N_f,) how much of its true label each forgotten sample keeps; nothing where the class is wholly forgotten."""
+    data, given = problem.data, problem.labels.keep
+    if given == "auto":
+        held_out = torch.where(data.validation)[0]
+        if not len(held_out):
+            raise ConfigError(
+                "labels.keep: auto looks at held-out images, and there are none",
+                "Raise data.validation, or give labels.keep a number from 0 to 1.",
+            )
+        logits, labels_there = _says(problem, model, held_out), data.train.labels[held_out]
+        right = logits.argmax(1) == labels_there
+        sure = logits.double().softmax(1).gather(1, labels_there[:, None])[:, 0]
+        values = right if mode == "ranked" else sure
+        keep = perturbing.by_concept(values, data.train.concepts[held_out], problem.concepts)
+    else:
+        keep = torch.full(problem.true.shape, given, dtype=torch.float64)
+    return keep.masked_fill(torch.isin(problem.true, torch.tensor(problem.request.classes, dtype=torch.int64)), 0)
+
+
+def _says(problem: Problem, model: nn.Module, index: Tensor) -> Tensor:
+    """Logits of the original model on training images."""
+    outputs = training.predict(
+        model,
+        problem.data.train,
+        index,
+        classes=len(problem.data.classes),
+        features=False,
+        device=problem.device,
+        label="labels",
+        track=problem.track,
+    )
+    return outputs.logits
+
+
+def _rows(problem: Problem, matrix: Tensor) -> Tensor:
+    """(N_f, K): each forgotten sample's row of the transition matrix."""
+    row = torch.full((len(problem.data.concepts),), -1)
+    row[torch.tensor(problem.request.asked)] = torch.arange(len(problem.request.asked))
+    return matrix[row[problem.concepts]]
+
+
+def noise_pair(problem: Problem, model: nn.Module, labels: Tensor) -> dict[str, Tensor]:
+    """The positive-negative feature noise pair.
+
+    Args:
+        problem: The request, ``noise`` and the batch size of ``finetune``.
+        model: The original model; it is not changed.
+        labels: (N_f,) perturbing labels.
+
+    Returns:
+        For each noise in use, ``positive`` and ``negative``, (G, R, C, H, W) float32 noises, and as ``*_class`` the
+        (G,) classes that they belong to; empty where none is in use.
+    """
+    settings, request, use = problem.noise, problem.request, problem.noise_use
+    pair: dict[str, Tensor] = {}
+
+    def train(label: str, index: Tensor, group: Tensor, target: Tensor, away: bool) -> None:
+        pair[label] = train_noise(
+            model,
+            problem.data.train,
+            index,
+            group,
+            target,
+            away=away,
+            noises=settings.batch,
+            steps=settings.steps,
+            batch=problem.finetune.batch,
+            lr=settings.lr,
+            penalty=settings.penalty,
+            seed=problem.seed,
+            label=label,
+            device=problem.device,
+            track=problem.track,
+        )
+        pair[f"{label}_class"] = target
+
+    if use in ("both", "positive"):
+        target, group = labels.unique(return_inverse=True)
+        train("positive", request.forget, group, target, away=False)
+    if use in ("both", "negative"):
+        target, group = problem.true.unique(return_inverse=True)
+        away = settings.negative == "away"
+        # Carrying noise is put on retained images, away noise on the forgotten ones of its class.
+        index = request.forget if away else request.retain
+        train("negative", index, group if away else torch.arange(len(index)) % len(target), target, away)
+    return pair
+
+
+def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pair: Mapping[str, Tensor]) -> History:
+    """Fragment-Align: finetune ``model`` in place; it starts as the original model and ends unlearned, in eval mode.
+
+    Args:
+        problem: The request, ``finetune`` and ``noise.strength``.
+        model: The model.
+        matrix: From `transition`.
+        labels: From `perturb`.
+        pair: From `noise_pair`.
+    """
+    settings, data, request = problem.finetune, problem.data, problem.request
+    hard = labels.perturbing
+    target = functional.one_hot(hard, len(data.classes)).float() if labels.target is None else labels.target
+    forgotten = fragment_align.Forgotten(
+        index=request.forget,
+        target=target,
+        prior=_rows(problem, matrix).log(),
+        positive=_groups(hard, pair.get("positive_class")),
+        negative=_groups(problem.true, pair.get("negative_class")),
+    )
+
+    def validate(net: nn.Module) -> float:
+        return training.accuracy(net, data.train, request.validation, problem.device)
+
+    return fragment_align.finetune(
+        model,
+        data.train,
+        request.retain,
+        forgotten,
+        positive=pair.get("positive"),
+        negative=pair.get("negative"),
+        uniform=problem.noise.strength == "uniform",
+        clean=settings.clean,
+        reassign=settings.reassign and labels.mode == "hard",
+        beta=settings.beta,
+        weight=settings.weight,
+        epochs=settings.epochs,
+        retain_samples=problem.retain_samples,
+        batch=settings.batch,
+        forget_batch=settings.forget_batch,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        seed=problem.seed,
+        validate=validate if len(request.validation) else None,
+        patience=settings.patience,
+        max_steps=settings.max_steps,
+        checkpoints=problem.checkpoints,
+        device=problem.device,
+        track=problem.track,
+    )
+
+
+def _groups(value: Tensor, classes: Tensor | None) -> Tensor:
+    """Position of each value in the sorted ``classes``."""
+    return torch.zeros_like(value) if classes is None else torch.searchsorted(classes, value)
