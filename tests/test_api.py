@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import network, write_config
+from conftest import write_config
 from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 

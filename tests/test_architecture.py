@@ -19,7 +19,7 @@ LAYERS = [
     {"method", "baselines", "evaluation", "report"},
     {"measuring", "unlearning"},
     {"stages", "api", "purge"},
-    {"pipeline"},
+    {"pipeline", "planning"},
     {"compare"},
     {"cli", "__init__", "__main__"},
 ]

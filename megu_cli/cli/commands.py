@@ -146,6 +146,8 @@ def init(
 def run(options: Options, require: _Require = None, max_steps: _MaxSteps = None) -> None:
     """Run the whole pipeline; what is fresh is kept.
 
+    With --dry-run: what would run, and about what it takes, from timing a few batches of each stage.
+
     Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
     """
     from megu_cli.cli import tables
@@ -153,7 +155,7 @@ def run(options: Options, require: _Require = None, max_steps: _MaxSteps = None)
     options = options.having("finetune.max_steps", max_steps)
     with _opened(options, require) as (pipeline, config):
         if options.dry_run:
-            _show(options, {"plan": _plan(pipeline.plan(force=options.force))}, tables.plan)
+            _show(options, _estimated(pipeline, None, options.force), tables.plan)
             return
         pipeline.run(force=options.force)
     _show_eval(options, config)
@@ -431,7 +433,7 @@ def _stage(options: Options, names: list[str], require: list[str] | None = None)
 
     if options.dry_run:
         with _opened(options, require) as (pipeline, _):
-            _show(options, {"plan": _plan(pipeline.plan(names, options.force))}, tables.plan)
+            _show(options, _estimated(pipeline, names, options.force), tables.plan)
     elif names == ["eval"]:
         with _opened(options, require) as (pipeline, config):
             pipeline.build(names, options.force)
@@ -509,6 +511,13 @@ def _opened(
     except KeyboardInterrupt:
         typer.echo("interrupted; what was finished is kept, and the same command goes on from there", err=True)
         raise
+
+
+def _estimated(pipeline: Pipeline, names: list[str] | None, force: bool) -> dict[str, Any]:
+    """The plan with what it takes, from a few batches of each stage."""
+    from megu_cli.planning import planned
+
+    return planned(pipeline.work, _plan(pipeline.plan(names, force)))
 
 
 def _plan(rows: list[tuple[str, str, str]]) -> list[dict[str, str]]:

@@ -181,14 +181,67 @@ def status(result: dict[str, Any]) -> None:
 
 
 def plan(result: dict[str, Any]) -> None:
-    """What would run."""
+    """What would run and, where it was estimated, what it takes."""
     table = Table()
     for column in ("stage", "action", "why"):
         table.add_column(column, overflow="fold")
+    estimated = "retraining" in result
+    if estimated:
+        for column in ("steps", "MLLM calls", "about", "peak memory", "disk"):
+            table.add_column(column, justify="right", no_wrap=True)
     for row in result["plan"]:
         style = "bold" if row["action"] == "run" else "dim"
-        table.add_row(row["stage"], row["action"], row["reason"], style=style)
-    _console().print(table)
+        table.add_row(row["stage"], row["action"], row["reason"], *(_takes(row) if estimated else ()), style=style)
+    console = _console()
+    if estimated:
+        table.add_section()
+        total = {"steps": 0, **result["total"]}
+        table.add_row("what would run", "", "", *_takes(total))
+        table.add_row("retraining", "", "for comparison", *_takes(result["retraining"]), style="dim")
+    console.print(table)
+    if estimated:
+        _told(console, result)
+    elif "note" in result:
+        console.print(result["note"], style="yellow", markup=False)
+
+
+def _told(console: Console, result: dict[str, Any]) -> None:
+    ratio = result["time_ratio"]
+    if ratio is not None:
+        console.print(f"labels, noise and finetune take about {100 * ratio:.1f}% of the time of retraining.")
+    if result["total"]["untimed"]:
+        console.print(f"Not timed, since nothing is sent before you say so: {', '.join(result['total']['untimed'])}.")
+    console.print(
+        "Estimates, from a few batches on this machine as busy as it is now. Nothing was written.", style="dim"
+    )
+
+
+def _takes(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{row['steps']:,}" if row["steps"] else "",
+        f"{row['calls']:,}" if row["calls"] else "",
+        _duration(row["seconds"]),
+        _size(row["memory_bytes"]),
+        _size(row["disk_bytes"]),
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _size(number: int | None) -> str:
+    if not number:
+        return ""
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= length:
+            return f"{number / length:.1f} {unit}"
+    return f"{number} B"
 
 
 def stages(result: dict[str, Any]) -> None:

@@ -1,0 +1,93 @@
+"""What a run will take, told before it begins."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from conftest import listing, write_config
+
+from megu_cli import planning
+from megu_cli.config import load_config
+from megu_cli.workspace import Workspace
+
+
+def test_a_dry_run_tells_steps_times_and_sizes_and_writes_nothing(megu, tmp_path):
+    file = write_config(tmp_path, finetune={"epochs": 3, "retain_fraction": 1.0, "batch": 64}, noise={"use": "both"})
+    before = listing(tmp_path)
+    answer = megu("run", "-c", file, "--dry-run", "--json")
+    assert answer.code == 0, answer.err
+    assert listing(tmp_path) == before
+    result = answer.json
+    rows = {row["stage"]: row for row in result["plan"]}
+    work = Workspace(load_config(file))
+    retained = len(work.request.retain)
+    assert rows["train"]["steps"] == 2 * math.ceil(int((~work.data.validation).sum()) / 32)
+    assert rows["finetune"]["steps"] == 3 * math.ceil(retained / 64)
+    assert rows["noise"]["steps"] == 2 * 4
+    assert result["retraining"]["steps"] == 2 * math.ceil(retained / 32)
+    assert all(rows[name]["seconds"] > 0 for name in ("train", "labels", "noise", "finetune", "eval"))
+    assert all(rows[name]["memory_bytes"] > 50e6 for name in ("train", "finetune", "eval"))
+    own = sum(rows[name]["seconds"] for name in ("labels", "noise", "finetune"))
+    assert result["time_ratio"] == pytest.approx(own / result["retraining"]["seconds"])
+    assert result["total"]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows.values()))
+
+
+def test_a_budget_and_what_is_fresh_make_the_plan_shorter(megu, finished):
+    rows = megu("finetune", "-c", finished, "--max-steps", "2", "--dry-run", "--json").json["plan"]
+    assert [(row["stage"], row["action"], row["steps"]) for row in rows] == [("finetune", "run", 2)]
+    kept = megu("run", "-c", finished, "--dry-run", "--json").json
+    assert {row["action"] for row in kept["plan"]} == {"keep"}
+    assert kept["total"]["seconds"] == 0
+    shown = megu("run", "-c", finished, "--dry-run")
+    assert "of the time of retraining" in shown.out
+    assert "Estimates" in shown.out
+
+
+def test_sizes_on_disk_are_those_of_the_files(finished):
+    work = Workspace(load_config(finished))
+    made = planning.estimates(work)
+    out = finished.parent / "run"
+    # A safetensors file has a header as well, with the artifact's own description.
+    for stage, name, room in (("train", "original", 6e3), ("finetune", "model", 6e3), ("noise", "noise", 6e3)):
+        assert 0 <= (out / f"{name}.safetensors").stat().st_size - made[stage].disk_bytes < room
+
+
+def test_calls_are_counted_and_none_is_made(megu, tmp_path):
+    settings = {"backend": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9/v1", "images_per_class": 3}
+    file = write_config(tmp_path, mllm=settings)
+    answer = megu("run", "-c", file, "--dry-run", "--json")
+    assert answer.code == 0, answer.err
+    row = next(row for row in answer.json["plan"] if row["stage"] == "similarity")
+    assert row["calls"] == 3
+    assert row["seconds"] is None
+    assert answer.json["total"]["untimed"] == ["similarity"]
+    assert listing(tmp_path) == {"megu.yaml"}
+
+
+def test_without_data_the_plan_says_what_is_missing(megu, tmp_path):
+    file = write_config(tmp_path, data={"name": "imagefolder", "root": "nowhere", "image_size": 8})
+    answer = megu("run", "-c", file, "--dry-run")
+    assert "no estimates: " in answer.out
+    assert "nowhere" in answer.out
+
+
+@pytest.mark.slow
+def test_estimates_are_within_a_factor_of_three(megu, tmp_path):
+    file = write_config(
+        tmp_path,
+        data={"limit": None},
+        train={"epochs": 10, "batch": 64},
+        noise={"steps": 60},
+        finetune={"epochs": 2, "retain_fraction": 4.0},
+        eval={"oracle": True},
+    )
+    told = megu("run", "-c", file, "--dry-run", "--json").json
+    assert megu("run", "-c", file).code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "runs.jsonl").read_text().splitlines()]
+    took = {line["stage"]: line["seconds"] for line in lines}
+    estimated = {row["stage"]: row["seconds"] for row in told["plan"]}
+    for stage in ("train", "oracle", "noise", "finetune"):
+        assert 1 / 3 < estimated[stage] / took[stage] < 3, (stage, estimated[stage], took[stage])
+    assert 1 / 3 < told["total"]["seconds"] / sum(took.values()) < 3
