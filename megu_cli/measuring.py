@@ -41,6 +41,7 @@ class Seen:
                 batch=work.config.eval.batch,
                 device=work.device,
                 label=f"eval {name}",
+                crew=work.crew,
                 track=work.track,
             )
             for split in (work.data.train, work.data.test)

@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from megu_cli import __version__, artifacts
 from megu_cli.artifacts import Artifact
 from megu_cli.errors import ArtifactError, MeguError
 from megu_cli.resume import Resume, resume_file
 from megu_cli.workspace import Workspace
+
+if TYPE_CHECKING:
+    from megu_cli.stages import Product
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Stage:
             come before any training: they may fail for reasons outside, such as a server, a key, a model's answers.
         weights: Plain weight files that it writes beside the artifact.
         version: Raised whenever the same inputs would give another result.
+        shared: Whether several processes share its work; otherwise the first does it, and the others wait.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     version: int = 1
+    shared: bool = False
 
 
 _TRAIN = ("seed", "model.name", "train")
@@ -53,8 +58,10 @@ _METHOD = ("train_data", "forget")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("train", "original.safetensors", "megu train", (*_TRAIN, "data.validation"), ("train_data",)),
-        Stage("oracle", "oracle.safetensors", "megu train --retain-only", _TRAIN, _METHOD),
+        Stage(
+            "train", "original.safetensors", "megu train", (*_TRAIN, "data.validation"), ("train_data",), shared=True
+        ),
+        Stage("oracle", "oracle.safetensors", "megu train --retain-only", _TRAIN, _METHOD, shared=True),
         # What else determines the ratings depends on the backend: see _RATING.
         Stage("similarity", "similarity.json", "megu similarity", ("mllm.backend",), ("concepts",)),
         Stage(
@@ -80,6 +87,7 @@ STAGES = {
             ("seed", "model.name", "finetune.batch", *_NOISE),
             _METHOD,
             ("checkpoint", "labels"),
+            shared=True,
         ),
         Stage(
             "finetune",
@@ -89,6 +97,7 @@ STAGES = {
             _METHOD,
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
+            shared=True,
         ),
         Stage(
             "eval",
@@ -104,6 +113,7 @@ STAGES = {
             (*_METHOD, "test_data"),
             ("checkpoint", "finetune", "oracle"),
             version=2,
+            shared=True,
         ),
     )
 }
@@ -361,7 +371,8 @@ class Pipeline:
     def _skip(self, name: str) -> bool:
         if self.state(name).status == "fresh":
             self.say(f"{name}: fresh")
-            (self.work.out / resume_file(name)).unlink(missing_ok=True)  # killed just before it was deleted
+            if self.work.crew.first:
+                (self.work.out / resume_file(name)).unlink(missing_ok=True)  # killed just before it was deleted
             return True
         return False
 
@@ -374,9 +385,8 @@ class Pipeline:
     def _run(self, name: str) -> None:
         """Run one stage whose inputs are all fresh, and write what it makes."""
         from megu_cli import stages
-        from megu_cli.runtime import machine
 
-        stage = STAGES[name]
+        stage, crew = STAGES[name], self.work.crew
         before = self.state(name)
         why = f" ({before.status}: {before.reason})" if before.status in ("stale", "corrupt") else ""
         self.say(f"{name}: running{why}")
@@ -392,17 +402,41 @@ class Pipeline:
             lineage |= artifact.meta["lineage"]
             lineage[upstream] = {k: artifact.meta[k] for k in ("version", "settings", "inputs", "fingerprint")}
         self.work.preload()
+        crew.wait()  # all processes have read what is there, before anything changes
         started = time.perf_counter()
         resume = Resume(
-            self.work.out / resume_file(name), artifacts.digest(parts), self.work.config.checkpoint_seconds, self.say
+            self.work.out / resume_file(name),
+            artifacts.digest([parts, crew.world]),
+            self.work.config.checkpoint_seconds,
+            self.say,
         )
         self.work.checkpoints = resume
+        product = None
         try:
-            product = getattr(stages, "evaluate" if name == "eval" else name)(self.work, inputs)
+            if crew.first or stage.shared:
+                product = getattr(stages, "evaluate" if name == "eval" else name)(self.work, inputs)
         finally:
             self.work.checkpoints = None
         # What was done before a kill counts: a time is that of the whole stage.
         seconds = resume.seconds + time.perf_counter() - started
+        if crew.first and product is not None:
+            self._write(stage, product, parts, lineage, inputs.get("oracle"), seconds)
+            resume.path.unlink(missing_ok=True)
+        crew.wait()
+        self.work.forget_loaded(name)
+        self._states.clear()
+
+    def _write(
+        self,
+        stage: Stage,
+        product: Product,
+        parts: Mapping[str, Any],
+        lineage: Mapping[str, Any],
+        oracle: Artifact | None,
+        seconds: float,
+    ) -> None:
+        """Write what a stage has made, its artifact last, and log it."""
+        from megu_cli.runtime import machine
 
         weights = {}
         for file, state in product.weights.items():
@@ -410,8 +444,8 @@ class Pipeline:
                 artifacts.save_tensors(temporary, state, {"format": "pt"})
             weights[file] = artifacts.tensor_digest(self.work.out / file)
         body = dict(product.artifact.body)
-        if name == "eval":
-            body["time"] = self._times(lineage, inputs.get("oracle"))
+        if stage.name == "eval":
+            body["time"] = self._times(lineage, oracle)
         meta = {
             **parts,
             "fingerprint": artifacts.digest(parts),
@@ -422,12 +456,11 @@ class Pipeline:
         }
         sealed = artifacts.seal(Artifact(body, product.artifact.tensors), meta)
         artifacts.write(self.work.out / stage.file, sealed)
-        resume.path.unlink(missing_ok=True)
         self.work.keep_memo()
         self.work.log_run(
             {
                 "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "stage": name,
+                "stage": stage.name,
                 "fingerprint": meta["fingerprint"],
                 "content": sealed.content,
                 "seconds": round(seconds, 3),
@@ -435,8 +468,6 @@ class Pipeline:
                 "machine": machine(),
             }
         )
-        self.work.forget_loaded(name)
-        self._states.clear()
 
     def seconds(self, name: str) -> tuple[float, str] | None:
         """Seconds that the artifact of a stage took, and where; ``None`` if not known."""

@@ -107,5 +107,8 @@ def machine() -> str:
     """A short name of what computes here, so that times of different machines are not set in relation."""
     import torch
 
+    from megu_cli.processes import world
+
+    several = f", {world()} processes" if world() > 1 else ""
     processor = platform.processor() or platform.machine()
-    return f"{platform.node()} {processor} {torch.get_num_threads()} threads"
+    return f"{platform.node()} {processor} {torch.get_num_threads()} threads{several}"

@@ -50,6 +50,7 @@ def train(work: Workspace, inputs: Inputs) -> Product:
         label="train",
         device=work.device,
         checkpoints=work.checkpoints,
+        crew=work.crew,
         track=work.track,
     )
     return _trained(work, model, len(index), history)
@@ -59,7 +60,7 @@ def oracle(work: Workspace, inputs: Inputs) -> Product:
     """Retrain from a true re-initialisation, without the forget set: the same recipe, the same passes."""
     # What is loaded into the model does not matter: every weight is initialised anew.
     model = work.build()
-    history = retrain(model, task(work), checkpoints=work.checkpoints, **work.config.train.model_dump())
+    history = retrain(model, task(work), checkpoints=work.checkpoints, crew=work.crew, **work.config.train.model_dump())
     return _trained(work, model, len(work.request.retain), history)
 
 
@@ -107,6 +108,7 @@ def problem(work: Workspace) -> Problem:
         seed=config.seed,
         device=work.device,
         checkpoints=work.checkpoints,
+        crew=work.crew,
         track=work.track,
     )
 
@@ -176,6 +178,8 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
     if retrained := inputs.get("oracle"):
         models["oracle"] = work.load(retrained.tensors, "oracle.safetensors")
     seen = {name: measuring.Seen.by(model, work, name) for name, model in models.items()}
+    if not work.crew.first:  # its predictions are gathered; the rest is measured once
+        return Product(Artifact({}))
     seen["mask"] = seen["original"].masked(request.classes)
     order = [name for name in ("original", "mask", "unlearned", "oracle") if name in seen]
 

@@ -15,9 +15,12 @@ from torch.nn import functional
 from megu_cli.data import Split
 from megu_cli.errors import MeguError
 from megu_cli.models import penultimate
+from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, draws_on, draws_so_far, generator, seeded, silent
 
 Batch = TypeVar("Batch")
+# Steps between two moments at which several processes agree whether to leave a checkpoint.
+_AGREE = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def fit(
     patience: int | None = None,
     limit: int | None = None,
     checkpoints: Checkpoints | None = None,
+    crew: Crew = ALONE,
     track: Track = silent,
 ) -> History:
     """Train ``model`` in place and leave it in eval mode.
@@ -69,7 +73,7 @@ def fit(
         steps: Batches per epoch.
         batches: Epoch number and first step -> the epoch's batches from that step on; what it draws depends on the
             epoch and the place of a batch in it, not on where it begins.
-        loss: Model and batch -> scalar loss.
+        loss: Model and batch -> scalar loss; its average over the processes is the loss of the whole batch.
         optimizer: Stepped after every batch.
         scheduler: Stepped after every batch.
         seed: Of what the model itself draws (dropout).
@@ -78,6 +82,7 @@ def fit(
         patience: Stop after so many epochs without a gain in validation accuracy.
         limit: Stop after so many steps, where that is earlier.
         checkpoints: Where to go on from, and where to leave what a later call goes on from.
+        crew: The processes that share the work; ``batches`` gives this one's part.
         track: Reports progress.
 
     Raises:
@@ -94,33 +99,35 @@ def fit(
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         done, at = saved["done"], saved["at"]
-        draws = saved["draws"] if at else None  # an epoch seeds its own
-        total += saved["total"].to(device)
+        draws = [row[crew.rank] for row in saved["draws"]] if at else None  # an epoch seeds its own
+        total += saved["total"].to(device)  # the mean over the processes: so is what they add to it
         losses, scores = saved["losses"], saved["scores"]
 
     def keep() -> None:
-        if checkpoints is not None and checkpoints.due():
-            checkpoints.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict(),
-                    "done": done,
-                    "at": at,
-                    "draws": draws_so_far(device),
-                    "total": total,
-                    "losses": losses,
-                    "scores": scores,
-                }
-            )
+        # Several processes have to agree, which is not worth it at every step.
+        if checkpoints is None or (crew.world > 1 and done % _AGREE) or not crew.agreed(checkpoints.due()):
+            return
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "done": done,
+            "at": at,
+            "draws": [crew.gather(row[None]) for row in draws_so_far(device)],
+            "total": crew.mean(total),
+            "losses": losses,
+            "scores": scores,
+        }
+        if crew.first:
+            checkpoints.save(state)
 
     whole = min(epochs * steps, limit or epochs * steps)
-    with track(label, whole - done) as advance:
+    with crew.joined(model) as net, track(label, whole - done) as advance:
         for epoch in range(len(losses), epochs):
             if (done == limit and not at) or _stalled(scores, patience):
                 break
             model.train()
-            with seeded(seed, label, epoch):
+            with seeded(seed, label, epoch, *([crew.rank] if crew.rank else [])):
                 for batch in batches(epoch, at):
                     if done == limit:
                         break
@@ -128,7 +135,7 @@ def fit(
                         # Only now: to begin reading the images draws from the same stream.
                         draws_on(draws, device)
                         draws = None
-                    value = loss(model, batch)
+                    value = loss(net, batch)
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()
                     optimizer.step()
@@ -138,7 +145,7 @@ def fit(
                     advance()
                     keep()
             model.eval()
-            losses.append(total.item() / at)
+            losses.append(crew.mean(total).item() / at)
             at, draws = 0, None
             total.zero_()
             if not math.isfinite(losses[-1]):
@@ -174,6 +181,7 @@ def train_classifier(
     validate: Callable[[nn.Module], float] | None = None,
     device: torch.device | str = "cpu",
     checkpoints: Checkpoints | None = None,
+    crew: Crew = ALONE,
     track: Track = silent,
 ) -> History:
     """Train a classifier in place by one-cycle SGD with Nesterov momentum and cross-entropy.
@@ -193,32 +201,40 @@ def train_classifier(
         validate: Model in eval mode -> validation accuracy, called after each epoch.
         device: Where to train.
         checkpoints: See `fit`.
+        crew: The processes that share the work.
         track: Reports progress.
     """
     steps = math.ceil(len(index) / batch)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
 
-    def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, float]]:
         order = shuffled(index, len(index), batch, seed, label, epoch)
         draw = generator(seed, label, epoch, "augment")
         changes = [_drawn(len(positions), augment, draw) for positions in order][first:]
-        order = order[first:]
-        for positions, change, x in zip(order, changes, split.batches(order, device), strict=True):
-            yield _augmented(x, change), split.labels[positions].to(device)
+        sizes = [len(positions) for positions in order[first:]]
+        order = [positions[crew.slice(len(positions))] for positions in order[first:]]
+        for positions, change, size, x in zip(order, changes, sizes, split.batches(order, device), strict=True):
+            own = change.at(crew.slice(size)) if change else None
+            yield _augmented(x, own), split.labels[positions].to(device), crew.weight(size)
+
+    def loss(net: nn.Module, given: tuple[Tensor, Tensor, float]) -> Tensor:
+        x, y, weight = given
+        return functional.cross_entropy(net(x), y) * weight
 
     return fit(
         model,
         epochs=epochs,
         steps=steps,
         batches=batches,
-        loss=lambda net, pair: functional.cross_entropy(net(pair[0]), pair[1]),
+        loss=loss,
         optimizer=optimizer,
         scheduler=scheduler,
         seed=seed,
         label=label,
         validate=validate,
         checkpoints=checkpoints,
+        crew=crew,
         track=track,
     )
 
@@ -240,6 +256,10 @@ class _Augmentation:
 
     flip: Tensor
     offset: Tensor | None
+
+    def at(self, part: slice) -> _Augmentation:
+        """That of some of the samples."""
+        return _Augmentation(self.flip[part], None if self.offset is None else self.offset[:, part])
 
 
 def _drawn(number: int, kind: str, draw: torch.Generator) -> _Augmentation | None:
@@ -287,13 +307,17 @@ def predict(
     batch: int = 1000,
     device: torch.device | str = "cpu",
     label: str = "predict",
+    crew: Crew = ALONE,
     track: Track = silent,
 ) -> Outputs:
     """Logits and penultimate features of ``split`` at ``index``, in eval mode; the model is left as it was.
 
-    Without ``features`` there are none, and the model's last layer may be any.
+    Without ``features`` there are none, and the model's last layer may be any. Several processes predict a part each
+    and all get the whole.
     """
     was_training = model.training
+    shared = len(index) >= crew.world
+    index = index[crew.slice(len(index))]
     model.eval()
     logits: list[Tensor] = []
     collecting: contextlib.AbstractContextManager[list[Tensor]] = (
@@ -311,17 +335,22 @@ def predict(
         if not logits:
             return Outputs(torch.empty(0, classes), torch.empty(0, 0))
         seen = torch.cat(collected).float().cpu() if features else torch.empty(len(index), 0)
-        return Outputs(torch.cat(logits), seen)
+        said = torch.cat(logits)
+        return Outputs(crew.gather(said), crew.gather(seen)) if shared else Outputs(said, seen)
     finally:
         model.train(was_training)
 
 
-def accuracy(model: nn.Module, split: Split, index: Tensor, device: torch.device | str = "cpu") -> float:
+def accuracy(
+    model: nn.Module, split: Split, index: Tensor, device: torch.device | str = "cpu", crew: Crew = ALONE
+) -> float:
     """Share of ``index`` that the model, in eval mode, classifies as labelled."""
     hits = 0
     with torch.inference_mode():
-        for positions, x in split.pass_over(index, 1000, device):
+        for positions, x in split.pass_over(index[crew.slice(len(index))], 1000, device):
             hits += int((model(x).argmax(1).cpu() == split.labels[positions]).sum())
+    if len(index) >= crew.world:
+        hits = int(crew.gather(torch.tensor([hits])).sum())
     return hits / len(index)
 
 

@@ -22,6 +22,7 @@ from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
+from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History
 
@@ -40,6 +41,7 @@ class Problem:
         seed: Of everything random.
         device: Where to compute; the models given are there.
         checkpoints: Of the finetuning.
+        crew: The processes that share noise and finetuning.
         track: Reports progress.
     """
 
@@ -52,6 +54,7 @@ class Problem:
     seed: int = 0
     device: torch.device | str = "cpu"
     checkpoints: Checkpoints | None = field(default=None, compare=False)
+    crew: Crew = field(default=ALONE, compare=False)
     track: Track = field(default=silent, compare=False)
 
     @property
@@ -239,6 +242,7 @@ def noise_pair(problem: Problem, model: nn.Module, labels: Tensor) -> dict[str, 
             seed=problem.seed,
             label=label,
             device=problem.device,
+            crew=problem.crew,
             track=problem.track,
         )
         pair[f"{label}_class"] = target
@@ -277,7 +281,7 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
     )
 
     def validate(net: nn.Module) -> float:
-        return training.accuracy(net, data.train, request.validation, problem.device)
+        return training.accuracy(net, data.train, request.validation, problem.device, problem.crew)
 
     return fragment_align.finetune(
         model,
@@ -304,6 +308,7 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         max_steps=settings.max_steps,
         checkpoints=problem.checkpoints,
         device=problem.device,
+        crew=problem.crew,
         track=problem.track,
     )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from megu_cli.forget import Request
     from megu_cli.mllm.base import Backend, Cost, Question
     from megu_cli.models import State
+    from megu_cli.processes import Crew
     from megu_cli.resume import Resume
 
 _MEMO = ".digests.json"
@@ -63,12 +64,19 @@ class Workspace:
         return other
 
     @cached_property
+    def crew(self) -> Crew:
+        """The processes that share the computation."""
+        from megu_cli.processes import crew
+
+        return crew(self.config.device)
+
+    @cached_property
     def device(self) -> torch.device:
         """Where to compute."""
         from megu_cli.runtime import deterministic, resolve_device
 
         deterministic()
-        return resolve_device(self.config.device)
+        return self.crew.device() or resolve_device(self.config.device)
 
     @cached_property
     def data(self) -> Dataset:

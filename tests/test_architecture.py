@@ -12,7 +12,7 @@ from conftest import subprocess_environment
 PACKAGE = Path(__file__).parent.parent / "megu_cli"
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = [
-    {"errors", "config", "runtime"},
+    {"errors", "config", "processes", "runtime"},
     {"artifacts", "requirements", "templates"},
     {"data", "models", "mllm"},
     {"forget", "training", "resume", "workspace"},

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from megu_cli.baselines.task import Task
+from megu_cli.processes import ALONE, Crew
 from megu_cli.training import Checkpoints, History, train_classifier
 
 
@@ -25,6 +26,7 @@ def retrain(
     weight_decay: float,
     augment: str,
     checkpoints: Checkpoints | None = None,
+    crew: Crew = ALONE,
 ) -> History:
     """Replace the model's weights by those of a training on D_r alone; the settings are the original's recipe."""
     model.load_state_dict(task.fresh("oracle").state_dict())
@@ -43,5 +45,6 @@ def retrain(
         validate=task.accuracy if len(task.validation) else None,
         device=task.device,
         checkpoints=checkpoints,
+        crew=crew,
         track=task.track,
     )

@@ -8,6 +8,7 @@ import typer
 
 from megu_cli.cli import commands
 from megu_cli.errors import MeguError
+from megu_cli.processes import rank
 
 app = typer.Typer(
     name="megu",
@@ -32,7 +33,8 @@ def main() -> None:
     except MeguError as error:
         if verbose:
             raise
-        _report(error.message, error.hint)
+        if rank() == 0:  # the others found the same
+            _report(error.message, error.hint)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of a shell pipeline has gone: nothing more to say, and nowhere to say it.

@@ -153,7 +153,7 @@ def run(options: Options, require: _Require = None, max_steps: _MaxSteps = None)
     from megu_cli.cli import tables
 
     options = options.having("finetune.max_steps", max_steps)
-    with _opened(options, require) as (pipeline, config):
+    with _opened(options, require, shared=True) as (pipeline, config):
         if options.dry_run:
             _show(options, _estimated(pipeline, None, options.force), tables.plan)
             return
@@ -432,10 +432,10 @@ def _stage(options: Options, names: list[str], require: list[str] | None = None)
     from megu_cli.cli import tables
 
     if options.dry_run:
-        with _opened(options, require) as (pipeline, _):
+        with _opened(options, require, shared=True) as (pipeline, _):
             _show(options, _estimated(pipeline, names, options.force), tables.plan)
     elif names == ["eval"]:
-        with _opened(options, require) as (pipeline, config):
+        with _opened(options, require, shared=True) as (pipeline, config):
             pipeline.build(names, options.force)
         _show_eval(options, config)
     else:
@@ -447,7 +447,7 @@ def _built(options: Options, names: list[str]) -> dict[str, Any]:
     from megu_cli.artifacts import read_body
     from megu_cli.pipeline import STAGES
 
-    with _opened(options) as (pipeline, config):
+    with _opened(options, shared=True) as (pipeline, config):
         pipeline.build(names, options.force)
     files = {name: config.out / STAGES[name].file for name in names}
     return {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
@@ -478,14 +478,29 @@ def _show_eval(options: Options, config: Config) -> None:
 
 @contextlib.contextmanager
 def _opened(
-    options: Options, require: list[str] | None = None, write: bool = True
+    options: Options, require: list[str] | None = None, write: bool = True, shared: bool = False
 ) -> Iterator[tuple[Pipeline, Config]]:
-    """The pipeline of a call, with the run directory locked for writing unless nothing will be written."""
+    """The pipeline of a call, with the run directory locked for writing unless nothing will be written.
+
+    Several processes may share the work only where a command says so; the first of them locks, writes and prints.
+
+    Raises:
+        ConfigError: There are several, and the command is for one.
+    """
+    from megu_cli import processes
     from megu_cli.artifacts import locked
     from megu_cli.cli.progress import tracker
     from megu_cli.config import load_config
+    from megu_cli.errors import ConfigError
     from megu_cli.requirements import parse
 
+    if processes.world() > 1 and (options.dry_run or not shared):
+        raise ConfigError(
+            "this command is for one process" + (" where --dry-run is given" if shared else ""),
+            "Call it without `accelerate launch`, which run, train, noise, finetune and eval can use.",
+        )
+    first = processes.rank() == 0
+    quiet = options.quiet or not first
     overrides = list(options.set_)
     flags = {"out": options.out, "seed": options.seed, "device": options.device}
     config = load_config(options.config, overrides, flags)
@@ -498,16 +513,17 @@ def _opened(
     from megu_cli.pipeline import Pipeline
     from megu_cli.workspace import Workspace
 
-    work = Workspace(config, tracker(options.quiet))
-    pipeline = Pipeline(work, say=lambda line: None if options.quiet else typer.echo(line, err=True))
+    work = Workspace(config, tracker(quiet))
+    pipeline = Pipeline(work, say=lambda line: None if quiet else typer.echo(line, err=True))
     try:
         if not write or options.dry_run:
             yield pipeline, config
             work.keep_memo(only_beside_runs=True)
         else:
             work.check()
-            with locked(config.out):
+            with locked(config.out) if first else contextlib.nullcontext():
                 yield pipeline, config
+                work.crew.close()
     except KeyboardInterrupt:
         typer.echo("interrupted; what was finished is kept, and the same command goes on from there", err=True)
         raise
@@ -526,6 +542,10 @@ def _plan(rows: list[tuple[str, str, str]]) -> list[dict[str, str]]:
 
 def _show(options: Options, result: dict[str, Any], table: Any) -> None:
     """Print a result on stdout: one JSON object, or a table."""
+    from megu_cli.processes import rank
+
+    if rank() > 0:
+        return
     if options.json:
         typer.echo(json.dumps(result, ensure_ascii=False))
     else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
+from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History, fit, shuffled
 
@@ -43,6 +44,8 @@ class _Step:
     target: Tensor
     prior: Tensor
     clean: Tensor
+    retained_weight: float
+    forgotten_weight: float
 
 
 def finetune(
@@ -71,6 +74,7 @@ def finetune(
     max_steps: int | None = None,
     checkpoints: Checkpoints | None = None,
     device: torch.device | str = "cpu",
+    crew: Crew = ALONE,
     track: Track = silent,
 ) -> History:
     """Finetune ``model`` in place on D_f^p and D_r.
@@ -105,6 +109,7 @@ def finetune(
             reaches 0 at the last step.
         checkpoints: See `training.fit`.
         device: Where to compute.
+        crew: The processes that share the work: each takes its part of every batch.
         track: Reports progress.
     """
     steps = math.ceil(retain_samples / batch)
@@ -124,19 +129,23 @@ def finetune(
         strength = (strength * noisy).split(forget_batch)
         picks = [torch.randint(n.shape[1], (size,), generator=draw).split(forget_batch) for n, _ in noises]
         pairs = list(zip(retained, chosen, strict=True))[first:]
-        images = split.batches([i for r, s in pairs for i in (r, forgotten.index[s])], device)
-        for step, (r, s) in enumerate(pairs, first):
+        parts = [(crew.slice(len(r)), crew.slice(len(s))) for r, s in pairs]
+        own = [(r[kept], s[gone]) for (r, s), (kept, gone) in zip(pairs, parts, strict=True)]
+        images = split.batches([i for r, s in own for i in (r, forgotten.index[s])], device)
+        for step, ((r, s), (_, gone)) in enumerate(zip(own, parts, strict=True), first):
             x, x_forgotten = next(images), next(images)
             for (noise, groups), pick in zip(noises, picks, strict=True):
-                u = strength[step].to(device)[:, None, None, None]
-                x_forgotten = x_forgotten + u * noise[groups[s], pick[step]]
+                u = strength[step][gone].to(device)[:, None, None, None]
+                x_forgotten = x_forgotten + u * noise[groups[s], pick[step][gone]]
             yield _Step(
                 x,
                 split.labels[r].to(device),
                 x_forgotten,
                 forgotten.target[s].to(device),
                 forgotten.prior[s].to(device),
-                (strength[step] == 0).to(device),
+                (strength[step][gone] == 0).to(device),
+                crew.weight(len(pairs[step - first][0])),
+                crew.weight(len(pairs[step - first][1])),
             )
 
     def loss(net: nn.Module, step: _Step) -> Tensor:
@@ -150,9 +159,8 @@ def finetune(
             now = now.masked_fill(step.prior.isneginf(), float("-inf"))  # with beta = 0, too, no label goes there
             moved = functional.one_hot(now.argmax(1), gone.shape[1]).to(target)
             target = torch.where(step.clean[:, None], moved, target)
-        return functional.cross_entropy(kept, step.retained_labels) + weight * functional.cross_entropy(
-            gone, target.to(gone.dtype)
-        )
+        retained = functional.cross_entropy(kept, step.retained_labels) * step.retained_weight
+        return retained + weight * functional.cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
 
     return fit(
         model,
@@ -168,5 +176,6 @@ def finetune(
         patience=patience,
         limit=max_steps,
         checkpoints=checkpoints,
+        crew=crew,
         track=track,
     )

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from megu_cli.data import Split
 from megu_cli.models import frozen
+from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 
 
@@ -31,6 +32,7 @@ def train_noise(
     seed: int,
     label: str,
     device: torch.device | str = "cpu",
+    crew: Crew = ALONE,
     track: Track = silent,
 ) -> Tensor:
     """Train a batch of noises for each group by Adam.
@@ -54,6 +56,7 @@ def train_noise(
         seed: Of the draws and of the start.
         label: ``positive`` or ``negative``: names the random streams and the progress.
         device: Where to compute.
+        crew: The processes that share the work: each takes its part of every batch.
         track: Reports progress.
 
     Returns:
@@ -72,6 +75,8 @@ def train_noise(
     start = 0.01 * torch.randn(len(target), noises, *first.shape[1:], generator=draw)
     noise = start.to(device).requires_grad_()
     optimizer = torch.optim.Adam([noise], lr)
+    part = crew.slice(batch)
+    positions, chosen, which = positions[:, part], chosen[:, part], which[:, part]
     with frozen(model), track(f"{label} noise", steps) as advance:
         for x, g, r in zip(split.batches(list(positions), device), chosen, which, strict=True):
             added = noise[g, r]
@@ -82,9 +87,11 @@ def train_noise(
                 loss = -torch.log1p(-sure.exp().clamp_max(1 - 1e-6)).mean()
             else:
                 loss = functional.cross_entropy(logits, goal)
-            loss = loss + penalty * added.square().mean()
+            loss = (loss + penalty * added.square().mean()) * crew.weight(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if noise.grad is not None:
+                noise.grad = crew.mean(noise.grad)
             optimizer.step()
             advance()
     return noise.detach().cpu().contiguous()
