@@ -99,7 +99,8 @@ def fit(
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         done, at = saved["done"], saved["at"]
-        draws = [row[crew.rank] for row in saved["draws"]] if at else None  # an epoch seeds its own
+        # An epoch seeds its own. (A copy: torch misreads a state that does not begin its storage.)
+        draws = [row[crew.rank].clone() for row in saved["draws"]] if at else None
         total += saved["total"].to(device)  # the mean over the processes: so is what they add to it
         losses, scores = saved["losses"], saved["scores"]
 

@@ -1,0 +1,102 @@
+"""What tests/test_processes.py starts in one process and in several: the shared computations, their results saved.
+
+Usage: launched.py FILE
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from megu_cli import data, training
+from megu_cli.method.finetune import Forgotten, finetune
+from megu_cli.method.noise import train_noise
+from megu_cli.models import build
+from megu_cli.processes import crew
+from megu_cli.resume import Resume
+from megu_cli.runtime import seeded
+
+
+class Normed(nn.Module):
+    """Layer norm, and a parameter that the logits do not depend on."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.LayerNorm([8, 4, 4]), nn.GELU(), nn.Flatten(),
+            nn.Linear(128, 32), nn.LayerNorm(32), nn.GELU(), nn.Dropout(dropout),
+        )  # fmt: skip
+        self.head = nn.Linear(32, 10)
+        self.idle = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def main(file: Path) -> None:
+    torch.set_num_threads(1)
+    shared = crew("cpu")
+    digits = data.load("digits", limit=400)
+    index = torch.arange(320)
+
+    def trained(model, batch, checkpoints=None, augment="crop+flip", weight_decay=5e-4):
+        history = training.train_classifier(
+            model, digits.train, index, epochs=2, batch=batch, lr=0.1, momentum=0.9, weight_decay=weight_decay,
+            augment=augment, seed=0, label="train", crew=shared, checkpoints=checkpoints,
+        )  # fmt: skip
+        return model, history
+
+    def fresh(dropout=0.0):
+        with seeded(0, "init"):
+            return Normed(dropout)
+
+    results = {}
+    model, history = trained(fresh(), 32)  # 20 steps; equal shards
+    assert history.steps == 20
+    results["train"] = {name: value.clone() for name, value in model.state_dict().items()}
+    results["loss"] = torch.tensor(history.loss)
+    results["uneven"] = trained(fresh(), 23)[0].state_dict()  # and a last batch of 21
+    results["single"] = trained(fresh(), 319)[0].state_dict()  # a last batch of one image, for two processes
+    with seeded(0, "init"):
+        results["batch_norm"] = trained(build("small_cnn", 10, 1), 32)[0].state_dict()
+
+    gone = digits.train.labels[index] == 8
+    forget, retain = index[gone], index[~gone]
+    group = torch.arange(len(retain)) % 2
+    results["noise"] = train_noise(
+        model, digits.train, retain, group, torch.tensor([3, 8]), away=False, noises=2, steps=20, batch=32, lr=0.1,
+        penalty=0.1, seed=0, label="negative", crew=shared,
+    )  # fmt: skip
+    target = nn.functional.one_hot(torch.full((len(forget),), 3), 10).float()
+    prior = torch.full((len(forget), 10), 1 / 9).index_fill(1, torch.tensor([8]), 0).log()
+    zero = torch.zeros(len(forget), dtype=torch.long)
+    results["accuracy"] = torch.tensor(training.accuracy(model, digits.train, index, crew=shared))
+    unlearned = finetune(
+        model, digits.train, retain, Forgotten(forget, target, prior, zero, zero), positive=None,
+        negative=results["noise"], uniform=True, clean=0.5, reassign=True, beta=0.3, weight=0.2, epochs=2,
+        retain_samples=320, batch=32, forget_batch=16, lr=0.01, momentum=0.9, weight_decay=5e-4, seed=0,
+        validate=lambda net: training.accuracy(net, digits.train, index, crew=shared), patience=2, crew=shared,
+    )  # fmt: skip
+    assert unlearned.steps == 20
+    results["finetune"] = model.state_dict()
+    seen = training.predict(model, digits.train, index[:101], classes=10, batch=30, crew=shared)
+    results["logits"], results["features"] = seen.logits, seen.features
+    results["few"] = training.predict(model, digits.train, index[:1], classes=10, crew=shared).logits
+
+    # With dropout every process has a stream of its own; one checkpoint is left, after 16 of the 20 steps.
+    path = file.with_suffix(".checkpoint")
+    results["whole"] = trained(fresh(0.5), 32, Resume(path, "key", 0.0))[0].state_dict()
+    shared.wait()
+    resume = Resume(path, "key", 1e9)
+    results["resumed"] = trained(fresh(0.5), 32, resume)[0].state_dict()
+    assert resume.seconds > 0
+    if shared.first:
+        torch.save(results, file)
+    shared.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
