@@ -1,4 +1,4 @@
-"""What a run will take: each stage's own code on a few batches, timed. Nothing is written, and no image is sent."""
+"""What a run will take: each stage's own code on a few batches, timed. Nothing is made, and no image is sent."""
 
 from __future__ import annotations
 

@@ -211,9 +211,7 @@ def _told(console: Console, result: dict[str, Any]) -> None:
         console.print(f"labels, noise and finetune take about {100 * ratio:.1f}% of the time of retraining.")
     if result["total"]["untimed"]:
         console.print(f"Not timed, since nothing is sent before you say so: {', '.join(result['total']['untimed'])}.")
-    console.print(
-        "Estimates, from a few batches on this machine as busy as it is now. Nothing was written.", style="dim"
-    )
+    console.print("Estimates, from a few batches on this machine as busy as it is now. Nothing was run.", style="dim")
 
 
 def _takes(row: dict[str, Any]) -> tuple[str, ...]:
