@@ -214,7 +214,7 @@ def test_a_killed_process_goes_on_from_its_checkpoint(finished_folder, tmp_path,
         tmp_path,
         model=own,
         checkpoint_seconds=0,
-        finetune={"epochs": 15, "patience": 15, "retain_fraction": 2.0, "batch": 8},
+        finetune={"epochs": 6, "patience": 6, "retain_fraction": 2.0, "batch": 8},
         train={"epochs": 12, "batch": 4},
     )
     megu = [sys.executable, "-m", "megu_cli"]
