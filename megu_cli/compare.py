@@ -191,7 +191,7 @@ class Arena:
 
     @property
     def _goals(self) -> list[str]:
-        return ["oracle"] if self.work.config.model.checkpoint else ["train", "oracle"]
+        return ["oracle"] if self.work.own_checkpoint else ["train", "oracle"]
 
     def prepare(self) -> None:
         """Train the original and the oracle, unless they are there."""
@@ -321,10 +321,7 @@ class Arena:
         if name in OURS:
             ours = self._ours(name, given, folder, work)
             ours.run(goals=["finetune"])
-            from megu_cli.models import read_checkpoint
-
-            state = read_checkpoint(folder / "model.safetensors")
-            return work.load(state, "model.safetensors"), *(ours.method_seconds() or (None, ""))
+            return ours.work.unlearned(), *(ours.method_seconds() or (None, ""))
         from megu_cli.stages import task
 
         method = methods()[name]

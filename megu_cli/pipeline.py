@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Literal
 
 from megu_cli import __version__, artifacts
@@ -52,8 +53,8 @@ _METHOD = ("train_data", "forget")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("train", "original.safetensors", "megu train", (*_TRAIN, "data.validation"), ("train_data",)),
-        Stage("oracle", "oracle.safetensors", "megu train --retain-only", _TRAIN, _METHOD),
+        Stage("train", "original.safetensors", "megu train", (*_TRAIN, "data.validation"), ("train_data",), version=2),
+        Stage("oracle", "oracle.safetensors", "megu train --retain-only", _TRAIN, _METHOD, version=2),
         # What else determines the ratings depends on the backend: see _RATING.
         Stage("similarity", "similarity.json", "megu similarity", ("mllm.backend",), ("concepts",)),
         Stage(
@@ -88,6 +89,7 @@ STAGES = {
             _METHOD,
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
+            version=2,
         ),
         Stage(
             "eval",
@@ -174,7 +176,7 @@ class Pipeline:
 
     def order(self) -> list[str]:
         """The stages that this config has."""
-        skipped = {"train"} if self.work.config.model.checkpoint else set()
+        skipped = {"train"} if self.work.own_checkpoint else set()
         if not self.work.config.eval.oracle and not (self.work.out / STAGES["oracle"].file).exists():
             skipped.add("oracle")
         return [name for name in STAGES if name not in skipped]
@@ -191,7 +193,7 @@ class Pipeline:
 
     def _upstream(self, stage: Stage) -> list[str]:
         """The stages that an artifact is made from."""
-        own = self.work.config.model.checkpoint
+        own = self.work.own_checkpoint
         names = [
             "train" if need == "checkpoint" else need for need in stage.needs if not (need == "checkpoint" and own)
         ]
@@ -201,11 +203,12 @@ class Pipeline:
         return self.work.config.eval.oracle or (self.work.out / STAGES["oracle"].file).exists()
 
     def _given(self, stage: Stage) -> list[str]:
-        own = self.work.config.model.checkpoint
+        own = self.work.own_checkpoint
         return [
             *stage.given,
             *(self._rating()[1] if stage.name == "similarity" else ()),
             *(["checkpoint"] if own and "checkpoint" in stage.needs else []),
+            *(["wrapping"] if own and stage.name == "finetune" and self.work.wrapped else []),
         ]
 
     def _settings(self, stage: Stage) -> list[str]:
@@ -233,12 +236,16 @@ class Pipeline:
                 for file, recorded in meta.get("weights", {}).items():
                     if artifacts.tensor_digest(self.work.out / file) != recorded:
                         trouble = State("corrupt", f"{file} does not match its digest")
+                for file, recorded in meta.get("files", {}).items():
+                    if artifacts.file_digest(self.work.out / file) != recorded:
+                        trouble = State("corrupt", f"{file} does not match its digest")
             except artifacts.ForeignFileError as error:
                 return State("blocked", error.message)
             except ArtifactError as error:
                 trouble = State("corrupt", error.message)
             except OSError as error:
-                trouble = State("missing", f"{stage.weights[0]} is not there ({error.strerror})")
+                gone = Path(error.filename).name if error.filename else stage.weights[0]
+                trouble = State("missing", f"{gone} is not there ({error.strerror})")
         try:
             parts = self._parts(stage)
         except MeguError as error:
@@ -399,6 +406,12 @@ class Pipeline:
             with artifacts.replacing(self.work.out / file) as temporary:
                 artifacts.save_tensors(temporary, state, {"format": "pt"})
             weights[file] = artifacts.tensor_digest(self.work.out / file)
+        files = {}
+        for file, content in product.files.items():
+            (self.work.out / file).parent.mkdir(exist_ok=True)
+            with artifacts.replacing(self.work.out / file) as temporary:
+                temporary.write_bytes(content)
+            files[file] = artifacts.file_digest(self.work.out / file)
         body = dict(product.artifact.body)
         if name == "eval":
             body["time"] = self._times(lineage, inputs.get("oracle"))
@@ -407,6 +420,7 @@ class Pipeline:
             "fingerprint": artifacts.digest(parts),
             "lineage": lineage,
             "weights": weights,
+            **({"files": files} if files else {}),
             "seed": self.work.config.seed,
             "megu": __version__,
         }
@@ -424,6 +438,8 @@ class Pipeline:
                 "machine": machine(),
             }
         )
+        for note in product.notes:
+            self.say(f"{name}: {note}")
         self.work.forget_loaded(name)
         self._states.clear()
 
@@ -482,6 +498,7 @@ _INPUT_NAMES = {
     "prompt": "the wording of the questions",
     "rater_model": "the model that rates",
     "checkpoint": "the checkpoint",
+    "wrapping": "what stands beside the weights in the checkpoint",
 }
 
 

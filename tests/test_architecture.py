@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "megu_cli"
 LAYERS = [
     {"errors", "config", "runtime", "__init__"},
     {"artifacts", "requirements", "templates"},
-    {"data", "models", "mllm"},
+    {"data", "models", "mllm", "checkpoints", "huggingface", "class_names"},
     {"forget", "training", "workspace"},
     {"method", "baselines", "evaluation", "report"},
     {"measuring"},
