@@ -91,6 +91,7 @@ class Comparison:
         Returns:
             The body of compare.json.
         """
+        Pipeline(self.base, self.say).preflight()
         if set(OURS) & set(self.names):
             # All seeds share these ratings. First, since they may fail for reasons outside.
             Pipeline(self.base, self.say).run(goals=["transition"])

@@ -397,7 +397,7 @@ class Resizing:
     @property
     def before(self) -> int:
         """Side before the centre is cut out."""
-        return round(self.size / self.crop)
+        return int(self.size / self.crop + 1e-6)  # cut off, as libraries do; but not for an error of rounding
 
     @property
     def key(self) -> Any:

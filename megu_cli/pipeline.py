@@ -336,11 +336,22 @@ class Pipeline:
             MeguError: Whatever a stage raises; what was finished stays.
         """
         done: set[str] = set()
+        if goals is None:
+            self.preflight(force)
         # All that is wrong with what the user gave shows now, before the first hour of work.
         for name in self.order() if goals is None else goals:
             self._given_or_raise(STAGES[name])
         for name in goals if goals is not None else [*self.goals(), *self.order()] if force else self.goals():
             self._ensure(name, done, force)
+
+    def preflight(self, force: bool = False) -> None:
+        """See that a checkpoint of the user's classifies the data, where anything is to be computed from it.
+
+        Raises:
+            CheckpointError: It does not; the likeliest cause is named.
+        """
+        if self.work.unproven and (force or any(self.state(name).status != "fresh" for name in self.goals())):
+            self.say(f"preflight: {self.work.preflight()}")
 
     def plan(self, names: Iterable[str] | None = None, force: bool = False) -> list[tuple[str, str, str]]:
         """(stage, run or keep, reason) for each stage, without running any."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -337,7 +337,12 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
             own if own and own.is_dir() else None,
             {name: weights.get(name, value.cpu()) for name, value in state.items()},
             work.data.classes,
-            work.preprocessing,
+            replace(
+                work.preprocessing,
+                mean=tuple(work.data.train.mean.flatten().tolist()),
+                std=tuple(work.data.train.std.flatten().tolist()),
+                image_size=example.shape[-1],
+            ),
             work.config.model.trust_remote_code,
         )
         files = {f"{UNLEARNED_DIRECTORY}/{name}": data for name, data in content.items()}

@@ -363,6 +363,32 @@ class Workspace:
 
         return load_state(self.build(), state, source).eval()
 
+    @property
+    def unproven(self) -> bool:
+        """Whether the checkpoint is the user's, and not one that `megu train` made, and is to be looked into."""
+        own = self.own_checkpoint
+        if own is None or not self.config.model.preflight or not own.exists():
+            return False
+        return own.is_dir() or own.suffix != ".safetensors" or not artifacts.is_ours(own)
+
+    def preflight(self) -> str:
+        """See that the original model classifies the data; what was found, in a line.
+
+        Raises:
+            CheckpointError: It does not; the likeliest cause is named.
+        """
+        from megu_cli import preflight
+        from megu_cli.data import NORMALISATION
+
+        return preflight.check(
+            self.original(),
+            self.data.train,
+            self.data.classes,
+            expected=self.config.model.expected_accuracy,
+            own=NORMALISATION.get(self.config.data.name),
+            device=self.device,
+        )
+
     def check(self) -> None:
         """Resolve data set and request, so that what is at fault in them is said before anything is written."""
         from megu_cli.models import check_name, try_out
