@@ -176,7 +176,8 @@ def factory_of(name: str) -> Callable[..., nn.Module]:
         sys.path[:] = [str(folder), *(path for path in sys.path if path != str(folder))]
         importlib.invalidate_caches()
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result
+            found = getattr(importlib.import_module(module), function, None)
     except Exception as error:  # whatever the user's module raises
         raise ConfigError(
             f"model.name: the module {module} cannot be imported: {type(error).__name__}: {error}",
@@ -265,7 +266,10 @@ def preprocessing_of(name: str, folder_like: bool, trust_remote_code: bool = Fal
     if source == TIMM and folder_like:
         from timm.data import resolve_data_config
 
-        own = resolve_data_config({}, pretrained_cfg=_timm().get_pretrained_cfg(short).to_dict())
+        known = _timm().get_pretrained_cfg(short)
+        if known is None:
+            return Preprocessing()
+        own = resolve_data_config({}, pretrained_cfg=known.to_dict())
         return Preprocessing(
             tuple(own["mean"]), tuple(own["std"]), own["input_size"][1], own["interpolation"], crop=own["crop_pct"]
         )
@@ -309,7 +313,8 @@ def _made(name: str, classes: int, channels: int) -> nn.Module:
     given = {"classes": classes, "channels": channels}
     given = {key: value for key, value in given.items() if open_ended or key in parameters}
     try:
-        model = factory(**given)
+        with contextlib.redirect_stdout(sys.stderr):
+            model = factory(**given)
     except Exception as error:  # whatever the user's factory raises
         told = ", ".join(f"{key}={value}" for key, value in given.items())
         raise ConfigError(

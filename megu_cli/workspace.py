@@ -140,8 +140,8 @@ class Workspace:
             from megu_cli import huggingface
 
             labels = huggingface.class_names(str(folder), settings.trust_remote_code)
-            trained = self.own_checkpoint is not None
-            if labels and (trained or sorted(labels) == sorted(classes)):
+            # Where there is nothing but a config, its names are kept if they fit.
+            if labels and (huggingface.has_weights(folder) or sorted(labels) == sorted(classes)):
                 return match(labels, classes, f"id2label of hf:{folder.name}")
         return list(range(len(classes)))
 

@@ -302,3 +302,50 @@ def test_the_users_own_directory_is_never_written_to(megu, tmp_path):
     answer = megu("run", "-c", write_config(tmp_path, model={"name": "hf:run/model", "preflight": False}))
     assert answer.code == 2
     assert "lies in the run directory, where megu writes" in answer.err
+
+
+def test_class_names_of_any_kind_are_printed_as_they_are(capsys):
+    from megu_cli.cli import tables
+
+    names = ["a b", "c/d", "🐍 snake", "[red]not red[/red]", "[/]"]
+    tables.stages({"labels": {"mode": "hard", "counts": dict.fromkeys(names, 2), "file": "x"}})
+    tables.stages({"similarity": {"rater": "me", "scores": {name: {"[b]": 3.0} for name in names}, "file": "x"}})
+    tables.stages({"labels": {"mode": "hard", "counts": {f"class {i}": 1 for i in range(12_000)}, "file": "x"}})
+    printed = capsys.readouterr().out
+    for name in names:
+        assert printed.count(name) >= 2
+    assert "[b] 3" in printed
+    assert "and 11,960 labels more, of 11,960 images" in printed
+    assert printed.count("\n") < 150
+
+
+def test_classes_of_any_name_through_a_run(megu, tmp_path):
+    names = ["a b", "c-d", "🐍", "[red]", "é", "#1"]
+    draw = np.random.default_rng(0)
+    for split, number in (("train", 12), ("test", 4)):
+        for label, name in enumerate(names):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = draw.integers(0, 90, (8, 8, 3), dtype=np.uint8)
+                pixels[label] += 150
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    order = [names[i] for i in (5, 3, 1, 0, 2, 4)]
+    labels = dict(enumerate(order))
+    saved(tmp_path / "mine", "convnext", num_channels=3, num_labels=6, processor=False, id2label=labels,
+          label2id={name: i for i, name in labels.items()})  # fmt: skip
+    ratings = {
+        "classes": names,
+        "rater": "a test",
+        "scores": {"[red]": {n: float(i) for i, n in enumerate(names) if n != "[red]"}},
+    }
+    (tmp_path / "ratings.json").write_text(json.dumps(ratings))
+    file = write_config(tmp_path, data={"name": "imagefolder", "root": "images", "image_size": 8, "limit": None},
+                        model={"name": "hf:mine", "preflight": False}, forget={"classes": ["[red]"]},
+                        mllm={"ratings": "ratings.json"})  # fmt: skip
+    answer = megu("run", "-c", file)
+    assert answer.code == 0, answer.err
+    assert "class [red] (12 training images" in answer.out
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["id2label"] == {str(i): name for i, name in labels.items()}
+    assert megu("report", "-c", file).code == 0

@@ -328,3 +328,32 @@ def test_precision_of_training_steps():
         assert types("auto") == types("float32") == [(True, torch.float32), (False, torch.float32)]
     finally:
         runtime.use_precision("auto")
+
+
+def test_a_model_of_timm():
+    assert models.channels_of("timm:test_resnet") is None
+    model = models.build("timm:test_resnet", 7, 1).eval()
+    models.try_out(model, (1, 32, 32), 7)
+    assert models.build("timm:test_vit", 7, 3).eval()(torch.rand(2, 3, 160, 160)).shape == (2, 7)
+    found = models.preprocessing_of("timm:test_vit", folder_like=True)
+    assert (found.image_size, found.interpolation, found.crop) == (160, "bicubic", 0.95)
+    assert models.preprocessing_of("timm:test_vit", folder_like=False) == models.Preprocessing()
+    with pytest.raises(ConfigError, match="timm has no model 'test_wit'"):
+        models.check_name("timm:test_wit")
+
+
+def test_a_model_of_torchvision_says_what_its_weights_take():
+    found = models.preprocessing_of("torchvision:resnet18", folder_like=True)
+    assert (found.image_size, found.interpolation, found.crop) == (224, "bilinear", 0.875)
+    assert found.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert models.preprocessing_of("torchvision:inception_v3", folder_like=True).image_size == 299
+    assert models.preprocessing_of("torchvision:resnet18", folder_like=False) == models.Preprocessing()
+
+
+def test_the_auxiliary_heads_of_googlenet():
+    with seeded(0, "test"):
+        model = models.build("torchvision:googlenet", 7, 3).train()
+    x = torch.rand(2, 3, 64, 64)
+    assert model(x).shape == (2, 7)
+    assert {name.split(".")[0] for name in models.unreached(model, x)} == {"aux1", "aux2"}
+    assert models.classifier(model, 7) is model.fc
