@@ -264,7 +264,7 @@ def preprocessing_of(name: str, folder_like: bool, trust_remote_code: bool = Fal
                 tuple(own.mean), tuple(own.std), side, own.interpolation.value, crop=min(1.0, side / shorter)
             )
     if source == TIMM and folder_like:
-        from timm.data import resolve_data_config
+        from timm.data.config import resolve_data_config
 
         known = _timm().get_pretrained_cfg(short)
         if known is None:

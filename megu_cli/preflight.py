@@ -160,7 +160,7 @@ def _other_order(
     ]
 
 
-def _match(says: np.ndarray, labels: np.ndarray) -> dict[int, int]:  # type: ignore[type-arg]
+def _match(says: np.ndarray, labels: np.ndarray) -> dict[int, int]:
     """Output -> label, one to one, such that the most images are right; only for what occurs, at most 1,000 of each."""
     outputs, rows = np.unique(says, return_inverse=True)
     truths, columns = np.unique(labels, return_inverse=True)
