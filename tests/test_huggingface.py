@@ -314,7 +314,7 @@ def test_class_names_of_any_kind_are_printed_as_they_are(capsys):
     printed = capsys.readouterr().out
     for name in names:
         assert printed.count(name) >= 2
-    assert "[b] 3" in printed
+    assert "[b]: 3" in printed
     assert "and 11,960 labels more, of 11,960 images" in printed
     assert printed.count("\n") < 150
 
