@@ -171,6 +171,15 @@ def read(path: Path) -> Artifact:
     return Artifact(body, safetensors.torch.load_file(path), meta)
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a safetensors file is an artifact of megu's, whole or not."""
+    try:
+        with path.open("rb") as stream:
+            return "megu" in _header(stream, path.name)[0].get("__metadata__", {})
+    except (OSError, ArtifactError):
+        return False
+
+
 def read_body(path: Path) -> dict[str, Any]:
     """The JSON body of an artifact that is known to be whole, without its tensors."""
     return _read_description(path)[0]

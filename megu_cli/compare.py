@@ -91,6 +91,7 @@ class Comparison:
         Returns:
             The body of compare.json.
         """
+        Pipeline(self.base, self.say).preflight()
         if set(OURS) & set(self.names):
             # All seeds share these ratings. First, since they may fail for reasons outside.
             Pipeline(self.base, self.say).run(goals=["transition"])
@@ -191,7 +192,7 @@ class Arena:
 
     @property
     def _goals(self) -> list[str]:
-        return ["oracle"] if self.work.config.model.checkpoint else ["train", "oracle"]
+        return ["oracle"] if self.work.own_checkpoint else ["train", "oracle"]
 
     def prepare(self) -> None:
         """Train the original and the oracle, unless they are there."""
@@ -321,10 +322,7 @@ class Arena:
         if name in OURS:
             ours = self._ours(name, given, folder, work)
             ours.run(goals=["finetune"])
-            from megu_cli.models import read_checkpoint
-
-            state = read_checkpoint(folder / "model.safetensors")
-            return work.load(state, "model.safetensors"), *(ours.method_seconds() or (None, ""))
+            return ours.work.unlearned(), *(ours.method_seconds() or (None, ""))
         from megu_cli.stages import task
 
         method = methods()[name]

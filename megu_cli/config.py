@@ -63,12 +63,48 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """The classifier."""
 
-    name: str = Field(description="small_cnn | small_resnet | resnet18 (the field's CIFAR variant) | torchvision:NAME")
+    name: str = Field(
+        description="small_cnn | small_resnet | resnet18 (the field's CIFAR variant) | hf:DIRECTORY_OR_ID | "
+        "torchvision:NAME | timm:NAME | python:MODULE:FACTORY"
+    )
     checkpoint: Path | None = Field(
         None,
-        description="trained weights (.safetensors, or .pth/.pt with tensors only); null: original.safetensors in "
-        "the run directory, which `megu train` writes",
+        description="trained weights (.safetensors, or a .pth/.pt of tensors and plain data, bare or wrapped); null: "
+        "those in the hf: directory, else original.safetensors in the run directory, which `megu train` writes",
     )
+    key: str | None = Field(
+        None,
+        description="where the weights stand in the checkpoint, such as state_dict or model_ema; null: found by "
+        "names and shapes, an average last",
+    )
+    classes: Annotated[list[str], Field(min_length=2)] | Path | None = Field(
+        None,
+        description="names of the classes in the order of the model's outputs (or a text file, one name a line); "
+        "null: by id2label of a hf: directory, else in the order of the data",
+    )
+    mean: Annotated[list[float], Field(min_length=1)] | None = Field(
+        None,
+        description="normalisation: mean of each channel of pixels from 0 to 1; null: the model's, else the data's",
+    )
+    std: Annotated[list[Positive], Field(min_length=1)] | None = Field(
+        None, description="normalisation: standard deviation of each channel; null: as for mean"
+    )
+    trust_remote_code: bool = Field(False, description="hf: run code that comes with the model")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of training steps: auto (bfloat16 autocast on a GPU that has it) | float32 | bfloat16"
+    )
+    preflight: bool = Field(
+        True, description="before anything is computed, see that a checkpoint of your own classifies the data"
+    )
+    expected_accuracy: Fraction | None = Field(
+        None, description="preflight: accuracy on training images to expect of the checkpoint, such as 0.95"
+    )
+
+    @model_validator(mode="after")
+    def _pair(self) -> ModelConfig:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither")
+        return self
 
 
 class RandomForget(_Section):
@@ -333,12 +369,12 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
     Raises:
         ConfigError: The file is missing or no YAML, or settings are at fault; all faults are named together.
     """
-    from_yaml = _absolute(Config, _read_yaml(file), file.resolve().parent)
+    from_yaml = _anchored(_absolute(Config, _read_yaml(file), file.resolve().parent), file.resolve().parent)
     from_flags: dict[str, Any] = {}
     for override in overrides or []:
         _merge(from_flags, _parse_override(override))
     _merge(from_flags, {k: v for k, v in (flags or {}).items() if v is not None})
-    from_flags = _absolute(Config, from_flags, Path.cwd())
+    from_flags = _anchored(_absolute(Config, from_flags, Path.cwd()), Path.cwd())
 
     merged: dict[str, Any] = {}
     own = _merge(_merge({}, from_yaml), from_flags)
@@ -458,6 +494,19 @@ def _absolute(model: type[BaseModel], raw: dict[str, Any], folder: Path) -> dict
             value = folder / Path(value).expanduser()
         result[key] = value
     return result
+
+
+def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the folder in a model's name absolute: of ``hf:DIRECTORY``, and of ``python:MODULE`` always."""
+    section = raw.get("model")
+    name = section.get("name") if isinstance(section, dict) else None
+    if not (isinstance(section, dict) and isinstance(name, str)):
+        return raw
+    source, colon, rest = name.partition(":")
+    place = folder / Path(rest).expanduser()
+    if rest and (source == "python" or (source == "hf" and (_is_path(rest) or place.is_dir()))):
+        return {**raw, "model": {**section, "name": f"{source}{colon}{place}"}}
+    return raw
 
 
 def _is_path(value: str | Path) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megu_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -28,6 +31,8 @@ NORMALISATION = {
     "cifar100": _CIFAR,
     "imagefolder": _IMAGENET,
 }
+# Data sets of small images of one size, which models take as they are.
+SMALL = frozenset({"digits", "fashion_mnist", "cifar10", "cifar20", "cifar100"})
 # The 20 superclasses of CIFAR-100 (Krizhevsky, 2009).
 CIFAR20 = {
     "aquatic mammals": ["beaver", "dolphin", "otter", "seal", "whale"],
@@ -217,6 +222,11 @@ def load(
     memory_limit: float = 2.0,
     workers: int = 0,
     channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str = "bilinear",
+    crop: float = 1.0,
+    stretch: bool = False,
     file_digests: Callable[[Sequence[Path]], list[str]] | None = None,
 ) -> Dataset:
     """Load a data set.
@@ -231,41 +241,92 @@ def load(
         memory_limit: GiB of decoded images to keep in memory.
         workers: Processes that decode streamed images.
         channels: Channels that the model takes; grey images are repeated.
+        mean: Of each channel, or one for all, for pixels from 0 to 1; ``None``: the data set's own.
+        std: Likewise.
+        interpolation: Of the resizing: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box`` or ``hamming``.
+        crop: Images are resized to ``image_size / crop``, and the centre is cut out.
+        stretch: Both sides are resized, rather than the shorter one and the longer one cut.
         file_digests: sha256 of each file, for instance from a memo; the default reads them.
 
     Raises:
         DataError: The files are missing or damaged, or the superclasses do not fit.
     """
+    resizing = Resizing(image_size, interpolation, crop, stretch) if image_size else None
     if name == "imagefolder":
-        raw = _imagefolder(root, image_size, memory_limit, workers, channels, file_digests or _read_digests)
+        raw = _imagefolder(root, resizing, memory_limit, workers, channels, file_digests or _read_digests)
     else:
         raw = _LOADERS[name](root)
-        if image_size:
-            raw = _resized(raw, image_size)
+        if resizing:
+            raw = _resized(raw, resizing)
     if name == "cifar20" and superclasses is None:
         superclasses = CIFAR20
     classes, concept_class = _coarse(raw.classes, superclasses)
 
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in NORMALISATION[name])
-    wanted = channels or len(mean)
-    if len(mean) == 1 < wanted:
-        mean, std = mean.expand(wanted, 1, 1), std.expand(wanted, 1, 1)
-    if len(mean) != wanted:
+    there = len(NORMALISATION[name][0])
+    wanted = channels or max(there, len(mean or ()))
+    if there > wanted:
         raise DataError(
-            f"the model takes {wanted}-channel images, {name} has {len(mean)}",
+            f"the model takes {wanted}-channel images, {name} has {there}",
             "Choose another model.name; grey images can be repeated, colours cannot be dropped.",
         )
+    means, stds = (_per_channel(given, own, wanted)
+                   for given, own in zip((mean, std), NORMALISATION[name], strict=True))  # fmt: skip
 
     splits = []
     for (images, fine, names), content in zip((raw.train, raw.test), raw.digests, strict=True):
         concepts = torch.as_tensor(fine, dtype=torch.int64)
         digest = hashlib.sha256(repr((raw.classes, classes, superclasses, content)).encode()).hexdigest()
-        splits.append(Split(images, concept_class[concepts], concepts, names, mean, std, digest))
+        splits.append(Split(images, concept_class[concepts], concepts, names, means, stds, digest))
     train, test = splits
     if limit is not None and limit < len(train):
         train = _limited(train, limit)
     held_out = torch.from_numpy(_hash(train.names, "validation") < validation)
     return Dataset(name, classes, raw.classes, concept_class, train, test, held_out)
+
+
+def _per_channel(given: Sequence[float] | None, own: Sequence[float], channels: int) -> Tensor:
+    """(C, 1, 1) of what is given, else of the data set's own.
+
+    Raises:
+        DataError: It is given for another number of channels.
+    """
+    values = torch.tensor(own if given is None else given).view(-1, 1, 1)
+    if len(values) not in (1, channels):
+        raise DataError(
+            f"a normalisation of {len(values)} channels is given, and the model takes {channels}",
+            "Give model.mean and model.std one number, or one for each channel.",
+        )
+    return values.expand(channels, 1, 1)
+
+
+def reordered(data: Dataset, order: Sequence[int]) -> Dataset:
+    """The data set with its classes in another order.
+
+    Args:
+        data: The data set.
+        order: (K,) for each new class the position that it had.
+    """
+    if list(order) == list(range(len(data.classes))):
+        return data
+    new = torch.empty(len(order), dtype=torch.int64)
+    new[torch.tensor(order)] = torch.arange(len(order))
+    # Without superclasses, concepts are the classes, and stay so.
+    same = data.concepts == data.classes
+    classes = [data.classes[old] for old in order]
+
+    def moved(split: Split) -> Split:
+        labels = new[split.labels]
+        digest = hashlib.sha256(f"{split.digest} {new.tolist()}".encode()).hexdigest()
+        return replace(split, labels=labels, concepts=labels if same else split.concepts, digest=digest)
+
+    return replace(
+        data,
+        classes=classes,
+        concepts=classes if same else data.concepts,
+        concept_class=torch.arange(len(order)) if same else new[data.concept_class],
+        train=moved(data.train),
+        test=moved(data.test),
+    )
 
 
 def _hash(names: Sequence[str], purpose: str) -> np.ndarray[Any, Any]:
@@ -324,19 +385,58 @@ def _in_memory(classes: list[str], train: Any, test: Any) -> _Raw:
     return _Raw(classes, parts[0], parts[1], (digests[0], digests[1]))
 
 
-def _resized(raw: _Raw, size: int) -> _Raw:
-    def resize(part: Any) -> Any:
-        images, labels, names = part
-        scaled = [
-            torch.nn.functional.interpolate(block.float(), (size, size), mode="bilinear", antialias=True)
+@dataclass(frozen=True)
+class Resizing:
+    """How an image becomes square; the words are those of `load`."""
+
+    size: int
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+    stretch: bool = False
+
+    @property
+    def before(self) -> int:
+        """Side before the centre is cut out."""
+        return int(self.size / self.crop + 1e-6)  # cut off, as libraries do; but not for an error of rounding
+
+    @property
+    def key(self) -> Any:
+        """Of the digests: the size alone, unless something is unusual."""
+        usual = (self.interpolation, self.crop, self.stretch) == ("bilinear", 1.0, False)
+        return self.size if usual else (self.size, self.interpolation, self.crop, self.stretch)
+
+    def of_picture(self, image: Image.Image) -> Image.Image:
+        """A square image of any image."""
+        from PIL import Image, ImageOps
+
+        method = Image.Resampling[self.interpolation.upper()]
+        side = (self.before, self.before)
+        square = image.resize(side, method) if self.stretch else ImageOps.fit(image, side, method)
+        first = (self.before - self.size) // 2
+        return square if not first else square.crop((first, first, first + self.size, first + self.size))
+
+    def of_tensor(self, pixels: Tensor) -> Tensor:
+        """Square uint8 images (N, C, S, S) of images that are about square (N, C, H, W)."""
+        # Of the methods, torch knows these; the others are near bilinear.
+        mode = self.interpolation if self.interpolation in ("nearest", "bicubic") else "bilinear"
+        side = (self.before, self.before)
+        first = (self.before - self.size) // 2
+        blocks = [
+            torch.nn.functional.interpolate(block.float(), side, mode=mode, antialias=mode != "nearest")
             .round_()
             .clamp_(0, 255)
-            .byte()
-            for block in images.pixels.split(4096)
+            .byte()[:, :, first : first + self.size, first : first + self.size]
+            for block in pixels.split(4096)
         ]
-        return MemoryImages(torch.cat(scaled)), labels, names
+        return torch.cat(blocks)
 
-    digests = tuple(f"{d} {size}" for d in raw.digests)
+
+def _resized(raw: _Raw, resizing: Resizing) -> _Raw:
+    def resize(part: Any) -> Any:
+        images, labels, names = part
+        return MemoryImages(resizing.of_tensor(images.pixels)), labels, names
+
+    digests = tuple(f"{d} {resizing.key}" for d in raw.digests)
     return _Raw(raw.classes, resize(raw.train), resize(raw.test), (digests[0], digests[1]))
 
 
@@ -425,15 +525,16 @@ _LOADERS: dict[str, Callable[[Path | None], _Raw]] = {
 
 def _imagefolder(
     root: Path | None,
-    size: int | None,
+    resizing: Resizing | None,
     memory_limit: float,
     workers: int,
     channels: int | None,
     file_digests: Callable[[Sequence[Path]], list[str]],
 ) -> _Raw:
     """``root/train/CLASS/*`` and ``root/test/CLASS/*``."""
-    if root is None or size is None:
+    if root is None or resizing is None:
         raise DataError("data.name: imagefolder needs data.root and data.image_size")
+    size = resizing.size
     folders = {split: root / split for split in ("train", "test")}
     for folder in folders.values():
         if not folder.is_dir():
@@ -444,7 +545,7 @@ def _imagefolder(
         raise DataError(f"{folders['test']}: classes without training images: {', '.join(unknown)}")
 
     def decode(path: Path) -> Tensor:
-        return _decode(path, size, channels or 3)
+        return _decode(path, resizing, channels or 3)
 
     parts, digests = [], []
     for split, folder in folders.items():
@@ -457,7 +558,7 @@ def _imagefolder(
             raise DataError(f"{folder} holds no images")
         names = [f"{split}/{path.relative_to(folder).as_posix()}" for path in files]
         rows = list(zip(names, labels, file_digests(files), strict=True))
-        digests.append(hashlib.sha256(repr((rows, size)).encode()).hexdigest())
+        digests.append(hashlib.sha256(repr((rows, resizing.key)).encode()).hexdigest())
         fits = len(files) * (channels or 3) * size * size <= memory_limit * 2**30
         parts.append((FileImages(files, decode, workers, keep=fits), np.array(labels), names))
     return _Raw(classes, parts[0], parts[1], (digests[0], digests[1]))
@@ -469,18 +570,19 @@ def _read_digests(files: Sequence[Path]) -> list[str]:
     return [file_digest(path) for path in files]
 
 
-def _decode(path: Path, size: int, channels: int) -> Tensor:
-    """An image file as a uint8 tensor (C, size, size): shorter side resized, then the centre cut out.
+def _decode(path: Path, resizing: Resizing, channels: int) -> Tensor:
+    """An image file as a square uint8 tensor (C, S, S).
 
     Raises:
         DataError: The file is no image that can be decoded whole.
     """
     from PIL import Image, ImageOps
 
+    size = resizing.size
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-            square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+            square = resizing.of_picture(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).replace(str(path), "it")
         raise DataError(f"{path} cannot be decoded: {reason}", "Repair it or take it out of the folder.") from None

@@ -1,10 +1,17 @@
-"""Models: the built-in networks, torchvision's, and strict loading of checkpoints."""
+"""Models: the built-in networks and those of other libraries or the user's own, their outputs, their final layer."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import copy
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +20,27 @@ from torch.nn import functional
 from megu_cli.errors import CheckpointError, ConfigError
 
 State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared for a model, as far as it or the user says; ``None`` is left to the data set.
+
+    Attributes:
+        mean: Of each channel (or one for all), for pixels from 0 to 1.
+        std: Likewise.
+        image_size: Side in pixels of the square images.
+        interpolation: Of the resizing: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box`` or ``hamming``.
+        crop: Share of the resized image's side that the centre cut out of it has.
+        stretch: Both sides are resized, rather than the shorter one and the longer one cut.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: int | None = None
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+    stretch: bool = False
 
 
 class SmallCNN(nn.Module):
@@ -80,118 +108,335 @@ _BUILTIN: dict[str, Callable[[int, int], nn.Module]] = {
     "small_resnet": lambda classes, channels: ResNet(classes, channels, [16, 32, 64], blocks=3, stem_stride=2),
     "resnet18": lambda classes, channels: ResNet(classes, channels, [64, 128, 256, 512], blocks=2, stem_stride=1),
 }
-
-
-_TORCHVISION = "torchvision:"
-
-
-def channels_of(name: str) -> int | None:
-    """Input channels that a model insists on; ``None`` where it takes the data set's."""
-    return None if name in _BUILTIN else 3
+TORCHVISION, TIMM, PYTHON, HF = "torchvision:", "timm:", "python:", "hf:"
 
 
 def check_name(name: str) -> None:
-    """See that there is such a model.
+    """See that there is such a model, as far as that can be told without making it.
 
     Raises:
         ConfigError: There is none; those that there are are named.
     """
-    short = name.removeprefix(_TORCHVISION)
-    if name.startswith(_TORCHVISION):
+    source, short = source_of(name)
+    if source == TORCHVISION:
         import torchvision
 
         known = torchvision.models.list_models(module=torchvision.models)
         if short not in known:
             raise ConfigError(f"model.name: torchvision has no classifier {short!r}", f"It has: {', '.join(known)}.")
-    elif name not in _BUILTIN:
+    elif source == TIMM:
+        timm = _timm()
+        if not timm.is_model(short):
+            near = difflib.get_close_matches(short, timm.list_models(), n=3)
+            raise ConfigError(
+                f"model.name: timm has no model {short!r}", f"Near it: {', '.join(near)}." if near else ""
+            )
+    elif source == PYTHON:
+        factory_of(short)
+    elif not source and name not in _BUILTIN:
         raise ConfigError(
-            f"model.name: there is no model {name!r}", f"Known: {', '.join(_BUILTIN)}, {_TORCHVISION}NAME."
+            f"model.name: there is no model {name!r}",
+            f"Known: {', '.join(_BUILTIN)}, hf:DIRECTORY, torchvision:NAME, timm:NAME, python:MODULE:FACTORY.",
         )
 
 
-def build(name: str, classes: int, channels: int) -> nn.Module:
-    """A freshly initialised model, from torch's global random state.
+def source_of(name: str) -> tuple[str, str]:
+    """The prefix of a model's name, empty for a built-in one, and the rest."""
+    source = next((s for s in (TORCHVISION, TIMM, PYTHON, HF) if name.startswith(s)), "")
+    return source, name.removeprefix(source)
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError("model.name: timm is not installed", "pip install 'megu-cli[timm]'") from None
+    return timm
+
+
+def factory_of(name: str) -> Callable[..., nn.Module]:
+    """The function that ``FOLDER/MODULE:FUNCTION`` names; its module is looked for in the folder, then as installed.
+
+    This runs the user's own code, because they named it.
+
+    Raises:
+        ConfigError: There is no such module or function, or importing it fails.
+    """
+    place, colon, function = name.rpartition(":")
+    folder, module = Path(place).parent, Path(place).name.removesuffix(".py")
+    if not (colon and module and function):
+        raise ConfigError(f"model.name: python:{name} is not of the form python:MODULE:FACTORY")
+    here = folder.joinpath(*module.split("."))
+    file = next((f for f in (here.with_name(f"{here.name}.py"), here / "__init__.py") if f.is_file()), None)
+    known = sys.modules.get(module)
+    if file and known and Path(str(known.__file__)).resolve() != file.resolve():
+        del sys.modules[module]  # of another folder, by the same name
+    if file:
+        # As Python does for the folder of a script; it comes first, so that the folder decides.
+        sys.path[:] = [str(folder), *(path for path in sys.path if path != str(folder))]
+        importlib.invalidate_caches()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result
+            found = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(
+            f"model.name: the module {module} cannot be imported: {type(error).__name__}: {error}",
+            f"It is looked for in {folder} first, then among the installed ones.",
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"model.name: the module {module} has no function {function!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def build(name: str, classes: int, channels: int, trust_remote_code: bool = False) -> nn.Module:
+    """A freshly initialised model whose output is its logits, from torch's global random state.
 
     Args:
-        name: ``small_cnn``, ``small_resnet``, ``resnet18`` or ``torchvision:NAME``.
+        name: ``small_cnn``, ``small_resnet``, ``resnet18``, ``torchvision:NAME``, ``timm:NAME``, ``hf:DIRECTORY`` or
+            ``python:MODULE:FACTORY``; a factory may return trained weights, and then they are where it starts.
         classes: Number of classes K.
         channels: Channels of the images.
+        trust_remote_code: Whether code in a ``hf:`` directory may run.
+
+    Raises:
+        ConfigError: There is no such model, or it cannot be made.
+    """
+    check_name(name)
+    source, short = source_of(name)
+    if source == TORCHVISION:
+        import torchvision
+
+        model = torchvision.models.get_model(short, weights=None, num_classes=classes)
+    elif source == TIMM:
+        model = _timm().create_model(short, pretrained=False, num_classes=classes, in_chans=channels)
+    elif source == HF:
+        from megu_cli.huggingface import fresh
+
+        model = fresh(short, classes, trust_remote_code)
+    elif source == PYTHON:
+        model = _made(short, classes, channels)
+    else:
+        model = _BUILTIN[name](classes, channels)
+    model.register_forward_hook(_as_logits)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+
+def channels_of(name: str, trust_remote_code: bool = False) -> int | None:
+    """Input channels that a model insists on; ``None`` where it takes the data set's.
 
     Raises:
         ConfigError: There is no such model.
     """
     check_name(name)
-    if name in _BUILTIN:
-        model = _BUILTIN[name](classes, channels)
-    else:
+    source, short = source_of(name)
+    if source == HF:
+        from megu_cli.huggingface import channels
+
+        return channels(short, trust_remote_code)
+    if source == PYTHON and "channels" not in _parameters(factory_of(short)):
+        layers = _made(short, 2, 3).modules()
+        return next((m.in_channels for m in layers if isinstance(m, nn.Conv2d)), None)
+    return 3 if source == TORCHVISION else None
+
+
+def preprocessing_of(name: str, folder_like: bool, trust_remote_code: bool = False) -> Preprocessing:
+    """What a model says of its input.
+
+    Args:
+        name: Of the model.
+        folder_like: The data are colour images of any size: then a library's model takes what its published weights
+            take. Data sets of small images keep their own size and normalisation, as models trained on them do.
+        trust_remote_code: Whether code in a ``hf:`` directory may run.
+    """
+    source, short = source_of(name)
+    if source == HF:
+        from megu_cli.huggingface import preprocessing
+
+        return preprocessing(short, trust_remote_code)
+    if source == TORCHVISION and folder_like:
         import torchvision
 
-        model = torchvision.models.get_model(name.removeprefix(_TORCHVISION), weights=None, num_classes=classes)
-    return model.to(memory_format=torch.channels_last)
+        weights = getattr(torchvision.models.get_model_weights(short), "DEFAULT", None)
+        own = weights.transforms() if weights else None
+        if own is not None and hasattr(own, "crop_size"):
+            side, shorter = own.crop_size[0], own.resize_size[0]
+            return Preprocessing(
+                tuple(own.mean), tuple(own.std), side, own.interpolation.value, crop=min(1.0, side / shorter)
+            )
+    if source == TIMM and folder_like:
+        from timm.data.config import resolve_data_config
+
+        known = _timm().get_pretrained_cfg(short)
+        if known is None:
+            return Preprocessing()
+        own = resolve_data_config({}, pretrained_cfg=known.to_dict())
+        return Preprocessing(
+            tuple(own["mean"]), tuple(own["std"]), own["input_size"][1], own["interpolation"], crop=own["crop_pct"]
+        )
+    return Preprocessing()
 
 
-def read_checkpoint(path: Path) -> State:
-    """The state dict in a checkpoint file; no pickled code is ever run.
+def identity_of(name: str, trust_remote_code: bool = False) -> Any:
+    """What determines a model's architecture, as plain data without paths; the name itself for a library's."""
+    source, short = source_of(name)
+    if source == HF:
+        from megu_cli.huggingface import identity
+
+        return [HF, identity(short, trust_remote_code)]
+    if source == PYTHON:
+        from megu_cli.artifacts import file_digest
+
+        factory_of(short)
+        file = sys.modules[Path(short.rpartition(":")[0]).name.removesuffix(".py")].__file__
+        return [PYTHON, Path(short).name, file_digest(Path(file)) if file else None]
+    return name
+
+
+def shown(name: str) -> str:
+    """A model's name without folders."""
+    source, short = source_of(name)
+    return f"{source}{Path(short).name}" if source in (HF, PYTHON) and Path(short).is_absolute() else name
+
+
+def _parameters(factory: Callable[..., nn.Module]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except ValueError:  # a builtin has no signature
+        return {}
+
+
+def _made(name: str, classes: int, channels: int) -> nn.Module:
+    """What the user's factory gives, told of the number of classes and channels where it takes them."""
+    factory = factory_of(name)
+    parameters = _parameters(factory)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = {"classes": classes, "channels": channels}
+    given = {key: value for key, value in given.items() if open_ended or key in parameters}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            model = factory(**given)
+    except Exception as error:  # whatever the user's factory raises
+        told = ", ".join(f"{key}={value}" for key, value in given.items())
+        raise ConfigError(
+            f"model.name: python:{Path(name).name}({told}) failed: {type(error).__name__}: {error}",
+            "It is called with classes and channels where it takes arguments of these names, else without.",
+        ) from None
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.name: python:{Path(name).name} gave a {type(model).__name__}, no torch.nn.Module")
+    return copy.deepcopy(model)  # a factory may give the same model each time
+
+
+def _as_logits(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    """The logits in what a classifier returns; a forward hook, so that keys of the state dict stay as they are.
+
+    An object or a mapping has them as ``logits`` (transformers), else as its first tensor; so has a tuple, in which
+    auxiliary heads (GoogLeNet and Inception in train mode) come later.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = output["logits"] if "logits" in output else next(iter(output.values()), None)
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise CheckpointError(
+            f"the model returns a {type(output).__name__}, in which no logits are found",
+            "Let it return logits, a tuple that begins with them, or an object with an attribute logits.",
+        )
+    return output
+
+
+def try_out(model: nn.Module, shape: Sequence[int], classes: int) -> None:
+    """See that a model takes images of a shape and gives a logit per class; it is left as it was.
 
     Raises:
-        CheckpointError: The file is missing, damaged, needs code to be run, or is no state dict.
+        ConfigError: It does not.
+        CheckpointError: It has no final layer that features could be taken from.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}", "Set model.checkpoint, or make one with `megu train`.")
-    if path.suffix == ".safetensors":
-        import safetensors.torch
-
+    device = next(model.parameters()).device
+    size = " x ".join(map(str, shape))
+    with frozen(model), torch.no_grad(), penultimate(model, classes):
         try:
-            return dict(safetensors.torch.load_file(path))
-        except Exception as error:  # safetensors raises its own SafetensorError, which it does not export everywhere
-            raise CheckpointError(f"{path} is damaged, truncated or no safetensors file: {error}") from None
-    import pickle
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} holds more than tensors (a pickle that would run code, or a damaged file); it was not loaded",
-            "Where it was made, save the weights alone: torch.save(model.state_dict(), 'weights.pth').",
-        ) from None
-    except Exception as error:  # torch.load raises RuntimeError, EOFError, OSError and more for damaged files
-        raise CheckpointError(f"{path} is damaged or truncated: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(
-            f"{path} is no plain state dict (name -> tensor)",
-            "Save model.state_dict() alone, and name that file.",
+            logits = model(torch.zeros(2, *shape, device=device).contiguous(memory_format=torch.channels_last))
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ConfigError(
+                f"the model cannot take images of {size}: {reason}",
+                "Set data.image_size to the size that it was trained with, or check the channels.",
+            ) from None
+    if logits.shape != (2, classes):
+        raise ConfigError(
+            f"the model gives {tuple(logits.shape[1:])} outputs for an image of {size}, not one for each of the "
+            f"{classes} classes",
+            "Check data.name, data.superclasses and model.name.",
         )
-    return state
+
+
+def unreached(model: nn.Module, x: Tensor) -> list[str]:
+    """Names of the parameters that the logits do not depend on, such as those of auxiliary heads.
+
+    No loss on the logits changes them. Told by the gradients of one pass in eval mode.
+    """
+    model_state = [(p, p.requires_grad) for p in model.parameters()]
+    was_training = model.training
+    model.eval().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(model(x).sum(), list(model.parameters()), allow_unused=True)
+        return [name for (name, _), g in zip(model.named_parameters(), gradients, strict=True) if g is None]
+    finally:
+        model.train(was_training)
+        for parameter, need in model_state:
+            parameter.requires_grad_(need)
+
+
+def names_of_tensors(model: nn.Module) -> list[list[str]]:
+    """The names of each tensor of a model's state dict: more than one where it is tied."""
+    groups: dict[int, list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        groups.setdefault(id(value), []).append(name)
+    return list(groups.values())
 
 
 def load_state(model: nn.Module, state: State, source: str) -> nn.Module:
-    """Load weights strictly.
+    """Load weights strictly. Of tied weights one is enough.
 
     Raises:
         CheckpointError: Keys or shapes differ (the differences are listed), or a weight is not finite.
     """
     own = model.state_dict()
-    faults = [f"missing: {key}" for key in own if key not in state]
-    faults += [f"unexpected: {key}" for key in state if key not in own]
+    tied = [group for group in names_of_tensors(model) if len(group) > 1]
+    alias = {name: next((n for n in group if n in state), name) for group in tied for name in group}
+    missing = [f"missing: {key}" for key in own if alias.get(key, key) not in state]
+    unexpected = [f"unexpected: {key}" for key in state if key not in own]
+    faults = [*missing[:5], *unexpected[:5], *missing[5:], *unexpected[5:]]  # some of both are shown
     faults += [
         f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
         for key in own
         if key in state and own[key].shape != state[key].shape
     ]
+    if not faults:
+        faults = [
+            f"values: {name} and {first} differ, and are one tensor in the model"
+            for name, first in alias.items()
+            if name in state and not torch.equal(state[name], state[first])
+        ]
     if faults:
         hint = "model.name is another architecture, or the channels differ."
         if all(fault.startswith("shape") for fault in faults) and len(faults) <= 2:
             hint = "The number of classes differs: check data.name, data.superclasses and model.name."
-        shown = "\n".join(f"  {fault}" for fault in faults[:8])
-        more = f"\n  and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise CheckpointError(f"{source} does not fit the model ({len(faults)} differences)\n{shown}{more}", hint)
+        told = "\n".join(f"  {fault}" for fault in faults[:10])
+        more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise CheckpointError(f"{source} does not fit the model ({len(faults)} differences)\n{told}{more}", hint)
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CheckpointError(
             f"{source} holds NaN or infinite weights in {', '.join(broken[:4])}",
             "The training that made it diverged.",
         )
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict({key: state[alias.get(key, key)] for key in own}, strict=True)
     return model
 
 
@@ -200,33 +445,69 @@ def like(state: State, original: State) -> State:
     return {key: state[key].detach().cpu().to(value.dtype) for key, value in original.items()}
 
 
-def classifier(model: nn.Module, classes: int) -> nn.Module:
-    """The last linear (or 1x1 convolution) layer with one output per class.
+def heads(model: nn.Module, classes: int) -> list[nn.Module]:
+    """The layers that may be the classifier: linear (or 1x1 convolution) with one output per class.
+
+    Where there is none, a layer of the model's own kind whose ``weight`` has a row per class, such as a cosine
+    classifier or a head tied to an embedding.
 
     Raises:
         CheckpointError: The model has no such layer.
     """
-    for module in reversed(list(model.modules())):
-        outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
-        if outputs == classes and isinstance(module, (nn.Linear, nn.Conv2d)):
-            return module
-    raise CheckpointError(f"the model has no final layer with {classes} outputs")
+    modules = list(model.modules())
+    found: list[nn.Module] = [
+        m
+        for m in modules
+        if isinstance(m, (nn.Linear, nn.Conv2d))
+        and (m.out_features if isinstance(m, nn.Linear) else m.out_channels) == classes
+    ]
+    found = found or [
+        m
+        for m in modules
+        if isinstance(weight := getattr(m, "weight", None), Tensor) and weight.ndim == 2 and len(weight) == classes
+    ]
+    if not found:
+        raise CheckpointError(f"the model has no final layer with {classes} outputs")
+    return found
+
+
+def classifier(model: nn.Module, classes: int) -> nn.Module:
+    """The last of the model's `heads`.
+
+    Raises:
+        CheckpointError: The model has no such layer.
+    """
+    return heads(model, classes)[-1]
 
 
 @contextlib.contextmanager
 def penultimate(model: nn.Module, classes: int) -> Iterator[list[Tensor]]:
-    """Collect the classifier's inputs, flattened to (B, D), of each forward pass in the block."""
+    """Collect the classifier's inputs, as (B, D), of each forward pass in the block.
+
+    Where several layers have an output per class, the one that ran last in a pass is the classifier.
+
+    Raises:
+        CheckpointError: The model has no such layer.
+    """
     collected: list[Tensor] = []
+    latest: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        collected.append((x.mean((2, 3)) if x.ndim == 4 else x).flatten(1).detach())
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        latest[:] = inputs[:1]
 
-    handle = classifier(model, classes).register_forward_pre_hook(keep)
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if latest:
+            x = latest.pop()
+            # Maps are averaged over positions, sequences over tokens.
+            collected.append((x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x).flatten(1).detach())
+
+    handles = [head.register_forward_pre_hook(note) for head in heads(model, classes)]
+    handles.append(model.register_forward_hook(keep))
     try:
         yield collected
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from megu_cli import __version__, artifacts
@@ -59,9 +60,15 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            "train", "original.safetensors", "megu train", (*_TRAIN, "data.validation"), ("train_data",), shared=True
+            "train",
+            "original.safetensors",
+            "megu train",
+            (*_TRAIN, "data.validation"),
+            ("train_data",),
+            shared=True,
+            version=2,
         ),
-        Stage("oracle", "oracle.safetensors", "megu train --retain-only", _TRAIN, _METHOD, shared=True),
+        Stage("oracle", "oracle.safetensors", "megu train --retain-only", _TRAIN, _METHOD, shared=True, version=2),
         # What else determines the ratings depends on the backend: see _RATING.
         Stage("similarity", "similarity.json", "megu similarity", ("mllm.backend",), ("concepts",)),
         Stage(
@@ -98,6 +105,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
+            version=2,
         ),
         Stage(
             "eval",
@@ -185,7 +193,7 @@ class Pipeline:
 
     def order(self) -> list[str]:
         """The stages that this config has."""
-        skipped = {"train"} if self.work.config.model.checkpoint else set()
+        skipped = {"train"} if self.work.own_checkpoint else set()
         if not self.work.config.eval.oracle and not (self.work.out / STAGES["oracle"].file).exists():
             skipped.add("oracle")
         return [name for name in STAGES if name not in skipped]
@@ -202,7 +210,7 @@ class Pipeline:
 
     def _upstream(self, stage: Stage) -> list[str]:
         """The stages that an artifact is made from."""
-        own = self.work.config.model.checkpoint
+        own = self.work.own_checkpoint
         names = [
             "train" if need == "checkpoint" else need for need in stage.needs if not (need == "checkpoint" and own)
         ]
@@ -212,11 +220,12 @@ class Pipeline:
         return self.work.config.eval.oracle or (self.work.out / STAGES["oracle"].file).exists()
 
     def _given(self, stage: Stage) -> list[str]:
-        own = self.work.config.model.checkpoint
+        own = self.work.own_checkpoint
         return [
             *stage.given,
             *(self._rating()[1] if stage.name == "similarity" else ()),
             *(["checkpoint"] if own and "checkpoint" in stage.needs else []),
+            *(["wrapping"] if own and stage.name == "finetune" and self.work.wrapped else []),
         ]
 
     def _settings(self, stage: Stage) -> list[str]:
@@ -244,12 +253,16 @@ class Pipeline:
                 for file, recorded in meta.get("weights", {}).items():
                     if artifacts.tensor_digest(self.work.out / file) != recorded:
                         trouble = State("corrupt", f"{file} does not match its digest")
+                for file, recorded in meta.get("files", {}).items():
+                    if artifacts.file_digest(self.work.out / file) != recorded:
+                        trouble = State("corrupt", f"{file} does not match its digest")
             except artifacts.ForeignFileError as error:
                 return State("blocked", error.message)
             except ArtifactError as error:
                 trouble = State("corrupt", error.message)
             except OSError as error:
-                trouble = State("missing", f"{stage.weights[0]} is not there ({error.strerror})")
+                gone = Path(error.filename).name if error.filename else stage.weights[0]
+                trouble = State("missing", f"{gone} is not there ({error.strerror})")
         try:
             parts = self._parts(stage)
         except MeguError as error:
@@ -340,11 +353,22 @@ class Pipeline:
             MeguError: Whatever a stage raises; what was finished stays.
         """
         done: set[str] = set()
+        if goals is None:
+            self.preflight(force)
         # All that is wrong with what the user gave shows now, before the first hour of work.
         for name in self.order() if goals is None else goals:
             self._given_or_raise(STAGES[name])
         for name in goals if goals is not None else [*self.goals(), *self.order()] if force else self.goals():
             self._ensure(name, done, force)
+
+    def preflight(self, force: bool = False) -> None:
+        """See that a checkpoint of the user's classifies the data, where anything is to be computed from it.
+
+        Raises:
+            CheckpointError: It does not; the likeliest cause is named.
+        """
+        if self.work.unproven and (force or any(self.state(name).status != "fresh" for name in self.goals())):
+            self.say(f"preflight: {self.work.preflight()}")
 
     def plan(self, names: Iterable[str] | None = None, force: bool = False) -> list[tuple[str, str, str]]:
         """(stage, run or keep, reason) for each stage, without running any."""
@@ -443,6 +467,12 @@ class Pipeline:
             with artifacts.replacing(self.work.out / file) as temporary:
                 artifacts.save_tensors(temporary, state, {"format": "pt"})
             weights[file] = artifacts.tensor_digest(self.work.out / file)
+        files = {}
+        for file, content in product.files.items():
+            (self.work.out / file).parent.mkdir(exist_ok=True)
+            with artifacts.replacing(self.work.out / file) as temporary:
+                temporary.write_bytes(content)
+            files[file] = artifacts.file_digest(self.work.out / file)
         body = dict(product.artifact.body)
         if stage.name == "eval":
             body["time"] = self._times(lineage, oracle)
@@ -451,6 +481,7 @@ class Pipeline:
             "fingerprint": artifacts.digest(parts),
             "lineage": lineage,
             "weights": weights,
+            **({"files": files} if files else {}),
             "seed": self.work.config.seed,
             "megu": __version__,
         }
@@ -468,6 +499,8 @@ class Pipeline:
                 "machine": machine(),
             }
         )
+        for note in product.notes:
+            self.say(f"{stage.name}: {note}")
 
     def seconds(self, name: str) -> tuple[float, str] | None:
         """Seconds that the artifact of a stage took, and where; ``None`` if not known."""
@@ -524,6 +557,7 @@ _INPUT_NAMES = {
     "prompt": "the wording of the questions",
     "rater_model": "the model that rates",
     "checkpoint": "the checkpoint",
+    "wrapping": "what stands beside the weights in the checkpoint",
 }
 
 

@@ -106,7 +106,7 @@ def estimates(work: Workspace) -> dict[str, Estimate]:
         "finetune": rehearsal.finetune(),
         "eval": rehearsal.evaluation(),
     }
-    if work.config.model.checkpoint:
+    if work.own_checkpoint:
         del made["train"]
     return made
 

@@ -26,6 +26,7 @@ _MODELS = {
     "oracle.safetensors": "the retrained model",
 }
 KEPT = (
+    *("model/model.safetensors", "model.pth", "model.pt", "model.ckpt", "model.bin"),
     "model.safetensors",
     "finetune.json",
     "eval.json",

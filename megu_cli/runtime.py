@@ -103,6 +103,28 @@ def deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+_precision = "auto"
+
+
+def use_precision(name: str) -> None:
+    """Set the precision of training steps in this process: ``auto``, ``float32`` or ``bfloat16``; see `autocast`."""
+    global _precision
+    _precision = name
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The precision of a training step: float32, or bfloat16 where it loses little.
+
+    ``auto`` is bfloat16 on a CUDA device that has it, and float32 elsewhere. bfloat16 has float32's range, so that no
+    loss needs scaling, as it would with float16. Weights, optimizer, noises and evaluation stay in float32.
+    """
+    import torch
+
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    wanted = _precision == "bfloat16" or (_precision == "auto" and able)
+    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
 def machine() -> str:
     """A short name of what computes here, so that times of different machines are not set in relation."""
     import torch

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megu_cli import measuring, training, unlearning
+from megu_cli import huggingface, measuring, training, unlearning
 from megu_cli.artifacts import Artifact, read
 from megu_cli.baselines.retrain import retrain
 from megu_cli.baselines.task import Task
 from megu_cli.errors import ArtifactError
 from megu_cli.evaluation.distance import label_agreement
 from megu_cli.mllm.base import Ratings
-from megu_cli.models import State, like, read_checkpoint
+from megu_cli.models import State, like, shown, unreached
 from megu_cli.unlearning import Labels, Problem
-from megu_cli.workspace import Workspace
+from megu_cli.workspace import UNLEARNED_DIRECTORY, Workspace
 
 Inputs = Mapping[str, Artifact]
 
 
 @dataclass(frozen=True)
 class Product:
-    """What a stage makes: its artifact, and plain weight files that the artifact names by digest."""
+    """What a stage makes.
+
+    Attributes:
+        artifact: It names the other files by digest.
+        weights: Plain weight files.
+        files: Other files, by their path in the run directory.
+        notes: What the user is told of them.
+    """
 
     artifact: Artifact
     weights: dict[str, State] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def train(work: Workspace, inputs: Inputs) -> Product:
@@ -66,7 +75,7 @@ def oracle(work: Workspace, inputs: Inputs) -> Product:
 
 def _trained(work: Workspace, model: nn.Module, samples: int, history: training.History) -> Product:
     body = {
-        "model": work.config.model.name,
+        "model": shown(work.config.model.name),
         "classes": work.data.classes,
         "samples": samples,
         "loss": history.loss,
@@ -167,14 +176,71 @@ def finetune(work: Workspace, inputs: Inputs) -> Product:
         problem(work), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors
     )
     body = {"loss": history.loss, "validation_acc": history.validation, "steps": history.steps}
-    return Product(Artifact(body), {"model.safetensors": like(model.state_dict(), work.checkpoint)})
+    return _unlearned(work, model, body)
+
+
+def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Product:
+    """The unlearned weights as the original ones came: file or directory, keys, dtypes, wrapping."""
+    original, files, notes = work.checkpoint, {}, []
+    state = model.state_dict()
+    example = next(work.data.train.batches([work.request.retain[:1]], work.device))
+    if idle := unreached(model, example):
+        # No step has touched them, and what they learned they would keep.
+        newly = measuring.fresh(work, "idle").state_dict()
+        trained = {name for name, _ in model.named_parameters()}
+        parts = {name.rpartition(".")[0] for name in idle} - {""}
+        # Their running statistics as well.
+        idle = [n for n in state if n in idle or (n not in trained and n.rpartition(".")[0] in parts)]
+        state = {name: newly[name] if name in idle else value for name, value in state.items()}
+        body["reinitialised"] = idle
+        notes.append(f"initialised anew, since the logits do not depend on them: {_some(idle)}")
+    weights = like(state, original)
+    if work.hf_folder:
+        own = work.own_checkpoint
+        content, renamed = huggingface.directory(
+            str(work.hf_folder),
+            own if own and own.is_dir() else None,
+            {name: weights.get(name, value.cpu()) for name, value in state.items()},
+            work.data.classes,
+            replace(
+                work.preprocessing,
+                mean=tuple(work.data.train.mean.flatten().tolist()),
+                std=tuple(work.data.train.std.flatten().tolist()),
+                image_size=example.shape[-1],
+            ),
+            work.config.model.trust_remote_code,
+        )
+        files = {f"{UNLEARNED_DIRECTORY}/{name}": data for name, data in content.items()}
+        notes.append(f"{UNLEARNED_DIRECTORY}/ is the unlearned model for from_pretrained()")
+        if own and own.is_dir():
+            return Product(Artifact(body), {"model.safetensors": renamed}, files, notes)
+    if work.own_checkpoint and work.wrapped:
+        renewed = work.file.renewed(state)
+        body["checkpoint"] = {
+            "weights": work.file.chosen.name,
+            "replaced": renewed.replaced,
+            "dropped": renewed.dropped,
+        }
+        if work.file.suffix == ".safetensors":
+            weights = renewed.content
+        else:
+            files[f"model{work.file.suffix}"] = work.file.written(state)
+            notes.append(f"model{work.file.suffix} is the unlearned checkpoint, wrapped as the input is")
+        if len(renewed.replaced) > 1:
+            notes.append(f"unlearned from {renewed.replaced[0]}; replaced as well: {_some(renewed.replaced[1:])}")
+        if renewed.dropped:
+            notes.append(f"left out, since it was learned: {_some(renewed.dropped)}")
+    return Product(Artifact(body), {"model.safetensors": weights}, files, notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def evaluate(work: Workspace, inputs: Inputs) -> Product:
     """Every metric of the original, the unlearned, the masked and, where it is there, the retrained model."""
     request = work.request
-    unlearned = work.load(read_checkpoint(work.out / "model.safetensors"), "model.safetensors")
-    models = {"original": work.original(), "unlearned": unlearned}
+    models = {"original": work.original(), "unlearned": work.unlearned()}
     if retrained := inputs.get("oracle"):
         models["oracle"] = work.load(retrained.tensors, "oracle.safetensors")
     seen = {name: measuring.Seen.by(model, work, name) for name, model in models.items()}

@@ -16,7 +16,7 @@ from megu_cli.data import Split
 from megu_cli.errors import MeguError
 from megu_cli.models import penultimate
 from megu_cli.processes import ALONE, Crew
-from megu_cli.runtime import Track, draws_on, draws_so_far, generator, seeded, silent
+from megu_cli.runtime import Track, autocast, draws_on, draws_so_far, generator, seeded, silent
 
 Batch = TypeVar("Batch")
 # Steps between two moments at which several processes agree whether to leave a checkpoint.
@@ -136,7 +136,8 @@ def fit(
                         # Only now: to begin reading the images draws from the same stream.
                         draws_on(draws, device)
                         draws = None
-                    value = loss(net, batch)
+                    with autocast(device):
+                        value = loss(net, batch)
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()
                     optimizer.step()
@@ -244,11 +245,16 @@ def shuffled(index: Tensor, number: int, size: int, seed: int, *path: object) ->
     """``number`` positions out of ``index`` in random order, cut into batches of ``size``.
 
     Where ``number`` is more than there are, the permuted positions start over: nothing comes a second time before
-    everything has come once.
+    everything has come once. A last batch of one sample takes one from the batch before it.
     """
     draw = generator(seed, *path, "order")
     passes = [index[torch.randperm(len(index), generator=draw)] for _ in range(math.ceil(number / len(index)))]
-    return list(torch.cat(passes)[:number].split(size))
+    batches = list(torch.cat(passes)[:number].split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1 and size > 2:
+        # Batch norm cannot take the variance of one value: the last sample gets one of the batch before beside it.
+        batches[-1] = torch.cat([batches[-2][-1:], batches[-1]])
+        batches[-2] = batches[-2][:-1]
+    return batches
 
 
 @dataclass(frozen=True)

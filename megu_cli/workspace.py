@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
+    from megu_cli.checkpoints import Checkpoint
     from megu_cli.data import Dataset
     from megu_cli.forget import Request
     from megu_cli.mllm.base import Backend, Cost, Question
-    from megu_cli.models import State
+    from megu_cli.models import Preprocessing, State
     from megu_cli.processes import Crew
     from megu_cli.resume import Resume
 
 _MEMO = ".digests.json"
 _RUNS = "runs.jsonl"
+# Where the unlearned model of transformers is written, in the run directory.
+UNLEARNED_DIRECTORY = "model"
 
 
 class Workspace:
@@ -73,9 +76,10 @@ class Workspace:
     @cached_property
     def device(self) -> torch.device:
         """Where to compute."""
-        from megu_cli.runtime import deterministic, resolve_device
+        from megu_cli.runtime import deterministic, resolve_device, use_precision
 
         deterministic()
+        use_precision(self.config.model.precision)
         return self.crew.device() or resolve_device(self.config.device)
 
     @cached_property
@@ -84,19 +88,97 @@ class Workspace:
         from megu_cli import data
         from megu_cli.models import channels_of
 
-        settings = self.config.data
-        return data.load(
+        settings, model, prepare = self.config.data, self.config.model, self.preprocessing
+        loaded = data.load(
             settings.name,
             root=settings.root,
             superclasses=settings.superclasses,
             validation=settings.validation,
             limit=settings.limit,
-            image_size=settings.image_size,
+            image_size=prepare.image_size,
             memory_limit=settings.memory_limit,
             workers=settings.workers,
-            channels=channels_of(self.config.model.name),
+            channels=channels_of(model.name, model.trust_remote_code),
+            mean=prepare.mean,
+            std=prepare.std,
+            interpolation=prepare.interpolation,
+            crop=prepare.crop,
+            stretch=prepare.stretch,
             file_digests=self.file_digests,
         )
+        return data.reordered(loaded, self._order_of(loaded.classes))
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared: as the config says, else the model, else (``None``) the data set."""
+        from dataclasses import replace
+
+        from megu_cli.data import SMALL
+        from megu_cli.models import preprocessing_of
+
+        settings, size = self.config.model, self.config.data.image_size
+        own = preprocessing_of(settings.name, self.config.data.name not in SMALL, settings.trust_remote_code)
+        if size is not None and size != own.image_size:
+            own = replace(own, image_size=size, crop=1.0, stretch=False)
+        if settings.mean is not None and settings.std is not None:
+            own = replace(own, mean=tuple(settings.mean), std=tuple(settings.std))
+        return own
+
+    @cached_property
+    def architecture(self) -> Any:
+        """The model, and what is done to its input, in an artifact's key: plain data without paths."""
+        from megu_cli.models import identity_of
+
+        settings, own = self.config.model, self.preprocessing
+        name = identity_of(settings.name, settings.trust_remote_code)
+        # The size is part of the data's digest. Keys of models that need none of this stay as they were.
+        more: dict[str, Any] = {}
+        if own.mean is not None and own.std is not None:
+            more = {"mean": list(own.mean), "std": list(own.std)}
+        if settings.precision != "auto":
+            more["precision"] = settings.precision
+        return {"model": name, **more} if more or not isinstance(name, str) else name
+
+    def _order_of(self, classes: list[str]) -> list[int]:
+        """For each output of the model the position of its class in the data."""
+        from megu_cli.class_names import match, read_names
+
+        settings = self.config.model
+        if settings.classes is not None:
+            names = read_names(settings.classes) if isinstance(settings.classes, Path) else settings.classes
+            return match(names, classes, "model.classes", exact=True)
+        if folder := self.hf_folder:
+            from megu_cli import huggingface
+
+            labels = huggingface.class_names(str(folder), settings.trust_remote_code)
+            # Where there is nothing but a config, its names are kept if they fit.
+            if labels and (huggingface.has_weights(folder) or sorted(labels) == sorted(classes)):
+                return match(labels, classes, f"id2label of hf:{folder.name}")
+        return list(range(len(classes)))
+
+    @cached_property
+    def hf_folder(self) -> Path | None:
+        """The directory of a ``hf:`` model."""
+        name = self.config.model.name
+        if not name.startswith("hf:"):
+            return None
+        from megu_cli.huggingface import folder_of
+
+        return folder_of(name.removeprefix("hf:"))
+
+    @cached_property
+    def own_checkpoint(self) -> Path | None:
+        """The user's trained weights: a file, or a directory of transformers; ``None``: `megu train` makes them."""
+        given, folder = self.config.model.checkpoint, self.hf_folder
+        if folder is None:
+            return given
+        from megu_cli.huggingface import has_weights
+
+        if given is None:
+            return folder if has_weights(folder) else None
+        # transformers may rename what is in such a file while it reads its directory.
+        whole = not given.is_dir() and has_weights(given.parent) and (given.parent / "config.json").is_file()
+        return given.parent if whole and given.name in ("model.safetensors", "pytorch_model.bin") else given
 
     @cached_property
     def request(self) -> Request:
@@ -220,24 +302,63 @@ class Workspace:
         """A freshly initialised model of the configured kind, from torch's global random state, on the device."""
         from megu_cli.models import build
 
-        model = build(self.config.model.name, len(self.data.classes), self.data.channels)
+        settings = self.config.model
+        model = build(settings.name, len(self.data.classes), self.data.channels, settings.trust_remote_code)
         return model.to(self.device)
 
-    @cached_property
+    @property
     def checkpoint(self) -> State:
-        """The original model's weights as the file has them.
+        """The original model's weights, by the model's own names, in the file's dtypes.
 
         Raises:
             CheckpointError: They cannot be read.
         """
-        from megu_cli.models import read_checkpoint
+        return self._directory if self.checkpoint_file.is_dir() else self.file.state
 
-        return read_checkpoint(self.checkpoint_file)
+    @cached_property
+    def file(self) -> Checkpoint:
+        """The original model's checkpoint file, taken apart.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        from megu_cli.checkpoints import read
+
+        return read(self.checkpoint_file, self.build(), self.config.model.key if self.own_checkpoint else None)
+
+    @cached_property
+    def _directory(self) -> State:
+        from megu_cli.huggingface import read
+
+        if not self.hf_folder:
+            raise CheckpointError(
+                f"model.checkpoint: {self.checkpoint_file} is a directory", "Name a file, or use model.name: hf:DIR."
+            )
+        return read(self.checkpoint_file, len(self.data.classes), self.config.model.trust_remote_code)
 
     @property
     def checkpoint_file(self) -> Path:
         """The user's checkpoint, or the one that `megu train` writes."""
-        return self.config.model.checkpoint or self.out / "original.safetensors"
+        return self.own_checkpoint or self.out / "original.safetensors"
+
+    def unlearned(self, out: Path | None = None) -> nn.Module:
+        """The unlearned model of a run directory (this one's), in eval mode.
+
+        Raises:
+            CheckpointError: It cannot be read or does not fit.
+        """
+        from megu_cli import huggingface
+        from megu_cli.checkpoints import read
+
+        folder = out or self.out
+        if self.hf_folder:  # as from_pretrained() gives it to the user
+            state = huggingface.read(
+                folder / UNLEARNED_DIRECTORY, len(self.data.classes), self.config.model.trust_remote_code
+            )
+            return self.load(state, UNLEARNED_DIRECTORY)
+        path = folder / "model.safetensors"
+        key = self.file.chosen.name if self.own_checkpoint and self.file.suffix == path.suffix else ""
+        return self.load(read(path, self.build(), key or None).state, path.name)
 
     def original(self) -> nn.Module:
         """A new copy of the original model, in eval mode.
@@ -253,29 +374,57 @@ class Workspace:
 
         return load_state(self.build(), state, source).eval()
 
+    @property
+    def unproven(self) -> bool:
+        """Whether the checkpoint is the user's, and not one that `megu train` made, and is to be looked into."""
+        own = self.own_checkpoint
+        if own is None or not self.config.model.preflight or not own.exists():
+            return False
+        return own.is_dir() or own.suffix != ".safetensors" or not artifacts.is_ours(own)
+
+    def preflight(self) -> str:
+        """See that the original model classifies the data; what was found, in a line.
+
+        Raises:
+            CheckpointError: It does not; the likeliest cause is named.
+        """
+        from megu_cli import preflight
+        from megu_cli.data import NORMALISATION
+
+        return preflight.check(
+            self.original(),
+            self.data.train,
+            self.data.classes,
+            expected=self.config.model.expected_accuracy,
+            own=NORMALISATION.get(self.config.data.name),
+            device=self.device,
+        )
+
     def check(self) -> None:
         """Resolve data set and request, so that what is at fault in them is said before anything is written."""
-        from megu_cli.models import check_name
+        from megu_cli.models import check_name, try_out
 
         check_name(self.config.model.name)
-        own = self.config.model.checkpoint
-        if own is not None and own.resolve().parent == self.out.resolve():
-            raise ConfigError(
-                f"model.checkpoint {own.name} lies in the run directory, where megu writes",
-                "Move it elsewhere, or give another run directory with -o.",
-            )
+        for setting, own in (("model.checkpoint", self.own_checkpoint), ("model.name", self.hf_folder)):
+            if own is not None and own.resolve().parent == self.out.resolve():
+                raise ConfigError(
+                    f"{setting} {own.name} lies in the run directory, where megu writes",
+                    "Move it elsewhere, or give another run directory with -o.",
+                )
         _ = self.device, self.request, self.questions
+        pixels = self.data.train.images[0]
+        try_out(self.build(), (self.data.channels, *pixels.shape[1:]), len(self.data.classes))
 
     def preload(self) -> None:
         """Load what several stages share, so that the time of a stage is its own."""
         _ = self.data, self.request, self.device
-        if self.checkpoint_file.is_file():
+        if self.checkpoint_file.exists():
             _ = self.checkpoint
 
     def forget_loaded(self, stage: str) -> None:
         """Drop what a stage has just replaced on disk, or what only that stage needs."""
         if stage == "train":
-            for name in ("checkpoint", "_checkpoint_digest"):
+            for name in ("file", "_directory", "_checkpoint_digest"):
                 self.__dict__.pop(name, None)
         if stage == "similarity":
             # Its work is done, and a local model's memory is wanted by what follows.
@@ -341,12 +490,27 @@ class Workspace:
     @cached_property
     def _checkpoint_digest(self) -> str:
         path = self.checkpoint_file
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(f"no checkpoint at {path}", "Set model.checkpoint, or make one with `megu train`.")
         # Weights are digested as tensors, so that a .pth file and its safetensors twin are the same input. Fitting
         # them now means that a wrong checkpoint is refused before any stage has run.
         self.original()
         return artifacts.state_digest(self.checkpoint)
+
+    @cached_property
+    def _wrapping_digest(self) -> str:
+        """Of all that the user's file or directory has beside the weights: it is written beside the unlearned ones."""
+        if self.checkpoint_file.is_dir():
+            from megu_cli.huggingface import names_in_file
+
+            return artifacts.digest(names_in_file(self.checkpoint_file))
+        return artifacts.digest(self.file.described)
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether the user's checkpoint is more than a bare safetensors file."""
+        own = self.own_checkpoint
+        return own is not None and (own.is_dir() or own.suffix != ".safetensors" or not self.file.bare)
 
     def file_digests(self, files: Sequence[Path]) -> list[str]:
         """sha256 of each file, remembered by path, size and time of change."""
@@ -413,4 +577,4 @@ class Workspace:
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
         """Resolved settings by dotted key."""
-        return {key: get(self.config, key) for key in keys}
+        return {key: self.architecture if key == "model.name" else get(self.config, key) for key in keys}

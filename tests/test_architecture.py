@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "megu_cli"
 LAYERS = [
     {"errors", "config", "processes", "runtime"},
     {"artifacts", "requirements", "templates"},
-    {"data", "models", "mllm"},
-    {"forget", "training", "resume", "workspace"},
+    {"data", "models", "mllm", "checkpoints", "huggingface", "class_names"},
+    {"forget", "training", "preflight", "resume"},
+    {"workspace"},
     {"method", "baselines", "evaluation", "report"},
     {"measuring", "unlearning"},
     {"stages", "api", "purge"},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -37,6 +38,10 @@ _COLOURS = {
     "corrupt": "red",
     "blocked": "red",
 }
+
+
+# Of a table of labels; with thousands of classes the rest is counted.
+_ROWS = 40
 
 
 def _console() -> Console:
@@ -163,7 +168,8 @@ def _interval(mean: float | None, half: float | None, plain: bool) -> str:
 
 
 def _title(request: dict[str, Any]) -> str:
-    names = ", ".join(request["concepts"][:5]) + (", …" if len(request["concepts"]) > 5 else "")
+    # A class may be called anything, [red] as well: what is not escaped would be taken for markup.
+    names = escape(", ".join(request["concepts"][:5])) + (", …" if len(request["concepts"]) > 5 else "")
     what = {"classes": f"class {names}", "subclasses": f"sub-class {names}"}.get(
         request["kind"], {"samples": "listed images", "random": "random images"}.get(request["kind"], "")
     )
@@ -176,7 +182,7 @@ def status(result: dict[str, Any]) -> None:
     for column in ("stage", "status", "why", "file"):
         table.add_column(column, overflow="fold")
     for name, row in result["stages"].items():
-        table.add_row(name, f"[{_COLOURS[row['status']]}]{row['status']}[/]", row["reason"], row["file"])
+        table.add_row(name, f"[{_COLOURS[row['status']]}]{row['status']}[/]", escape(row["reason"]), row["file"])
     _console().print(table)
 
 
@@ -191,7 +197,9 @@ def plan(result: dict[str, Any]) -> None:
             table.add_column(column, justify="right", no_wrap=True)
     for row in result["plan"]:
         style = "bold" if row["action"] == "run" else "dim"
-        table.add_row(row["stage"], row["action"], row["reason"], *(_takes(row) if estimated else ()), style=style)
+        table.add_row(
+            row["stage"], row["action"], escape(row["reason"]), *(_takes(row) if estimated else ()), style=style
+        )
     console = _console()
     if estimated:
         table.add_section()
@@ -303,7 +311,7 @@ def _agreement(console: Console, found: dict[str, Any]) -> None:
         table.add_column(column, overflow="fold", justify="right" if column in ("correlation", "ratings") else "left")
     for row in found["rows"]:
         apart = ", ".join(f"{d['candidate']}: {_rating(d['here'])} / {_rating(d['there'])}" for d in row["differences"])
-        table.add_row(row["concept"], number(row["spearman"]), str(row["ratings"]), apart)
+        table.add_row(escape(row["concept"]), number(row["spearman"]), str(row["ratings"]), escape(apart))
     table.add_section()
     table.add_row("overall", number(found["spearman"]), str(found["ratings"]))
     console.print(table)
@@ -359,7 +367,7 @@ def _ratings(console: Console, body: dict[str, Any]) -> None:
     for concept, row in body["scores"].items():
         best = sorted(row.items(), key=lambda pair: -pair[1])
         told = ", ".join(f"{name}: {_rating(value)}" for name, value in best[:_NEAREST])
-        table.add_row(concept, told + (", …" if len(best) > _NEAREST else ""))
+        table.add_row(escape(concept), escape(told) + (", …" if len(best) > _NEAREST else ""))
     console.print(table)
     missing = [f"{concept}: {', '.join(names)}" for concept, names in body.get("missing", {}).items()]
     if missing:
@@ -370,9 +378,13 @@ def _labels(console: Console, body: dict[str, Any]) -> None:
     table = Table(title=f"Perturbing labels ({body['mode']})", title_justify="left")
     table.add_column("label")
     table.add_column("images", justify="right")
-    for name, number in sorted(body["counts"].items(), key=lambda pair: -pair[1]):
-        table.add_row(name, f"{number:,}")
+    rows = sorted(body["counts"].items(), key=lambda pair: -pair[1])
+    for name, number in rows[:_ROWS]:
+        table.add_row(escape(name), f"{number:,}")
     console.print(table)
+    if len(rows) > _ROWS:
+        rest = sum(number for _, number in rows[_ROWS:])
+        console.print(f"and {len(rows) - _ROWS:,} labels more, of {rest:,} images", style="dim")
 
 
 def purge(result: dict[str, Any]) -> None:
