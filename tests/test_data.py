@@ -101,7 +101,7 @@ def test_fashion_mnist_from_idx_files(tmp_path):
 
 
 def test_fashion_mnist_names_both_ways_when_it_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "none")
+    monkeypatch.setattr(data.builtin, "DEBIAN_FASHION_MNIST", tmp_path / "none")
 
     def refuse(*_, **__):
         raise RuntimeError("no route")
