@@ -303,7 +303,7 @@ class Arena:
             return self.work
         owners = sorted({data.classes[int(data.concept_class[c])] for c in request.concepts})
         settings = {
-            "forget": {"classes": owners},
+            "forget": {"classes": owners, "already": self.base.config.forget.already},
             "out": self.folder / "tune",
             "model.checkpoint": self.work.checkpoint_file,
         }

@@ -88,6 +88,7 @@ STAGES = {
             _METHOD,
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
+            version=2,
         ),
         Stage(
             "eval",

@@ -14,7 +14,7 @@ _TRACES = {
     "labels.safetensors": "positions of the forgotten images and their perturbing labels",
     "noise.safetensors": "noises that were trained on images, or made to carry a forgotten class",
     "similarity.answers.jsonl": "raw answers about images",
-    ".digests.json": "names and digests of the image files",
+    ".digests.npy": "digests of the image files",
 }
 _MODELS = {
     "original.safetensors": "the model that still knows what was to be forgotten",

@@ -16,6 +16,7 @@ from megu_cli.baselines.retrain import retrain
 from megu_cli.baselines.task import Task
 from megu_cli.errors import ArtifactError, ConfigError
 from megu_cli.evaluation.distance import label_agreement
+from megu_cli.forget import record
 from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
 from megu_cli.method.noise import train_noise
@@ -126,12 +127,13 @@ def transition(work: Workspace, inputs: Inputs) -> Product:
     scores = inputs["similarity"].body["scores"]
     data, request = work.data, work.request
     ratings = torch.full((len(request.asked), len(data.concepts)), float("nan"), dtype=torch.float64)
+    column = {name: i for i, name in enumerate(data.concepts)}
     for row, question in enumerate(work.questions):
         for candidate in question.candidates:
             only = len(question.candidates) == 1
             rating = 0.0 if only else scores[question.concept].get(candidate)
             if rating is not None:
-                ratings[row, data.concepts.index(candidate)] = rating
+                ratings[row, column[candidate]] = rating
     matrix = transition_matrix(
         ratings,
         request.asked,
@@ -301,7 +303,12 @@ def finetune(work: Workspace, inputs: Inputs) -> Product:
         device=work.device,
         track=work.track,
     )
-    body = {"loss": history.loss, "validation_acc": history.validation, "steps": history.steps}
+    body = {
+        "loss": history.loss,
+        "validation_acc": history.validation,
+        "steps": history.steps,
+        "forgotten": record(data, request),
+    }
     return Product(Artifact(body), {"model.safetensors": like(model.state_dict(), work.checkpoint)})
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "megu_cli"
 LAYERS = [
     {"errors", "config", "runtime", "__init__"},
     {"artifacts", "requirements", "templates"},
+    {"memo"},
     {"data", "models", "mllm"},
     {"forget", "training", "workspace"},
     {"method", "baselines", "evaluation", "report"},

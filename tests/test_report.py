@@ -307,14 +307,14 @@ def test_purge_deletes_traces_and_all_stays_fresh(run, flags, undrawn):
     page(run, "--show-forgotten")
     (run / "similarity.answers.jsonl").write_text("{}\n")
     (run / "own.txt").write_text("the user's")
-    (run / ".digests.json").write_text("{}")
+    (run / ".digests.npy").write_text("{}")
     ours = run / "compare" / "1" / "megu"
     ours.mkdir(parents=True)
     (ours / "noise.safetensors").write_bytes((run / "noise.safetensors").read_bytes())
     (ours.parent / "megu.json").write_text("{}")
     model = (run / "model.safetensors").read_bytes()
     result = megu(run, "purge", "--yes", "--json", *flags)
-    gone = {"labels.safetensors", "noise.safetensors", "similarity.answers.jsonl", ".digests.json"}
+    gone = {"labels.safetensors", "noise.safetensors", "similarity.answers.jsonl", ".digests.npy"}
     gone |= {f"{flag[2:]}.safetensors" for flag in flags}
     gone |= {"compare/1/megu/noise.safetensors"}
     assert set(json.loads(result.stdout)["deleted"]) == gone

@@ -495,6 +495,8 @@ def _opened(
             work.keep_memo(only_beside_runs=True)
         else:
             work.check()
+            for line in work.notes:
+                pipeline.say(line)
             with locked(config.out):
                 yield pipeline, config
     except KeyboardInterrupt:

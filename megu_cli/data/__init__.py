@@ -1,16 +1,18 @@
 """Data sets: images as tensors or streamed from disk behind one interface, with the labels beside them."""
 
 from megu_cli.data.builtin import CIFAR20
-from megu_cli.data.images import Dataset, FileImages, Images, MemoryImages, Split
+from megu_cli.data.images import Dataset, EncodedImages, Images, MemoryImages, Split
 from megu_cli.data.loading import NORMALISATION, load, sampled
+from megu_cli.data.own import Reserved
 
 __all__ = [
     "CIFAR20",
     "NORMALISATION",
     "Dataset",
-    "FileImages",
+    "EncodedImages",
     "Images",
     "MemoryImages",
+    "Reserved",
     "Split",
     "load",
     "sampled",

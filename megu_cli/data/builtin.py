@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from megu_cli.data.images import MemoryImages, Raw, hashed
+from megu_cli.data.images import MemoryImages, Part, Raw
+from megu_cli.data.names import hashed
 from megu_cli.errors import DataError
 
 # Where Debian's package dataset-fashion-mnist puts its files.
@@ -42,7 +44,7 @@ CIFAR20 = {
 
 def _in_memory(classes: list[str], train: Any, test: Any) -> Raw:
     """Splits of (uint8 array (N, H, W) or (N, H, W, C), labels) as tensors with their digests."""
-    parts, digests = [], []
+    parts = []
     for split, (pixels, labels) in (("train", train), ("test", test)):
         pixels = np.array(pixels)  # a copy of our own: what a reader gives may be read-only
         labels = np.asarray(labels, dtype=np.int64)
@@ -51,27 +53,25 @@ def _in_memory(classes: list[str], train: Any, test: Any) -> Raw:
         total = hashlib.sha256(f"{split} {pixels.shape}".encode())
         total.update(pixels.tobytes())
         total.update(labels.tobytes())
-        parts.append((MemoryImages(tensor.contiguous()), labels, [f"{split}/{i}" for i in range(len(labels))]))
-        digests.append(total.hexdigest())
-    return Raw(classes, parts[0], parts[1], (digests[0], digests[1]))
+        names = [f"{split}/{i}" for i in range(len(labels))]
+        parts.append(Part(MemoryImages(tensor.contiguous()), torch.from_numpy(labels), names, total.hexdigest()))
+    return Raw(classes, parts[0], parts[1])
 
 
 def resized(raw: Raw, size: int) -> Raw:
-    """The images at another size: bilinear, with antialiasing."""
+    """The images of `LOADERS` at another size: bilinear, with antialiasing."""
 
-    def resize(part: Any) -> Any:
-        images, labels, names = part
+    def resize(part: Part) -> Part:
         scaled = [
             torch.nn.functional.interpolate(block.float(), (size, size), mode="bilinear", antialias=True)
             .round_()
             .clamp_(0, 255)
             .byte()
-            for block in images.pixels.split(4096)
+            for block in part.images.batches(list(torch.arange(len(part.labels)).split(4096)))
         ]
-        return MemoryImages(torch.cat(scaled)), labels, names
+        return replace(part, images=MemoryImages(torch.cat(scaled)), digest=f"{part.digest} {size}")
 
-    digests = tuple(f"{d} {size}" for d in raw.digests)
-    return Raw(raw.classes, resize(raw.train), resize(raw.test), (digests[0], digests[1]))
+    return replace(raw, train=resize(raw.train), test=resize(raw.test))
 
 
 def _digits(root: Path | None) -> Raw:

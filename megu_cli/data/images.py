@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megu_cli.data.names import Names
+from megu_cli.errors import DataError, Faults
+
 
 class Images(Protocol):
     """Images of one split: uint8 pixels, by position."""
@@ -27,6 +30,9 @@ class Images(Protocol):
 
     def at(self, index: Tensor) -> Images:
         """The images at ``index`` alone."""
+
+    def contents(self) -> Tensor:
+        """(N,) int64 that are equal where images are the same: the start of the sha256 of the file or the pixels."""
 
 
 class MemoryImages:
@@ -49,41 +55,173 @@ class MemoryImages:
         """The images at ``index`` alone."""
         return MemoryImages(self.pixels[index])
 
+    def contents(self) -> Tensor:
+        """See `Images.contents`."""
+        return content_of(hashlib.sha256(image.numpy().tobytes()).digest() for image in self.pixels)
 
-class FileImages:
-    """Images on disk: decoded as they are asked for, or all at the first use where they are to be kept in memory."""
 
-    def __init__(self, files: Sequence[Path], decode: Callable[[Path], Tensor], workers: int, keep: bool) -> None:
-        self.files, self.decode, self.workers, self.keep = files, decode, workers, keep
+def content_of(digests: Iterable[bytes]) -> Tensor:
+    """(N,) int64: the first 8 bytes of each sha256."""
+    return torch.from_numpy(np.fromiter((int.from_bytes(d[:8], "big", signed=True) for d in digests), dtype=np.int64))
+
+
+class Source(Protocol):
+    """Image files, by position."""
+
+    def __len__(self) -> int:
+        """Number of files."""
+
+    def read(self, position: int) -> tuple[str, bytes]:
+        """Name and bytes of a file."""
+
+    def at(self, index: np.ndarray[Any, Any]) -> Source:
+        """The files at positions."""
+
+
+class Files:
+    """Files on disk.
+
+    Args:
+        root: The folder that the names are relative to.
+        names: Relative paths.
+    """
+
+    def __init__(self, root: str, names: Names) -> None:
+        self.root, self.names = root, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, position: int) -> tuple[str, bytes]:
+        """See `Source.read`.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        path = Path(self.root, self.names[position])
+        try:
+            return str(path), path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+    def at(self, index: np.ndarray[Any, Any]) -> Files:
+        """See `Source.at`."""
+        return Files(self.root, self.names.at(index))
+
+
+class EncodedImages:
+    """Image files: decoded as they are asked for, or all at the first use where they are to be kept in memory.
+
+    Args:
+        source: The files.
+        decode: Name and bytes of a file -> pixels. Both are sent to other processes where there are workers.
+        contents: (N,) int64, what `Images.contents` gives.
+        workers: Processes that read and decode.
+        keep: Keep what is decoded in memory.
+    """
+
+    def __init__(
+        self, source: Source, decode: Callable[[str, bytes], Tensor], contents: Tensor, workers: int, keep: bool
+    ) -> None:
+        self.source, self.decode, self.workers, self.keep = source, decode, workers, keep
+        self._contents = contents
         self._kept: MemoryImages | None = None
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.source)
 
     def __getitem__(self, position: int) -> Tensor:
-        return self.decode(self.files[position])
+        return self.decode(*self.source.read(position))
 
     def batches(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
         """See `Images.batches`."""
         if not self.keep:
-            return self._decoded(order)
+            return _decoded(self, order, self.workers)
         if self._kept is None:
-            everything = list(torch.arange(len(self)).split(256))
-            self._kept = MemoryImages(torch.cat(list(self._decoded(everything))))
+            self._kept = _all_decoded(self, self.workers)
         return self._kept.batches(order)
 
-    def at(self, index: Tensor) -> FileImages:
+    def at(self, index: Tensor) -> EncodedImages:
         """The images at ``index`` alone."""
-        return FileImages([self.files[i] for i in index.tolist()], self.decode, self.workers, self.keep)
+        source = self.source.at(index.numpy())
+        return EncodedImages(source, self.decode, self._contents[index], self.workers, self.keep)
 
-    def _decoded(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
-        loader: torch.utils.data.DataLoader[Tensor] = torch.utils.data.DataLoader(
-            self,  # type: ignore[arg-type]
-            batch_sampler=[index.tolist() for index in order],
-            num_workers=self.workers,
-            collate_fn=torch.stack,
-        )
-        return iter(loader)
+    def contents(self) -> Tensor:
+        """See `Images.contents`."""
+        return self._contents
+
+
+def _all_decoded(images: Images, workers: int) -> MemoryImages:
+    """All images decoded.
+
+    Raises:
+        DataError: Some cannot be; the first five are named.
+    """
+    faults = Faults("files cannot be decoded")
+    pixels: Tensor | None = None
+    order = list(torch.arange(len(images)).split(64))
+    for index, block in zip(order, _attempts(images, order, workers), strict=True):
+        for position, found in zip(index.tolist(), block, strict=True):
+            if isinstance(found, Tensor):
+                # Filled in place: gathered and then joined, the images would be in memory twice.
+                pixels = torch.empty((len(images), *found.shape), dtype=torch.uint8) if pixels is None else pixels
+                pixels[position] = found
+            else:
+                faults.add(found)
+    faults.check("Repair them or take them out of the data.")
+    assert pixels is not None  # no split is empty
+    return MemoryImages(pixels)
+
+
+def _decoded(images: Images, order: Sequence[Tensor], workers: int) -> Iterator[Tensor]:
+    """One uint8 tensor (B, C, H, W) for each tensor of positions, decoded here or by worker processes.
+
+    Raises:
+        DataError: A file cannot be decoded.
+    """
+    for block in _attempts(images, order, workers):
+        faults = Faults("files cannot be decoded")
+        for found in block:
+            if isinstance(found, str):
+                faults.add(found)
+        faults.check("Repair them or take them out of the data.")
+        yield torch.stack([found for found in block if isinstance(found, Tensor)])
+
+
+class _Attempts(torch.utils.data.Dataset[list["Tensor | str"]]):
+    """Batches of images, with a message in place of one that cannot be decoded: errors do not travel well."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, index: Tensor) -> list[Tensor | str]:
+        return [self._attempt(position) for position in index.tolist()]
+
+    def _attempt(self, position: int) -> Tensor | str:
+        try:
+            return self.images[position]
+        except DataError as error:
+            return error.message
+
+
+def _attempts(images: Images, order: Sequence[Tensor], workers: int) -> Iterator[list[Tensor | str]]:
+    attempts = _Attempts(images)
+    if not workers:
+        return (attempts[index] for index in order)
+    loader: torch.utils.data.DataLoader[list[Tensor | str]] = torch.utils.data.DataLoader(
+        attempts,
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        # Of its own: by default it would draw from the stream that dropout draws from.
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+def _unchanged(block: list[Tensor | str]) -> list[Tensor | str]:
+    return block
 
 
 @dataclass(frozen=True)
@@ -98,6 +236,7 @@ class Split:
         mean: (C, 1, 1) for normalisation.
         std: (C, 1, 1) for normalisation.
         digest: sha256 of the content: names, labels and pixels.
+        subjects: (N,) int64, whose image each is, as a position in the data set's subjects; -1 where nobody's.
     """
 
     images: Images
@@ -107,6 +246,7 @@ class Split:
     mean: Tensor
     std: Tensor
     digest: str
+    subjects: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,7 +278,7 @@ class Dataset:
         train: All training images.
         test: Test images.
         validation: (N,) bool over ``train``: held out by hash of identity, never trained on by `megu train`.
-        channels: Channels of the images that a model sees.
+        subjects: Ids of the people, or other subjects, whose images these are; empty where that is not known.
     """
 
     name: str
@@ -148,6 +288,7 @@ class Dataset:
     train: Split
     test: Split
     validation: Tensor
+    subjects: Sequence[str] = ()
 
     @property
     def channels(self) -> int:
@@ -156,16 +297,21 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One split as a loader gives it: images, (N,) fine labels, names, content digest, and (N,) subjects if known."""
+
+    images: Images
+    labels: Tensor
+    names: Sequence[str]
+    digest: str
+    subjects: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Raw:
-    """What a loader gives: pixels and fine labels of both splits."""
+    """What a loader gives: both splits, the names of the fine classes, and those of the subjects."""
 
     classes: list[str]
-    train: tuple[Images, np.ndarray[Any, Any], Sequence[str]]
-    test: tuple[Images, np.ndarray[Any, Any], Sequence[str]]
-    digests: tuple[str, str]
-
-
-def hashed(names: Sequence[str], purpose: str) -> np.ndarray[Any, Any]:
-    """A number in [0, 1) for each name that depends on nothing but the name and the purpose."""
-    digests = b"".join(hashlib.sha256(f"{purpose}/{name}".encode()).digest()[:8] for name in names)
-    return np.frombuffer(digests, dtype=">u8") / 2.0**64
+    train: Part
+    test: Part
+    subjects: Sequence[str] = ()

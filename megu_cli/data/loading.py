@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megu_cli.data.builtin import CIFAR20, LOADERS, resized
-from megu_cli.data.folders import imagefolder, read_digests
-from megu_cli.data.images import Dataset, Split, hashed
-from megu_cli.errors import DataError
+from megu_cli.data.hub import hf_dataset
+from megu_cli.data.images import Dataset, Split
+from megu_cli.data.names import hashed
+from megu_cli.data.own import Own, Reserved, imagefolder, manifest
+from megu_cli.errors import DataError, Faults
+from megu_cli.memo import Memo
 
+# Data of one's own, read with its settings.
+OWN = {"imagefolder": imagefolder, "manifest": manifest, "hf_dataset": hf_dataset}
 _GRAY = ((0.5,), (0.5,))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -25,7 +31,7 @@ NORMALISATION = {
     "cifar10": _CIFAR,
     "cifar20": _CIFAR,
     "cifar100": _CIFAR,
-    "imagefolder": _IMAGENET,
+    **dict.fromkeys(OWN, _IMAGENET),
 }
 
 
@@ -40,7 +46,12 @@ def load(
     memory_limit: float = 2.0,
     workers: int = 0,
     channels: int | None = None,
-    file_digests: Callable[[Sequence[Path]], list[str]] | None = None,
+    table: Path | None = None,
+    order: Sequence[str] | Path | None = None,
+    test_fraction: float = 0.2,
+    follow_links: bool = False,
+    reserved: Reserved | None = None,
+    memo: Memo | None = None,
 ) -> Dataset:
     """Load a data set.
 
@@ -54,13 +65,34 @@ def load(
         memory_limit: GiB of decoded images to keep in memory.
         workers: Processes that decode streamed images.
         channels: Channels that the model takes; grey images are repeated.
-        file_digests: sha256 of each file, for instance from a memo; the default reads them.
+        table: The manifest of ``manifest``.
+        order: Classes of one's own data in the order of the model's outputs, or a file of them; ``None``: sorted.
+        test_fraction: Share of one's own images that become the test split where none is given.
+        follow_links: Links among one's own images may lead out of ``root``.
+        reserved: What never goes into a test split that is made here.
+        memo: Remembers digests of files.
 
     Raises:
         DataError: The files are missing or damaged, or the superclasses do not fit.
     """
-    if name == "imagefolder":
-        raw = imagefolder(root, image_size, memory_limit, workers, channels, file_digests or read_digests)
+    if name in OWN:
+        if image_size is None:
+            raise DataError(f"data.name: {name} needs data.image_size")
+        raw = OWN[name](
+            Own(
+                root,
+                image_size,
+                channels or 3,
+                memory_limit,
+                workers,
+                order,
+                table,
+                test_fraction,
+                follow_links,
+                reserved or Reserved(),
+                memo or Memo(),
+            )
+        )
     else:
         raw = LOADERS[name](root)
         if image_size:
@@ -80,15 +112,24 @@ def load(
         )
 
     splits = []
-    for (images, fine, names), content in zip((raw.train, raw.test), raw.digests, strict=True):
-        concepts = torch.as_tensor(fine, dtype=torch.int64)
-        digest = hashlib.sha256(repr((raw.classes, classes, superclasses, content)).encode()).hexdigest()
-        splits.append(Split(images, concept_class[concepts], concepts, names, mean, std, digest))
+    for part in (raw.train, raw.test):
+        digest = hashlib.sha256(repr((raw.classes, classes, superclasses, part.digest)).encode()).hexdigest()
+        labels = concept_class[part.labels]
+        splits.append(Split(part.images, labels, part.labels, part.names, mean, std, digest, part.subjects))
     train, test = splits
     if limit is not None and limit < len(train):
         train = _limited(train, limit)
-    held_out = torch.from_numpy(hashed(train.names, "validation") < validation)
-    return Dataset(name, classes, raw.classes, concept_class, train, test, held_out)
+    held_out = torch.from_numpy(_identity(train, raw.subjects, "validation") < validation)
+    return Dataset(name, classes, raw.classes, concept_class, train, test, held_out, raw.subjects)
+
+
+def _identity(split: Split, people: Sequence[str], purpose: str) -> np.ndarray[Any, Any]:
+    """A hash of whose image each is, else of its name: one person's images are all held out, or none."""
+    result = hashed(split.names, purpose)
+    if split.subjects is not None:
+        known = split.subjects.numpy() >= 0
+        result[known] = hashed(people, purpose)[split.subjects.numpy()[known]]
+    return result
 
 
 def sampled(split: Split, positions: Sequence[int], number: int) -> list[int]:
@@ -100,10 +141,15 @@ def sampled(split: Split, positions: Sequence[int], number: int) -> list[int]:
 def _limited(split: Split, limit: int) -> Split:
     keep = np.sort(np.argsort(hashed(split.names, "limit"), kind="stable")[:limit])
     index = torch.from_numpy(keep)
-    images = split.images.at(index)
-    names = [split.names[i] for i in keep]
-    digest = hashlib.sha256(f"{split.digest} {limit}".encode()).hexdigest()
-    return Split(images, split.labels[index], split.concepts[index], names, split.mean, split.std, digest)
+    return replace(
+        split,
+        images=split.images.at(index),
+        labels=split.labels[index],
+        concepts=split.concepts[index],
+        names=[split.names[i] for i in keep],
+        digest=hashlib.sha256(f"{split.digest} {limit}".encode()).hexdigest(),
+        subjects=None if split.subjects is None else split.subjects[index],
+    )
 
 
 def _coarse(fine: list[str], superclasses: dict[str, list[str]] | None) -> tuple[list[str], Tensor]:
@@ -114,12 +160,17 @@ def _coarse(fine: list[str], superclasses: dict[str, list[str]] | None) -> tuple
     """
     if superclasses is None:
         return fine, torch.arange(len(fine))
-    faults = [f"{m!r} is no class" for m in itertools.chain(*superclasses.values()) if m not in fine]
-    owner = {name: [s for s, members in superclasses.items() if name in members] for name in fine}
-    faults += [
-        f"{name!r} is in {len(o) or 'no'} superclass{'es' if o else ''}" for name, o in owner.items() if len(o) != 1
-    ]
-    if faults:
-        raise DataError(f"data.superclasses: {'; '.join(faults)}", f"The classes are: {', '.join(fine)}.")
-    names = list(superclasses)
-    return names, torch.tensor([names.index(owner[name][0]) for name in fine])
+    owners: dict[str, list[int]] = {name: [] for name in fine}
+    faults = Faults("faults in data.superclasses")
+    for position, members in enumerate(superclasses.values()):
+        for member in dict.fromkeys(members):
+            if member in owners:
+                owners[member].append(position)
+            else:
+                faults.add(f"data.superclasses: {member!r} is no class")
+    for name, found in owners.items():
+        if len(found) != 1:
+            number = f"{len(found)} superclasses" if found else "no superclass"
+            faults.add(f"data.superclasses: {name!r} is in {number}")
+    faults.check(f"The classes are: {', '.join(fine[:50])}{', …' if len(fine) > 50 else ''}.")
+    return list(superclasses), torch.tensor([owners[name][0] for name in fine])
