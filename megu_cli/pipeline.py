@@ -103,7 +103,7 @@ STAGES = {
             ),
             (*_METHOD, "test_data"),
             ("checkpoint", "finetune", "oracle"),
-            version=2,
+            version=3,
         ),
     )
 }

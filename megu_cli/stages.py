@@ -324,8 +324,10 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
     models = {"original": work.original(), "unlearned": unlearned}
     if retrained := inputs.get("oracle"):
         models["oracle"] = work.load(retrained.tensors, "oracle.safetensors")
-    seen = {name: measuring.Seen.by(model, work, name) for name, model in models.items()}
-    seen["mask"] = seen["original"].masked(request.classes)
+    seen = {name: measuring.Seen.by(model, work, name) for name, model in models.items() if name != "original"}
+    seen["original"], masked = measuring.Seen.with_mask(models["original"], work, "original", request.classes)
+    assert masked is not None  # classes were given
+    seen["mask"] = masked
     order = [name for name in ("original", "mask", "unlearned", "oracle") if name in seen]
 
     random = measuring.ignorant(work)
@@ -342,7 +344,7 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
             )
     chosen = _perturbing(work, inputs["finetune"])
     if "oracle" in seen:
-        says = seen["oracle"].train.logits[request.forget]
+        says = seen["oracle"].train.logits
         result["comparison"]["unlearned"]["label_agreement"] = None if chosen is None else label_agreement(chosen, says)
     result["request"] = measuring.described(work)
     result["aggregates"] = measuring.aggregated(seen, chosen, work)

@@ -224,6 +224,31 @@ def predict(
         model.train(was_training)
 
 
+def outputs(
+    model: nn.Module,
+    split: Split,
+    index: Tensor,
+    *,
+    classes: int,
+    batch: int = 1000,
+    device: torch.device | str = "cpu",
+    label: str = "predict",
+    track: Track = silent,
+) -> Iterator[tuple[Tensor, Outputs]]:
+    """(positions, `Outputs`) batch by batch, in eval mode; the model is left as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with penultimate(model, classes) as features, track(label, math.ceil(len(index) / batch)) as advance:
+            for positions, x in split.pass_over(index, batch, device):
+                with torch.inference_mode():
+                    says = Outputs(model(x).float().cpu(), features.pop().float().cpu())
+                yield positions, says
+                advance()
+    finally:
+        model.train(was_training)
+
+
 def accuracy(model: nn.Module, split: Split, index: Tensor, device: torch.device | str = "cpu") -> float:
     """Share of ``index`` that the model, in eval mode, classifies as labelled."""
     hits = 0

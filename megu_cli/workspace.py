@@ -118,7 +118,8 @@ class Workspace:
         from megu_cli.forget import recorded
 
         given, own = self.config.forget.already, self.config.model.checkpoint
-        if given is None and own is not None and (own.parent / "finetune.json").is_file():
+        unlearned = own is not None and own.stem == "model" and (own.parent / "finetune.json").is_file()
+        if given is None and own is not None and unlearned:
             raise ConfigError(
                 f"model.checkpoint {own} was unlearned before, and forget.already does not say what it has forgotten",
                 f"Set forget.already to [{own.parent}], or to [] if that may be learned again.",
