@@ -173,12 +173,17 @@ class Chosen:
     @property
     def train(self) -> Tensor:
         """All positions in the training split."""
-        return torch.cat([self.probed, self.forget, self.retain]).unique()
+        return _together(self.probed, self.forget, self.retain)
 
     @property
     def test(self) -> Tensor:
         """All positions in the test split."""
-        return torch.cat([self.gone, self.drawn]).unique()
+        return _together(self.gone, self.drawn)
+
+
+def _together(*positions: Tensor) -> Tensor:
+    result: Tensor = torch.cat(positions).unique()
+    return result
 
 
 def fresh(work: Workspace, purpose: str) -> nn.Module:

@@ -232,7 +232,9 @@ class Pipeline:
             try:
                 meta = artifacts.read_meta(path)
                 for file, recorded in meta.get("weights", {}).items():
-                    if artifacts.tensor_digest(self.work.out / file) != recorded:
+                    if not artifacts.within(self.work.out, self.work.out / file):
+                        trouble = State("corrupt", f"{stage.file} names a file outside the run directory")
+                    elif artifacts.tensor_digest(self.work.out / file) != recorded:
                         trouble = State("corrupt", f"{file} does not match its digest")
             except artifacts.ForeignFileError as error:
                 return State("blocked", error.message)

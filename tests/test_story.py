@@ -103,7 +103,6 @@ def test_forty_photos_are_forgotten_by_a_model_that_megu_did_not_make(tmp_path):
     torch.save(load_file(tmp_path / "megu-run" / "model.safetensors"), tmp_path / "unlearned.pth")
     before, kept_before = map(float, run(tmp_path, "script.py", "test", "weights.pth").split())
     after, kept = map(float, run(tmp_path, "script.py", "test", "unlearned.pth").split())
-    print(before, kept_before, after, kept)
     assert kept_before > 0.95
     assert kept > kept_before - 0.05
     assert after < before - 0.1
