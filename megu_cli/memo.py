@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megu_cli.artifacts import file_digest, replacing
+from megu_cli import artifacts
 from megu_cli.errors import DataError, Faults
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Memo:
         table = np.concatenate([*self._new, self._table])
         _, first = np.unique(table["stamp"], return_index=True)  # sorted, the newest of equals
         self._known, self._new = table[first], []
-        with replacing(self.file) as temporary, temporary.open("wb") as stream:
+        with artifacts.replacing(self.file) as temporary, temporary.open("wb") as stream:
             np.save(stream, self._known, allow_pickle=False)
 
     @property
@@ -130,7 +130,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 def _read(path: str, inspect: Inspect | None) -> bytes:
     if inspect is None:
-        return bytes.fromhex(file_digest(Path(path)))
+        return bytes.fromhex(artifacts.file_digest(Path(path)))
     content = Path(path).read_bytes()
     inspect(path, content)
     return hashlib.sha256(content).digest()
