@@ -237,6 +237,11 @@ def _header(stream: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
+def within(folder: Path, path: Path) -> bool:
+    """Whether a path, links followed, lies in a folder."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place, synced to disk, when the block ends well.

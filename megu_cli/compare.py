@@ -304,7 +304,7 @@ class Arena:
             return self.work
         owners = sorted({data.classes[int(data.concept_class[c])] for c in request.concepts})
         settings = {
-            "forget": {"classes": owners},
+            "forget": {"classes": owners, "already": self.base.config.forget.already},
             "out": self.folder / "tune",
             "model.checkpoint": self.work.checkpoint_file,
         }
@@ -358,10 +358,7 @@ class Arena:
             "entanglement": measuring.entangled(seen, self.original_seen, work),
             "per_class": measuring.per_class({name: seen}, [name], work)[name],
         }
-        target = (
-            self.original_seen.train.logits[work.request.forget].argmax(1)
-            == work.data.train.labels[work.request.forget]
-        )
+        target = self.original_seen.train.predicted[work.request.forget] == work.data.train.labels[work.request.forget]
         for epochs in measuring.relearned({name: model}, target.double().mean().item(), work).values():
             row["metrics"]["relearn_epochs"] = epochs
         return row

@@ -34,13 +34,27 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """The images."""
 
-    name: Literal["digits", "fashion_mnist", "cifar10", "cifar20", "cifar100", "imagefolder"] = Field(
-        description="digits | fashion_mnist | cifar10 | cifar20 | cifar100 | imagefolder"
+    name: Literal[
+        "digits", "fashion_mnist", "cifar10", "cifar20", "cifar100", "imagefolder", "manifest", "hf_dataset"
+    ] = Field(
+        description="digits | fashion_mnist | cifar10 | cifar20 | cifar100, or data of your own (see docs/data.md): "
+        "imagefolder | manifest | hf_dataset"
     )
     root: Path | None = Field(
         None,
-        description="folder of the images (imagefolder: holds train/ and test/) or of the downloaded files",
+        description="folder of the images (imagefolder: holds train/ and test/, or the folders of the classes; "
+        "hf_dataset: what save_to_disk wrote) or of the downloaded files",
     )
+    manifest: Path | None = Field(
+        None, description="manifest: CSV with the columns path,label and, where you like, split and subject"
+    )
+    classes: list[str] | Path | None = Field(
+        None, description="your own data: the classes in the order of the model's outputs, or a file; null: sorted"
+    )
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="your own data without a test split: share of the images that become one (by hash)"
+    )
+    follow_links: bool = Field(False, description="your own data: links may lead out of data.root")
     superclasses: dict[str, list[str]] | None = Field(
         None, description="superclass -> its classes: turns any data set into a coarse-labelled one"
     )
@@ -52,12 +66,20 @@ class DataConfig(_Section):
     )
     image_size: Count | None = Field(
         None,
-        description="resize to this many pixels a side (imagefolder: needed); null: as the data set has it",
+        description="resize to this many pixels a side (your own data: needed); null: as the data set has it",
     )
     memory_limit: Positive = Field(
         2.0, description="GiB of decoded images to keep in memory; a larger split streams from disk"
     )
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that decode streamed images")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that decode images; 0: none but this one")
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataConfig:
+        if (self.name == "manifest") != (self.manifest is not None):
+            raise ValueError("data.manifest goes with name: manifest, and neither without the other")
+        if self.classes is not None and self.name not in ("imagefolder", "manifest", "hf_dataset"):
+            raise ValueError(f"data.classes is for your own data; {self.name} has its own classes")
+        return self
 
 
 class ModelConfig(_Section):
@@ -121,20 +143,29 @@ class RandomForget(_Section):
 
 
 class ForgetConfig(_Section):
-    """What to forget: exactly one of the four."""
+    """What to forget: exactly one of classes, subclasses, samples, subjects, random."""
 
     classes: list[str | int] | None = Field(None, description="class names (or indices): forget whole classes")
     subclasses: list[str] | None = Field(None, description="members of data.superclasses: forget sub-classes")
     samples: Path | None = Field(None, description="CSV with one training index or relative path per line")
+    subjects: list[str | int] | None = Field(None, description="ids of data with subjects: everything of a person")
     random: RandomForget | None = Field(None, description="{fraction: 0.03} or {count: 100}")
+    duplicates: Literal["include", "warn"] = Field(
+        "include",
+        description="samples, subjects: copies of an image, byte for byte, are forgotten with it | or only named",
+    )
+    already: list[Path] | None = Field(
+        None,
+        description="what the checkpoint was made to forget before, and is not to learn again: run directories, "
+        "deletion lists (.csv) or configs (.yaml)",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> ForgetConfig:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        kinds = ("classes", "subclasses", "samples", "subjects", "random")
+        given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of classes, subclasses, samples, random (given: {', '.join(given) or 'none'})"
-            )
+            raise ValueError(f"give exactly one of {', '.join(kinds)} (given: {', '.join(given) or 'none'})")
         return self
 
 
@@ -476,6 +507,10 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         mergeable = key not in ("forget", "superclasses")
         if mergeable and isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge(base[key], value)
+        elif key == "forget" and isinstance(value, dict) and isinstance(base.get(key), dict):
+            # What was forgotten before stays so whatever is asked for now.
+            kept = {k: base[key][k] for k in ("duplicates", "already") if k in base[key]}
+            base[key] = {**kept, **copy.deepcopy(value)}
         else:
             base[key] = copy.deepcopy(value)
     return base
@@ -492,6 +527,8 @@ def _absolute(model: type[BaseModel], raw: dict[str, Any], folder: Path) -> dict
             value = _absolute(section, value, folder)
         elif Path in kinds and isinstance(value, (str, Path)) and (str not in kinds or _is_path(value)):
             value = folder / Path(value).expanduser()
+        elif list[Path] in kinds and isinstance(value, list):
+            value = [folder / Path(v).expanduser() if isinstance(v, (str, Path)) else v for v in value]
         result[key] = value
     return result
 

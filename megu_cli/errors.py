@@ -54,3 +54,36 @@ class MLLMError(MeguError):
     """The similarity backend failed, or what it answered carries no information."""
 
     exit_code = 4
+
+
+class Faults:
+    """Collects what is wrong, so that it is said at once: the first five in words, the others as a number.
+
+    Args:
+        what: What is at fault, as in "4 ... ".
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.first: list[str] = []
+        self.number = 0
+
+    def add(self, fault: str) -> None:
+        """Note a fault."""
+        self.number += 1
+        if len(self.first) < 5:
+            self.first.append(fault)
+
+    def check(self, hint: str = "") -> None:
+        """Raise if there are any.
+
+        Raises:
+            DataError: There are; a single one is the message itself.
+        """
+        if not self.number:
+            return
+        if self.number == 1:
+            raise DataError(self.first[0], hint)
+        shown = "\n".join(f"  {fault}" for fault in self.first)
+        more = f"\n  and {self.number - 5} more" if self.number > 5 else ""
+        raise DataError(f"{self.number} {self.what}\n{shown}{more}", hint)

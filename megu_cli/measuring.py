@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from megu_cli import training
 from megu_cli.baselines.mask import mask
@@ -17,40 +18,173 @@ from megu_cli.workspace import Workspace
 
 # What changes the figures of an evaluation, besides data, request and models.
 SETTINGS = ("seed", "model.name", "eval.attack_samples", "eval.probe_samples", "eval.relearn_epochs")
-VERSION = 2
+VERSION = 3
+# Test images in the report's planes: enough to see shapes, few enough to draw.
+_DRAWN = 800
 
 Figures = dict[str, float | None]
+
+
+class Said:
+    """What a model says of one split: four figures of every image, and outputs and features of a few.
+
+    The outputs of all images would take memory with the size of the data set: K + D numbers an image.
+
+    Args:
+        number: Images N.
+        classes: Classes K.
+        outputs: Sorted positions whose logits are kept.
+        sampled: Sorted positions whose penultimate features are kept.
+
+    Attributes:
+        predicted: (N,) int32, the class of the largest logit.
+        entropy: (N,) float64 of the output, in nats.
+        sure: (N,) probability of the true class.
+        loss: (N,) cross-entropy in nats.
+        logits: (len(outputs), K).
+        features: (len(sampled), D).
+        sums: (K, D), `entanglement.class_sums` of all images.
+    """
+
+    def __init__(self, number: int, classes: int, outputs: Tensor, sampled: Tensor) -> None:
+        self.predicted = torch.empty(number, dtype=torch.int32)
+        self.entropy = torch.empty(number, dtype=torch.float64)
+        self.sure, self.loss = torch.empty(2, number)
+        self.logits = torch.empty(len(outputs), classes)
+        self.features = torch.empty(0, 0)
+        self.sums = torch.zeros(classes, 0, dtype=torch.float64)
+        self._outputs, self._sampled = outputs, sampled
+
+    def add(self, start: int, logits: Tensor, features: Tensor, labels: Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            start: Position of its first image.
+            logits: (B, K).
+            features: (B, D).
+            labels: (B,) true labels.
+        """
+        here = slice(start, start + len(logits))
+        p = logits.softmax(1)
+        self.predicted[here] = logits.argmax(1).int()
+        self.entropy[here] = membership.entropy(p)
+        self.sure[here] = p.gather(1, labels[:, None])[:, 0]
+        self.loss[here] = functional.cross_entropy(logits, labels, reduction="none")
+        if not start:
+            self.features = torch.empty(len(self._sampled), features.shape[1])
+            self.sums = torch.zeros(len(self.sums), features.shape[1], dtype=torch.float64)
+        self.sums += entanglement.class_sums(features, labels, len(self.sums))
+        for positions, kept, values in ((self._outputs, self.logits, logits), (self._sampled, self.features, features)):
+            first, last = torch.searchsorted(positions, torch.tensor([here.start, here.stop])).tolist()
+            kept[first:last] = values[positions[first:last] - start]
+
+    def logits_of(self, index: Tensor) -> Tensor:
+        """(len(index), K) logits of images whose logits are kept."""
+        return self.logits[torch.searchsorted(self._outputs, index)]
+
+    def features_of(self, index: Tensor) -> Tensor:
+        """(len(index), D) features of images whose features are kept."""
+        return self.features[torch.searchsorted(self._sampled, index)]
 
 
 @dataclass(frozen=True)
 class Seen:
     """What a model says of both splits."""
 
-    train: training.Outputs
-    test: training.Outputs
+    train: Said
+    test: Said
 
     @classmethod
     def by(cls, model: nn.Module, work: Workspace, name: str) -> Seen:
         """The predictions of ``model``; ``name`` is for the progress."""
-        both = [
-            training.predict(
+        return cls.with_mask(model, work, name, None)[0]
+
+    @classmethod
+    def with_mask(
+        cls, model: nn.Module, work: Workspace, name: str, classes: list[int] | None
+    ) -> tuple[Seen, Seen | None]:
+        """The predictions of ``model``, and those with the logits of ``classes`` masked, in one pass."""
+        chosen, data = Chosen.of(work), work.data
+        plain, masked = [], []
+        kept = ((data.train, work.request.forget, chosen.train), (data.test, _NOBODY, chosen.test))
+        for split, outputs, sampled in kept:
+            sides = [Said(len(split), len(data.classes), outputs, sampled) for _ in range(1 if classes is None else 2)]
+            passes = training.outputs(
                 model,
                 split,
                 torch.arange(len(split)),
-                classes=len(work.data.classes),
+                classes=len(data.classes),
                 batch=work.config.eval.batch,
                 device=work.device,
                 label=f"eval {name}",
                 crew=work.crew,
                 track=work.track,
             )
-            for split in (work.data.train, work.data.test)
-        ]
-        return cls(*both)
+            for positions, says in passes:
+                start, labels = int(positions[0]), split.labels[positions]
+                sides[0].add(start, says.logits, says.features, labels)
+                if classes is not None:
+                    sides[1].add(start, mask(says.logits, classes), says.features, labels)
+            plain.append(sides[0])
+            masked.append(sides[-1])
+        return cls(*plain), None if classes is None else cls(*masked)
 
-    def masked(self, classes: list[int]) -> Seen:
-        """The same with the logits of ``classes`` masked."""
-        return Seen(*(training.Outputs(mask(o.logits, classes), o.features) for o in (self.train, self.test)))
+
+_NOBODY = torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images whose features an evaluation looks at, sorted positions: all there are, or a sample of them.
+
+    Attributes:
+        probed: Training images that train the probe; nothing that an earlier request has forgotten.
+        forget: Of D_f, for CKA.
+        retain: Of D_r, for CKA.
+        gone: Test images of the forgotten classes, for the probe.
+        drawn: Test images in the report's plane.
+    """
+
+    probed: Tensor
+    forget: Tensor
+    retain: Tensor
+    gone: Tensor
+    drawn: Tensor
+
+    @classmethod
+    def of(cls, work: Workspace) -> Chosen:
+        """The choice for a run; the same for every model."""
+        data, request, most = work.data, work.request, work.config.eval.probe_samples
+
+        def some(purpose: str, index: Tensor, number: int = most) -> Tensor:
+            draw = generator(work.config.seed, "eval", purpose)
+            return index[torch.randperm(len(index), generator=draw)[:number]].sort()[0]
+
+        probed = torch.ones(len(data.train), dtype=torch.bool)
+        probed[request.already] = False
+        gone = torch.isin(data.test.concepts, torch.tensor(request.concepts, dtype=torch.int64))
+        return cls(
+            probed=some("probe", torch.where(probed)[0]),
+            forget=some("cka forget", request.forget),
+            retain=some("cka retain", request.retain),
+            gone=some("probe test", torch.where(gone)[0]),
+            drawn=some("plane", torch.arange(len(data.test)), _DRAWN),
+        )
+
+    @property
+    def train(self) -> Tensor:
+        """All positions in the training split."""
+        return _together(self.probed, self.forget, self.retain)
+
+    @property
+    def test(self) -> Tensor:
+        """All positions in the test split."""
+        return _together(self.gone, self.drawn)
+
+
+def _together(*positions: Tensor) -> Tensor:
+    result: Tensor = torch.cat(positions).unique()
+    return result
 
 
 def fresh(work: Workspace, purpose: str) -> nn.Module:
@@ -62,7 +196,7 @@ def fresh(work: Workspace, purpose: str) -> nn.Module:
 def ignorant(work: Workspace) -> Tensor:
     """(N_f, K) probabilities on D_f of a randomly initialised model in eval mode, for `distance.zrf`."""
     data = work.data
-    outputs = training.predict(
+    passes = training.outputs(
         fresh(work, "zrf").eval(),
         data.train,
         work.request.forget,
@@ -70,7 +204,7 @@ def ignorant(work: Workspace) -> Tensor:
         batch=work.config.eval.batch,
         device=work.device,
     )
-    return outputs.logits.softmax(1)
+    return torch.cat([says.logits.softmax(1) for _, says in passes])
 
 
 def metrics(seen: Seen, work: Workspace, random: Tensor) -> Figures:
@@ -85,33 +219,36 @@ def metrics(seen: Seen, work: Workspace, random: Tensor) -> Figures:
     y, y_test = data.train.labels, data.test.labels
     gone = torch.isin(data.test.concepts, torch.tensor(request.concepts, dtype=torch.int64))
     same = torch.isin(data.test.concepts, torch.tensor(request.asked, dtype=torch.int64))
-    p, p_all = seen.train.logits.softmax(1), seen.test.logits.softmax(1)
-    p_test = p_all[~gone]
+    train, test, chosen = seen.train, seen.test, Chosen.of(work)
+    unsure, unsure_test = train.entropy, test.entropy
 
     draw = generator(work.config.seed, "eval", "attack")
     number = min(settings.attack_samples, len(request.retain), int((~gone).sum()))
     members = request.retain[torch.randperm(len(request.retain), generator=draw)[:number]]
-    others = torch.randperm(len(p_test), generator=draw)[:number]
-    sure = p.gather(1, y[:, None])[:, 0]
-    sure_test = p_test.gather(1, y_test[~gone][:, None])[:, 0]
-    loss = membership.sample_loss(p[request.forget], y[request.forget])
-    unseen = membership.sample_loss(p_all[same], y_test[same])
-
-    draw = generator(work.config.seed, "eval", "probe")
-    probed = torch.randperm(len(y), generator=draw)[: settings.probe_samples]
-    return {
-        "retain_train_acc": accuracy.accuracy(seen.train.logits[request.retain], y[request.retain]),
-        "forget_train_acc": accuracy.accuracy(seen.train.logits[request.forget], y[request.forget]),
-        "retain_test_acc": accuracy.accuracy(seen.test.logits[~gone], y_test[~gone]),
-        "forget_test_acc": accuracy.accuracy(seen.test.logits[gone], y_test[gone]),
-        "mia_entropy_lr": membership.mia_entropy_lr(p[request.retain], p_test, p[request.forget]),
-        "mia_entropy_lr_ssd": membership.mia_entropy_lr_ssd(p[request.retain], p_all, p[request.forget]),
-        "mia_confidence_svc": membership.mia_confidence_svc(sure[members], sure_test[others], sure[request.forget]),
+    others = torch.randperm(int((~gone).sum()), generator=draw)[:number]
+    loss = membership.sample_loss(train.sure[request.forget])
+    unseen = membership.sample_loss(test.sure[same])
+    retained, forgotten, known = unsure[request.retain], unsure[request.forget], unsure_test[~gone]
+    figures = {
+        "retain_train_acc": accuracy.accuracy(train.predicted[request.retain], y[request.retain]),
+        "forget_train_acc": accuracy.accuracy(train.predicted[request.forget], y[request.forget]),
+        "retain_test_acc": accuracy.accuracy(test.predicted[~gone], y_test[~gone]),
+        "forget_test_acc": accuracy.accuracy(test.predicted[gone], y_test[gone]),
+        "mia_entropy_lr": membership.mia_entropy_lr(retained, known, forgotten),
+        "mia_entropy_lr_ssd": membership.mia_entropy_lr_ssd(retained, unsure_test, forgotten),
+        "mia_confidence_svc": membership.mia_confidence_svc(
+            train.sure[members], test.sure[~gone][others], train.sure[request.forget]
+        ),
         "mia_loss_auc": membership.mia_loss_auc(loss, unseen),
         "mia_loss_tpr_at_1fpr": membership.mia_loss_tpr_at_1fpr(loss, unseen),
-        "zrf": distance.zrf(p[request.forget], random),
-        "probe_acc": probe.probe_acc(seen.train.features[probed], y[probed], seen.test.features[gone], y_test[gone]),
+        "zrf": distance.zrf(train.logits.softmax(1), random),
+        "probe_acc": probe.probe_acc(
+            train.features_of(chosen.probed), y[chosen.probed], test.features_of(chosen.gone), y_test[chosen.gone]
+        ),
     }
+    if len(request.already):
+        figures["already_train_acc"] = accuracy.accuracy(train.predicted[request.already], y[request.already])
+    return figures
 
 
 def compared(seen: Seen, own: Mapping[str, float | None], oracle: Seen, target: Mapping[str, float | None],
@@ -125,8 +262,7 @@ def compared(seen: Seen, own: Mapping[str, float | None], oracle: Seen, target: 
         target: The oracle's `metrics`.
         work: The request.
     """
-    p = seen.train.logits[work.request.forget].softmax(1)
-    q = oracle.train.logits[work.request.forget].softmax(1)
+    p, q = seen.train.logits.softmax(1), oracle.train.logits.softmax(1)
     return {
         "js_divergence": distance.js_divergence(p, q),
         "activation_distance": distance.activation_distance(p, q),
@@ -142,18 +278,17 @@ def entangled(seen: Seen, original: Seen, work: Workspace) -> Figures:
     ``centroid_cosine``: mean cosine between centroids of classes in D_f and of the other classes; ``cka_forget`` and
     ``cka_retain``: linear CKA with the original's features on D_f and D_r.
     """
-    data, request = work.data, work.request
+    data, request, chosen = work.data, work.request, Chosen.of(work)
     rows = data.train.labels[request.forget].unique().tolist()
-    columns = [k for k in range(len(data.classes)) if k not in rows]
-    cosines = entanglement.centroid_cosine(seen.train.features, data.train.labels, len(data.classes))
+    others = {*range(len(data.classes))} - {*rows, *request.classes}
 
     def cka(index: Tensor) -> float | None:
-        return entanglement.linear_cka(seen.train.features[index], original.train.features[index])
+        return entanglement.linear_cka(seen.train.features_of(index), original.train.features_of(index))
 
     return {
-        "centroid_cosine": entanglement.mean_cosine(cosines, rows, columns),
-        "cka_forget": cka(request.forget),
-        "cka_retain": cka(request.retain),
+        "centroid_cosine": entanglement.mean_cosine(seen.train.sums, rows, sorted(others)),
+        "cka_forget": cka(chosen.forget),
+        "cka_retain": cka(chosen.retain),
     }
 
 
@@ -185,7 +320,7 @@ def per_class(seen: Mapping[str, Seen], names: Iterable[str], work: Workspace) -
         name: {
             split: dict(zip(
                 data.classes,
-                accuracy.per_class_accuracy(getattr(seen[name], split).logits, labels, len(data.classes)),
+                accuracy.per_class_accuracy(getattr(seen[name], split).predicted, labels, len(data.classes)),
                 strict=True,
             ))
             for split, labels in sides.items()
@@ -203,11 +338,8 @@ def described(work: Workspace) -> dict[str, Any]:
         "concepts": [data.concepts[c] for c in request.concepts],
         "forget": len(request.forget),
         "retain": len(request.retain),
+        **({"already": len(request.already)} if len(request.already) else {}),
     }
-
-
-# Test images in the report's planes: enough to see shapes, few enough to draw.
-_DRAWN = 800
 
 
 def aggregated(seen: Mapping[str, Seen], perturbing: Tensor | None, work: Workspace) -> dict[str, Any]:
@@ -220,22 +352,22 @@ def aggregated(seen: Mapping[str, Seen], perturbing: Tensor | None, work: Worksp
     """
     data, request = work.data, work.request
     y, y_test = data.train.labels, data.test.labels
-    truth = {"train": y, "test": y_test}
     # The same classes as the forgotten images', never seen: what the forgotten ones are to look like.
     unseen = torch.where(torch.isin(data.test.concepts, torch.tensor(request.asked)))[0]
     groups = {"forgotten": ("train", request.forget), "retained": ("train", request.retain), "unseen": ("test", unseen)}
     models = [name for name in ("original", "unlearned", "oracle") if name in seen]
-    drawn = torch.randperm(len(y_test), generator=generator(work.config.seed, "eval", "plane"))[:_DRAWN].sort()[0]
+    drawn = Chosen.of(work).drawn
     planes: dict[str, Any] = {}
     for name in models:
-        features = seen[name].test.features[drawn]
+        features = seen[name].test.features_of(drawn)
         planes[name] = aggregates.plane(features, y_test[drawn], onto=planes.get("original"))
-    now = seen["unlearned"].train.logits[request.forget].argmax(1)
+    now = seen["unlearned"].train.predicted[request.forget]
     return {
         "histograms": {
             name: {
-                group: aggregates.histograms(getattr(seen[name], split).logits[index], truth[split][index])
+                group: aggregates.histograms(said.loss[index], said.entropy[index], len(data.classes))
                 for group, (split, index) in groups.items()
+                for said in [getattr(seen[name], split)]
             }
             for name in models
         },

@@ -120,7 +120,7 @@ STAGES = {
             ),
             (*_METHOD, "test_data"),
             ("checkpoint", "finetune", "oracle"),
-            version=2,
+            version=3,
             shared=True,
         ),
     )
@@ -251,7 +251,9 @@ class Pipeline:
             try:
                 meta = artifacts.read_meta(path)
                 for file, recorded in meta.get("weights", {}).items():
-                    if artifacts.tensor_digest(self.work.out / file) != recorded:
+                    if not artifacts.within(self.work.out, self.work.out / file):
+                        trouble = State("corrupt", f"{stage.file} names a file outside the run directory")
+                    elif artifacts.tensor_digest(self.work.out / file) != recorded:
                         trouble = State("corrupt", f"{file} does not match its digest")
                 for file, recorded in meta.get("files", {}).items():
                     if artifacts.file_digest(self.work.out / file) != recorded:

@@ -259,7 +259,10 @@ class _Rehearsal:
             batches = math.ceil(len(work.request.forget) / 64)
             per_step = 3 * 64 * self._per_sample  # forward, and backward at about twice that
             seconds += models * settings.relearn_epochs * batches * per_step
-        kept = (models + 1) * images * 4 * (self._outputs.logits.shape[1] + self._outputs.features.shape[1])
+        # `measuring.Said`: four figures of every image, outputs of D_f, features of a sample of each kind of image.
+        sampled = 4 * min(settings.probe_samples, len(work.data.train))
+        numbers = len(work.request.forget) * self._outputs.logits.shape[1] + sampled * self._outputs.features.shape[1]
+        kept = (models + 1) * (20 * images + 4 * numbers)
         return Estimate(0, 0, seconds, None if self._reading is None else self._reading + kept, _EVAL_BYTES)
 
     def _metrics(self) -> float:

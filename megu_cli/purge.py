@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from megu_cli.artifacts import within
 from megu_cli.errors import ArtifactError
 from megu_cli.report import SHOWS_FORGOTTEN
 from megu_cli.resume import resume_file
@@ -15,7 +16,7 @@ _TRACES = {
     "labels.safetensors": "positions of the forgotten images and their perturbing labels",
     "noise.safetensors": "noises that were trained on images, or made to carry a forgotten class",
     "similarity.answers.jsonl": "raw answers about images",
-    ".digests.json": "names and digests of the image files",
+    ".digests.npy": "digests of the image files",
     **{
         resume_file(stage): f"what a {stage} that was cut short would go on from"
         for stage in ("train", "oracle", "finetune")
@@ -66,7 +67,7 @@ def traces(out: Path, *, original: bool = False, oracle: bool = False) -> list[T
     if oracle:
         files["oracle.safetensors"] = _MODELS["oracle.safetensors"]
     # `megu compare` runs MeGU once more for each seed, in folders of its own; the figures of its methods stay.
-    beside = sorted(path for name in files for path in (out / "compare").rglob(name))
+    beside = sorted(path for name in files for path in (out / "compare").rglob(name) if within(out, path.parent))
     paths = [*(out / name for name in files), *beside]
     return [Trace(path, files[path.name]) for path in paths if path.is_file()]
 

@@ -15,6 +15,7 @@ from megu_cli.baselines.retrain import retrain
 from megu_cli.baselines.task import Task
 from megu_cli.errors import ArtifactError
 from megu_cli.evaluation.distance import label_agreement
+from megu_cli.forget import record
 from megu_cli.mllm.base import Ratings
 from megu_cli.models import State, like, shown, unreached
 from megu_cli.unlearning import Labels, Problem
@@ -175,7 +176,12 @@ def finetune(work: Workspace, inputs: Inputs) -> Product:
     history = unlearning.align(
         problem(work), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors
     )
-    body = {"loss": history.loss, "validation_acc": history.validation, "steps": history.steps}
+    body = {
+        "loss": history.loss,
+        "validation_acc": history.validation,
+        "steps": history.steps,
+        "forgotten": record(work.data, work.request),
+    }
     return _unlearned(work, model, body)
 
 
@@ -243,10 +249,12 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
     models = {"original": work.original(), "unlearned": work.unlearned()}
     if retrained := inputs.get("oracle"):
         models["oracle"] = work.load(retrained.tensors, "oracle.safetensors")
-    seen = {name: measuring.Seen.by(model, work, name) for name, model in models.items()}
+    seen = {name: measuring.Seen.by(model, work, name) for name, model in models.items() if name != "original"}
+    seen["original"], masked = measuring.Seen.with_mask(models["original"], work, "original", request.classes)
     if not work.crew.first:  # its predictions are gathered; the rest is measured once
         return Product(Artifact({}))
-    seen["mask"] = seen["original"].masked(request.classes)
+    assert masked is not None  # classes were given
+    seen["mask"] = masked
     order = [name for name in ("original", "mask", "unlearned", "oracle") if name in seen]
 
     random = measuring.ignorant(work)
@@ -263,7 +271,7 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
             )
     chosen = _perturbing(work, inputs["finetune"])
     if "oracle" in seen:
-        says = seen["oracle"].train.logits[request.forget]
+        says = seen["oracle"].train.logits
         result["comparison"]["unlearned"]["label_agreement"] = None if chosen is None else label_agreement(chosen, says)
     result["request"] = measuring.described(work)
     result["aggregates"] = measuring.aggregated(seen, chosen, work)

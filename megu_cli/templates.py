@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from megu_cli.config import Config
+from megu_cli.errors import ConfigError
 
 _WIDTH = 40
 _TEXT = 76
@@ -27,24 +29,54 @@ eval: {oracle: true}
 """
 
 
+def data_at(images: Path, folder: Path) -> dict[str, Any]:
+    """The settings of ``data`` for images of one's own.
+
+    Args:
+        images: A folder of images, a CSV manifest, or a saved Hugging Face data set.
+        folder: Where the config will lie: paths in it are relative to it.
+
+    Raises:
+        ConfigError: There is nothing of the kind.
+    """
+    place = beside(images, folder)
+    if images.is_file() and images.suffix == ".csv":
+        return {"name": "manifest", "manifest": place, "image_size": 224}
+    if not images.is_dir():
+        raise ConfigError(
+            f"--images: {images} is neither a folder nor a CSV",
+            "Name a folder of images, a manifest (.csv), or the folder of a saved Hugging Face data set.",
+        )
+    saved = any((images / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return {"name": "hf_dataset" if saved else "imagefolder", "root": place, "image_size": 224}
+
+
+def beside(path: Path, folder: Path) -> str:
+    """A path as a config in ``folder`` names it."""
+    return str(path) if path.is_absolute() else os.path.relpath(path, folder)
+
+
 def template(
-    data: str,
+    data: dict[str, Any],
     model: str,
-    checkpoint: Path | None,
+    checkpoint: str | None,
     classes: list[str] | None,
-    samples: Path | None,
+    samples: str | None,
+    subjects: list[str] | None,
     fraction: float | None,
 ) -> str:
     """A commented megu.yaml: what was chosen is set, every other setting stands as a comment with its default."""
     if samples is not None:
-        forget: dict[str, Any] = {"samples": str(samples)}
+        forget: dict[str, Any] = {"samples": samples}
+    elif subjects is not None:
+        forget = {"subjects": subjects}
     elif fraction is not None:
         forget = {"random": {"fraction": fraction}}
     else:
         forget = {"classes": classes or ["CHANGE ME"]}
     chosen: dict[str, dict[str, Any]] = {
-        "data": {"name": data, **({"root": "images", "image_size": 224} if data == "imagefolder" else {})},
-        "model": {"name": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})},
+        "data": data,
+        "model": {"name": model, **({"checkpoint": checkpoint} if checkpoint else {})},
         "forget": forget,
     }
     lines = ["# megu: what is set here is chosen; what is commented out shows the default.", ""]

@@ -348,6 +348,38 @@ def predict(
         model.train(was_training)
 
 
+def outputs(
+    model: nn.Module,
+    split: Split,
+    index: Tensor,
+    *,
+    classes: int,
+    batch: int = 1000,
+    device: torch.device | str = "cpu",
+    label: str = "predict",
+    crew: Crew = ALONE,
+    track: Track = silent,
+) -> Iterator[tuple[Tensor, Outputs]]:
+    """(positions, `Outputs`) batch by batch, in eval mode; the model is left as it was.
+
+    Several processes predict a part of each batch and all get the whole.
+    """
+    was_training = model.training
+    model.eval()
+    order = list(index.split(batch))
+    shared = [len(positions) >= crew.world for positions in order]
+    parts = [p[crew.slice(len(p))] if many else p for p, many in zip(order, shared, strict=True)]
+    try:
+        with penultimate(model, classes) as features, track(label, len(order)) as advance:
+            for positions, many, x in zip(order, shared, split.batches(parts, device), strict=True):
+                with torch.inference_mode():
+                    said, seen = model(x).float().cpu(), features.pop().float().cpu()
+                yield positions, Outputs(crew.gather(said), crew.gather(seen)) if many else Outputs(said, seen)
+                advance()
+    finally:
+        model.train(was_training)
+
+
 def accuracy(
     model: nn.Module, split: Split, index: Tensor, device: torch.device | str = "cpu", crew: Crew = ALONE
 ) -> float:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_cli import artifacts
-from megu_cli.config import Config, get
+from megu_cli.config import Config, ForgetConfig, get, load_config
 from megu_cli.errors import ArtifactError, CheckpointError, ConfigError, DataError
+from megu_cli.memo import Memo
 from megu_cli.runtime import Track, silent
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from megu_cli.checkpoints import Checkpoint
-    from megu_cli.data import Dataset
-    from megu_cli.forget import Request
+    from megu_cli.data import Dataset, Reserved
+    from megu_cli.forget import Earlier, Request
     from megu_cli.mllm.base import Backend, Cost, Question
     from megu_cli.models import Preprocessing, State
     from megu_cli.processes import Crew
     from megu_cli.resume import Resume
 
-_MEMO = ".digests.json"
+_MEMO = ".digests.npy"
 _RUNS = "runs.jsonl"
 # Where the unlearned model of transformers is written, in the run directory.
 UNLEARNED_DIRECTORY = "model"
@@ -48,8 +49,7 @@ class Workspace:
         self.track = track
         # Of the stage that is running.
         self.checkpoints: Resume | None = None
-        self._memo: dict[str, list[Any]] | None = None
-        self._memo_changed = False
+        self.memo = Memo(self.out / _MEMO)
 
     def sibling(self, config: Config, request: bool = True) -> Workspace:
         """A workspace for another seed, run directory or method settings on the same data, loaded once.
@@ -60,6 +60,7 @@ class Workspace:
         """
         other = Workspace(config, self.track)
         other._elder = self
+        other.memo = self.memo
         other.__dict__["data"] = self.data
         other.__dict__["device"] = self.device
         if request:
@@ -104,7 +105,12 @@ class Workspace:
             interpolation=prepare.interpolation,
             crop=prepare.crop,
             stretch=prepare.stretch,
-            file_digests=self.file_digests,
+            table=settings.manifest,
+            order=settings.classes,
+            test_fraction=settings.test_fraction,
+            follow_links=settings.follow_links,
+            reserved=self._reserved,
+            memo=self.memo,
         )
         return data.reordered(loaded, self._order_of(loaded.classes))
 
@@ -180,22 +186,73 @@ class Workspace:
         whole = not given.is_dir() and has_weights(given.parent) and (given.parent / "config.json").is_file()
         return given.parent if whole and given.name in ("model.safetensors", "pytorch_model.bin") else given
 
+    @property
+    def _reserved(self) -> Reserved:
+        """What the request names, and what was forgotten before: never part of a test split that megu makes."""
+        from megu_cli.data import Reserved
+        from megu_cli.forget import paths_in
+
+        asked = self.config.forget
+        lists = [asked.samples, *(path for path in asked.already or [] if path.suffix == ".csv")]
+        return Reserved(
+            frozenset(name for path in lists if path is not None for name in paths_in(path)),
+            frozenset(map(str, asked.subjects or [])),
+            frozenset(content for _, contents in self._records for content in contents),
+        )
+
+    @cached_property
+    def _records(self) -> list[tuple[list[str], list[int]]]:
+        """(concepts, contents of images) that earlier runs named by ``forget.already`` have forgotten.
+
+        Raises:
+            ConfigError: The checkpoint comes from a run directory that is not named.
+            DataError: There is no record of what was forgotten.
+        """
+        from megu_cli.forget import recorded
+
+        given, own = self.config.forget.already, self.config.model.checkpoint
+        unlearned = own is not None and own.stem == "model" and (own.parent / "finetune.json").is_file()
+        if given is None and own is not None and unlearned:
+            raise ConfigError(
+                f"model.checkpoint {own} was unlearned before, and forget.already does not say what it has forgotten",
+                f"Set forget.already to [{own.parent}], or to [] if that may be learned again.",
+            )
+        return [
+            recorded(artifacts.read(folder / "finetune.json").body.get("forgotten"), str(folder))
+            for folder in given or []
+            if folder.suffix not in (".csv", ".yaml", ".yml")
+        ]
+
+    def _earlier(self) -> Earlier:
+        """What was forgotten before, as the run directories, lists and configs of ``forget.already`` say."""
+        from megu_cli.forget import Earlier, resolve
+
+        result = Earlier()
+        for concepts, contents in self._records:
+            result = result.joined(Earlier.of(self.data, concepts, contents))
+        for path in self.config.forget.already or []:
+            if path.suffix == ".csv":
+                result = result.joined(Earlier.listed(self.data, path))
+            elif path.suffix in (".yaml", ".yml"):
+                config = load_config(path)
+                then = resolve(self.data, **_asked(config.forget), seed=config.seed)
+                result = result.joined(Earlier(then.forget, then.concepts))
+        return result
+
     @cached_property
     def request(self) -> Request:
         """The forget request, resolved."""
         from megu_cli.forget import resolve
 
-        asked = self.config.forget
-        share = asked.random
-        return resolve(
-            self.data,
-            classes=asked.classes,
-            subclasses=asked.subclasses,
-            samples=asked.samples,
-            fraction=share.fraction if share else None,
-            count=share.count if share else None,
-            seed=self.config.seed,
-        )
+        asked = _asked(self.config.forget)
+        return resolve(self.data, **asked, earlier=self._earlier(), seed=self.config.seed)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the request before it runs."""
+        from megu_cli.forget import notes
+
+        return notes(self.data, self.request, self.config.forget.duplicates)
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -514,23 +571,7 @@ class Workspace:
 
     def file_digests(self, files: Sequence[Path]) -> list[str]:
         """sha256 of each file, remembered by path, size and time of change."""
-        if self._elder:
-            return self._elder.file_digests(files)
-        if self._memo is None:
-            try:
-                self._memo = json.loads((self.out / _MEMO).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                self._memo = {}
-        result = []
-        for path in files:
-            status = path.stat()
-            known = self._memo.get(str(path))
-            if known is None or known[:2] != [status.st_size, status.st_mtime_ns]:
-                known = [status.st_size, status.st_mtime_ns, artifacts.file_digest(path)]
-                self._memo[str(path)] = known
-                self._memo_changed = True
-            result.append(str(known[2]))
-        return result
+        return [bytes(digest).hex() for digest in self.memo.digests(map(str, files))]
 
     def keep_memo(self, only_beside_runs: bool = False) -> None:
         """Write the remembered digests to the run directory, where they changed.
@@ -539,15 +580,13 @@ class Workspace:
             only_beside_runs: Do so only where something ran before, and never fail: for commands that write nothing
                 else, and would read gigabytes of weights again each time.
         """
-        if not self._memo_changed or (only_beside_runs and not (self.out / _RUNS).is_file()):
+        if only_beside_runs and not (self.out / _RUNS).is_file():
             return
         try:
-            with artifacts.replacing(self.out / _MEMO) as temporary:
-                temporary.write_text(json.dumps(self._memo), encoding="utf-8")
+            self.memo.keep()
         except ArtifactError:
             if not only_beside_runs:
                 raise
-        self._memo_changed = False
 
     def log_run(self, entry: dict[str, Any]) -> None:
         """Append to runs.jsonl what depends on the moment: time, device, seconds."""
@@ -578,3 +617,17 @@ class Workspace:
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
         """Resolved settings by dotted key."""
         return {key: self.architecture if key == "model.name" else get(self.config, key) for key in keys}
+
+
+def _asked(forget: ForgetConfig) -> dict[str, Any]:
+    """The arguments of `forget.resolve` that a request gives."""
+    share = forget.random
+    return {
+        "classes": forget.classes,
+        "subclasses": forget.subclasses,
+        "samples": forget.samples,
+        "subjects": forget.subjects,
+        "fraction": share.fraction if share else None,
+        "count": share.count if share else None,
+        "copies": forget.duplicates == "include",
+    }

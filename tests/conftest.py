@@ -127,7 +127,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 def listing(folder: Path) -> set[str]:
     """What lies in a folder, but for the lock and the memo of digests."""
-    return {p.name for p in folder.iterdir()} - {".lock", ".digests.json"} if folder.exists() else set()
+    return {p.name for p in folder.iterdir()} - {".lock", ".digests.npy"} if folder.exists() else set()
 
 
 def subprocess_environment() -> dict[str, str]:

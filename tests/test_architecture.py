@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "megu_cli"
 LAYERS = [
     {"errors", "config", "processes", "runtime"},
     {"artifacts", "requirements", "templates"},
+    {"memo"},
     {"data", "models", "mllm", "checkpoints", "huggingface", "class_names"},
     {"forget", "training", "preflight", "resume"},
     {"workspace"},

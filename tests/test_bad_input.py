@@ -68,7 +68,7 @@ def test_all_faults_are_named_together(megu, tmp_path):
         ({"subclasses": ["8"]}, "coarse-labelled"),
         ({"random": {"count": 4000}}, "asks for 4000 of"),
         ({"random": {"fraction": 0.1, "count": 3}}, "exactly one of fraction, count"),
-        ({"classes": ["8"], "random": {"count": 3}}, "exactly one of classes, subclasses, samples, random"),
+        ({"classes": ["8"], "random": {"count": 3}}, "exactly one of classes, subclasses, samples, subjects, random"),
         ({}, "exactly one of"),
         ({"samples": "none.csv"}, "none.csv cannot be read"),
     ],
@@ -255,7 +255,7 @@ def test_bad_overrides_and_requirements(megu, config):
 
 def test_superclasses_that_do_not_fit(megu, tmp_path):
     file = write_config(tmp_path, data={"superclasses": {"low": ["0", "1", "x"], "high": ["1"]}})
-    refused(megu("run", "-c", file), "'x' is no class", "'1' is in 2 superclasses", "'5' is in no superclass")
+    refused(megu("run", "-c", file), "'x' is no class", "'1' is in 2 superclasses", "'2' is in no superclass")
 
 
 def test_labels_that_need_held_out_images(megu, tmp_path):

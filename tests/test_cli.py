@@ -134,7 +134,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_partial_artifact(tmp_path):
     assert out == ""
     assert "interrupted" in err
     assert "Traceback" not in err
-    assert {p.name for p in run.iterdir()} <= {".lock", ".digests.json"}
+    assert {p.name for p in run.iterdir()} <= {".lock", ".digests.npy"}
 
 
 def test_progress_is_plain_lines_in_a_pipe(capsys, monkeypatch):

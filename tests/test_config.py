@@ -12,6 +12,8 @@ from megu_cli.config import Config, load_config
 from megu_cli.errors import ConfigError
 from megu_cli.templates import DEMO, template
 
+DIGITS = {"name": "digits"}
+
 
 def test_precedence(tmp_path):
     file = write_config(tmp_path, preset="paper", noise={"use": "positive"})
@@ -50,9 +52,9 @@ def test_a_section_that_is_missing_is_named(tmp_path):
         load_config(file)
 
 
-@pytest.mark.parametrize("text", [DEMO, template("digits", "small_cnn", None, ["8"], None, None),
-                                  template("digits", "small_cnn", Path("w.pth"), None, Path("d.csv"), None),
-                                  template("imagefolder", "torchvision:resnet18", None, None, None, 0.03)])  # fmt: skip
+@pytest.mark.parametrize("text", [DEMO, template(DIGITS, "small_cnn", None, ["8"], None, None, None),
+                                  template(DIGITS, "small_cnn", "w.pth", None, "d.csv", None, None),
+                                  template(DIGITS, "torchvision:resnet18", None, None, None, None, 0.03)])  # fmt: skip
 def test_written_configs_are_valid(tmp_path, text):
     file = tmp_path / "megu.yaml"
     file.write_text(text)
@@ -60,7 +62,7 @@ def test_written_configs_are_valid(tmp_path, text):
 
 
 def test_the_template_shows_every_setting_with_its_default(tmp_path):
-    text = template("digits", "small_cnn", None, ["8"], None, None)
+    text = template(DIGITS, "small_cnn", None, ["8"], None, None, None)
     # Uncommenting everything must be a valid config again: no setting is misspelt or shown in another form.
     lines = [line.removeprefix("# ") for line in text.splitlines()[1:] if not line.startswith("   ")]
     forget = ("  subclasses:", "  samples:", "  random:")
@@ -81,3 +83,24 @@ def test_init_writes_and_does_not_overwrite(megu, tmp_path):
     assert "is there already" in answer.err
     assert file.read_text() == before
     assert megu("init", "-c", file, "--random", "0.1", "--class", "8").code == 2
+
+
+def test_init_for_images_of_ones_own(megu, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
+    (tmp_path / "list.csv").write_text("path,label\n")
+    file = tmp_path / "runs" / "megu.yaml"
+    for images, name, key in (("photos", "imagefolder", "root"), ("list.csv", "manifest", "manifest"),
+                              ("saved", "hf_dataset", "root")):  # fmt: skip
+        assert megu("init", "-c", "runs/megu.yaml", "--images", images, "--samples", "delete.csv", "--force").code == 0
+        config = load_config(file)
+        assert config.data.name == name
+        assert getattr(config.data, key).resolve() == tmp_path / images
+        assert config.forget.samples.resolve() == tmp_path / "delete.csv"
+    assert megu("init", "-c", file, "--images", tmp_path / "photos", "--subject", "ann", "--force").code == 0
+    config = load_config(file)
+    assert (config.data.root, config.forget.subjects) == (tmp_path / "photos", ["ann"])
+    assert "neither a folder nor a CSV" in megu("init", "-c", file, "--images", "nowhere", "--force").err
+    assert megu("init", "-c", file, "--images", "photos", "--data", "digits", "--force").code == 2

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megu_cli import data
-from megu_cli.forget import resolve
+from megu_cli.errors import DataError
+from megu_cli.forget import Earlier, notes, record, recorded, resolve
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,117 @@ def test_a_random_share_follows_the_seed_and_spares_held_out_images(digits):
     assert resolve(digits, fraction=0.03, seed=2).digest != request.digest
     assert len(resolve(digits, count=7).forget) == 7
     check(request, digits)
+
+
+# -- requests as they come: people, copies, and what was forgotten before ---------------------------------------------
+
+
+def owned(labels: list[int], subjects: list[int], contents: list[int], test: list[int]) -> data.Dataset:
+    """Three classes of one-pixel images; equal contents are equal images."""
+    mean = torch.zeros(1, 1, 1)
+
+    def split(kind: str, content: list[int], of: list[int]) -> data.Split:
+        names = [f"{kind}/{i}.png" for i in range(len(content))]
+        y = torch.tensor(labels[: len(content)])
+        pixels = torch.tensor(content, dtype=torch.uint8).view(-1, 1, 1, 1)
+        return data.Split(data.MemoryImages(pixels), y, y, names, mean, mean + 1, kind, torch.tensor(of))
+
+    classes = ["a", "b", "c"]
+    train, unseen = split("train", contents, subjects), split("test", [200] * len(test), test)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[-1] = True
+    return data.Dataset("x", classes, classes, torch.arange(3), train, unseen, held_out, ["ann", "bob", "cyd"])
+
+
+@pytest.fixture
+def album() -> data.Dataset:
+    # Ann has images 0 and 3, and 5 is a copy of 3 that nobody is named for; Cyd is in the test images alone.
+    return owned([0, 1, 2, 0, 1, 2, 0, 1], [0, 1, 1, 0, -1, -1, 1, 1], [10, 11, 12, 13, 14, 13, 16, 17], [0, 2])
+
+
+def test_a_person_with_all_copies(album):
+    request = resolve(album, subjects=["ann"])
+    assert request.kind == "subjects"
+    assert request.forget.tolist() == [0, 3, 5]
+    assert request.copies.tolist() == [5]
+    assert notes(album, request, "include") == [
+        "1 copies of the images to forget are forgotten with them: train/5.png",
+        "1 test images are of the same subjects: they count as unseen, and stay in the test",
+    ]
+    check(request, album)
+    only = resolve(album, subjects=["ann"], copies=False)
+    assert only.forget.tolist() == [0, 3]
+    assert "STAY" in notes(album, only, "warn")[0]
+    assert 5 in only.retain
+
+
+def test_people_who_are_not_there(album, digits):
+    with pytest.raises(DataError, match="'an'; did you mean 'ann'"):
+        resolve(album, subjects=["an"])
+    with pytest.raises(DataError, match="matches no training image"):
+        resolve(album, subjects=["cyd"])
+    with pytest.raises(DataError, match="whose images they are"):
+        resolve(digits, subjects=["ann"])
+
+
+def test_copies_of_listed_images(album, tmp_path):
+    (tmp_path / "list.csv").write_text("./train/3.png\n")
+    assert resolve(album, samples=tmp_path / "list.csv").forget.tolist() == [3, 5]
+    assert resolve(album, samples=tmp_path / "list.csv", copies=False).forget.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [("test/0.png", "is a test image"), ("0.jpg", "is no image of the data"), ("../0.png", "is no image of the data")],
+)
+def test_lines_that_name_nothing_to_forget(album, tmp_path, line, part):
+    (tmp_path / "list.csv").write_text(f"{line}\n")
+    with pytest.raises(DataError, match=part):
+        resolve(album, samples=tmp_path / "list.csv")
+
+
+def test_accents_in_a_list_may_be_written_either_way(tmp_path):
+    accented = owned([0, 1, 2], [0, 1, 1], [1, 2, 3], [0])
+    accented.train.names[1] = "train/e\u0301.png"
+    (tmp_path / "list.csv").write_text("\u00e9.png\n", encoding="utf-8")
+    assert resolve(accented, samples=tmp_path / "list.csv").forget.tolist() == [1]
+
+
+def test_what_was_forgotten_stays_out_of_everything(digits):
+    first = resolve(digits, classes=["8"])
+    earlier = Earlier.of(digits, *recorded(record(digits, first), "run"))
+    second = resolve(digits, classes=["3"], earlier=earlier)
+    assert second.classes == second.concepts == [3, 8]
+    assert second.asked == [3]
+    assert torch.equal(second.already, first.forget)
+    assert not torch.isin(digits.train.labels[second.retain], torch.tensor([3, 8])).any()
+    assert not torch.isin(digits.train.labels[second.validation], torch.tensor([3, 8])).any()
+    assert second.digest != resolve(digits, classes=["3"]).digest
+    # The record of the second names both, so a third run need only name the second.
+    assert record(digits, second) == {"concepts": ["3", "8"], "images": []}
+    random = resolve(digits, count=50, earlier=earlier)
+    assert not (digits.train.labels[random.forget] == 8).any()
+    with pytest.raises(DataError, match=r"nothing that forget\.already does not name"):
+        resolve(digits, classes=["8"], earlier=earlier)
+    with pytest.raises(DataError, match="leaves 1 of 10 classes"):
+        resolve(digits, classes=[str(i) for i in range(8)], earlier=earlier)
+
+
+def test_single_images_are_recorded_by_content_and_never_by_name(digits):
+    first = resolve(digits, count=9, seed=3)
+    written = record(digits, first)
+    assert len(written["images"]) == 9
+    assert all(len(image) == 16 for image in written["images"])
+    earlier = Earlier.of(digits, *recorded(written, "run"))
+    assert earlier.positions.tolist() == first.forget.tolist()
+    fewer = data.load("digits", validation=0.1, limit=700)  # other positions, and some are gone
+    known = Earlier.of(fewer, *recorded(written, "run"))
+    there = {digits.train.names[i] for i in first.forget} & set(fewer.train.names)
+    assert {fewer.train.names[i] for i in known.positions} == there
+    with pytest.raises(DataError, match="run1 does not say what was forgotten"):
+        recorded(None, "run1")
+
+
+def test_an_earlier_list_may_name_what_is_gone(digits, tmp_path):
+    (tmp_path / "list.csv").write_text("train/3\nnot/there.png\n")
+    assert Earlier.listed(digits, tmp_path / "list.csv").positions.tolist() == [3]

@@ -27,7 +27,7 @@ def little(tmp_path_factory):
     for prefix, number in (("train", 1200), ("t10k", 500)):
         for kind, magic in (("images", 0x803), ("labels", 0x801)):
             name = f"{prefix}-{kind}-idx{magic & 0xFF}-ubyte.gz"
-            content = gzip.decompress((data.DEBIAN_FASHION_MNIST / name).read_bytes())
+            content = gzip.decompress((data.builtin.DEBIAN_FASHION_MNIST / name).read_bytes())
             shape = (number, 28, 28) if kind == "images" else (number,)
             first = 4 * (len(shape) + 1)
             values = content[first : first + math.prod(shape)]
@@ -36,7 +36,7 @@ def little(tmp_path_factory):
     ROOT = folder
 
 
-ROOT = data.DEBIAN_FASHION_MNIST
+ROOT = data.builtin.DEBIAN_FASHION_MNIST
 
 
 def write(folder, model: dict, **more) -> object:

@@ -241,11 +241,9 @@ def test_log_histogram_counts_every_value_once():
 
 
 def test_histograms_of_known_outputs():
-    certain = torch.full((5, 4), -1e9)
-    certain[:, 0] = 0
-    told = aggregates.histograms(certain, torch.zeros(5, dtype=torch.int64))
+    told = aggregates.histograms(torch.zeros(5), torch.zeros(5), 4)
     assert told["loss"]["counts"][0] == told["entropy"]["counts"][0] == 5
-    even = aggregates.histograms(torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64))
+    even = aggregates.histograms(torch.full((5,), math.log(4)), torch.full((5,), math.log(4)), 4)
     assert even["entropy"]["counts"][-1] == 5  # ln K is the upper end
     low, high = even["loss"]["low"], even["loss"]["high"]
     place = int((math.log10(math.log(4)) - low) / (high - low) * aggregates.BINS)
@@ -307,14 +305,14 @@ def test_purge_deletes_traces_and_all_stays_fresh(run, flags, undrawn):
     page(run, "--show-forgotten")
     (run / "similarity.answers.jsonl").write_text("{}\n")
     (run / "own.txt").write_text("the user's")
-    (run / ".digests.json").write_text("{}")
+    (run / ".digests.npy").write_text("{}")
     ours = run / "compare" / "1" / "megu"
     ours.mkdir(parents=True)
     (ours / "noise.safetensors").write_bytes((run / "noise.safetensors").read_bytes())
     (ours.parent / "megu.json").write_text("{}")
     model = (run / "model.safetensors").read_bytes()
     result = megu(run, "purge", "--yes", "--json", *flags)
-    gone = {"labels.safetensors", "noise.safetensors", "similarity.answers.jsonl", ".digests.json"}
+    gone = {"labels.safetensors", "noise.safetensors", "similarity.answers.jsonl", ".digests.npy"}
     gone |= {f"{flag[2:]}.safetensors" for flag in flags}
     gone |= {"compare/1/megu/noise.safetensors"}
     assert set(json.loads(result.stdout)["deleted"]) == gone

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -101,6 +102,12 @@ def methods() -> dict[str, Method]:
     """
     result = dict(_BUILTIN)
     for point in entry_points(group=GROUP):
+        if not re.fullmatch(r"\w[\w.-]*", point.name):
+            # Its results lie in files of its name.
+            raise ConfigError(
+                f"the method {point.name!r} of {point.value} is no plain name",
+                f"Rename the entry point in the group {GROUP}: letters, digits, '_', '-' and '.'.",
+            )
         if point.name in result:
             raise ConfigError(
                 f"the method {point.name} of {point.value} has a name that is taken",

@@ -103,7 +103,16 @@ def init(
     config: Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help="Where to write it.")] = Path(
         "megu.yaml"
     ),
-    data: Annotated[str, typer.Option(metavar="NAME", help="Data set: data.name.")] = "imagefolder",
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="A data set by name, such as cifar10: data.name."),
+    ] = None,
+    images: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="PATH", help="Your own images: a folder, a manifest (.csv), or a saved Hugging Face data set."
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="Model: model.name.")] = "torchvision:resnet18",
     checkpoint: Annotated[
         Optional[Path],  # noqa: UP045
@@ -117,6 +126,10 @@ def init(
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="CSV", help="Forget the images listed in this file."),
     ] = None,
+    subjects: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--subject", metavar="ID", help="Forget everything of this person. Repeatable."),
+    ] = None,
     fraction: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option("--random", metavar="FRACTION", help="Forget a random share of the training images."),
@@ -125,18 +138,30 @@ def init(
 ) -> None:
     """Write a megu.yaml in which every setting is explained.
 
-    Example: megu init --data fashion_mnist --model small_resnet --class Shirt
+    Example: megu init --images photos --checkpoint weights.pth --samples delete.csv
     """
     from megu_cli.artifacts import replacing
     from megu_cli.errors import ConfigError
-    from megu_cli.templates import template
+    from megu_cli.templates import beside, data_at, template
 
     if config.exists() and not force:
         raise ConfigError(f"{config} is there already", "Give another name with -c, or overwrite it with --force.")
-    given = {"classes": classes or None, "samples": samples, "random": fraction}
+    given = {"classes": classes or None, "samples": samples, "subjects": subjects or None, "random": fraction}
     if sum(value is not None for value in given.values()) > 1:
-        raise ConfigError("give only one of --class, --samples, --random")
-    text = template(data, model, checkpoint, classes, samples, fraction)
+        raise ConfigError("give only one of --class, --samples, --subject, --random")
+    if data and images:
+        raise ConfigError("give only one of --data, --images")
+    folder = config.parent
+    own = data_at(images, folder) if images else {"name": "imagefolder", "root": "images", "image_size": 224}
+    text = template(
+        {"name": data} if data else own,
+        model,
+        beside(checkpoint, folder) if checkpoint else None,
+        classes or None,
+        beside(samples, folder) if samples else None,
+        subjects or None,
+        fraction,
+    )
     _make(config.parent)
     with replacing(config) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -521,6 +546,8 @@ def _opened(
             work.keep_memo(only_beside_runs=True)
         else:
             work.check()
+            for line in work.notes:
+                pipeline.say(line)
             with locked(config.out) if first else contextlib.nullcontext():
                 yield pipeline, config
                 work.crew.close()

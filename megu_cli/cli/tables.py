@@ -16,6 +16,7 @@ _METRICS = {
     "forget_train_acc": "accuracy, forget set",
     "retain_test_acc": "accuracy, retained test images",
     "forget_test_acc": "accuracy, forgotten classes' test images",
+    "already_train_acc": "accuracy, images forgotten before",
     "mia_entropy_lr": "membership inference, entropy",
     "mia_confidence_svc": "membership inference, confidence (non-members)",
     "mia_loss_auc": "membership inference, loss (50 is chance)",
@@ -70,7 +71,7 @@ def evaluation(result: dict[str, Any]) -> None:
         style = "bold" if name == "unlearned" else ""
         table.add_column(_COLUMNS[name], justify="right", style=style)
     for metric, label in _METRICS.items():
-        values = [result[name][metric] for name in columns]
+        values = [result[name].get(metric) for name in columns]
         if any(value is not None for value in values):
             table.add_row(label, *map(_percent, values))
     if "relearn_epochs" in result["original"]:

@@ -12,9 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-
-from megu_cli.evaluation.membership import entropy
 
 # Loss and entropy of a trained model span many powers of ten: bins of equal width in log10, the outermost open.
 LOG_LOSS = (-6.0, 1.5)
@@ -34,20 +31,20 @@ def log_histogram(values: Tensor, low: float, high: float, bins: int = BINS) -> 
     return torch.bincount(place.floor().clamp(0, bins - 1).long(), minlength=bins).tolist()
 
 
-def histograms(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def histograms(loss: Tensor, entropy: Tensor, classes: int) -> dict[str, Any]:
     """Histograms of a model's cross-entropy loss and of its output entropy on a group of images, both in nats.
 
     Args:
-        logits: (N, K).
-        labels: (N,).
+        loss: (N,) cross-entropies.
+        entropy: (N,) entropies of the outputs.
+        classes: Number of classes K.
 
     Returns:
         ``loss`` and ``entropy``, each with ``low`` and ``high`` (log10 nats) and ``counts``.
     """
-    loss = functional.cross_entropy(logits.double(), labels, reduction="none")
     # No entropy is above ln K.
-    ends = {"loss": LOG_LOSS, "entropy": (LOG_LOSS[0], math.log10(math.log(logits.shape[1])))}
-    values = {"loss": loss, "entropy": entropy(logits.double().softmax(1)).clamp_min(0)}
+    ends = {"loss": LOG_LOSS, "entropy": (LOG_LOSS[0], math.log10(math.log(classes)))}
+    values = {"loss": loss, "entropy": entropy.clamp_min(0)}
     return {
         name: {"low": low, "high": high, "counts": log_histogram(values[name], low, high)}
         for name, (low, high) in ends.items()

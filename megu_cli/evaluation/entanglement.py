@@ -7,38 +7,40 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def centroid_cosine(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Cosine of the angle between the mean features of every two classes: 1 in the same direction.
-
-    Described before and after unlearning; it has no target but the oracle's.
+def class_sums(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(K, D) float64: sum of the features of each class; sums of parts of the data add up.
 
     Args:
         features: (N, D) penultimate features.
         labels: (N,) true labels.
         classes: Number of classes K.
-
-    Returns:
-        (K, K) float64, symmetric; NaN for a class without samples.
     """
-    x = features.double()
-    sums = torch.zeros(classes, x.shape[1], dtype=torch.float64).index_add_(0, labels, x)
-    counts = torch.bincount(labels, minlength=classes)
-    # Without samples the mean is 0/0: NaN, and it stays so.
-    directions = functional.normalize(sums / counts[:, None], dim=1)
-    return directions @ directions.T
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
+    return sums.index_add_(0, labels, features.double())
 
 
-def mean_cosine(cosines: Tensor, rows: list[int], columns: list[int]) -> float | None:
-    """Mean of the cosines between two groups of classes; ``None`` where there is none.
+def mean_cosine(sums: Tensor, rows: list[int], columns: list[int]) -> float | None:
+    """Mean cosine of the angles between mean features of two groups of classes: 1 in the same direction.
+
+    Described before and after unlearning; it has no target but the oracle's. The mean over all pairs of unit vectors
+    is the product of the groups' mean vectors, so that many classes cost no more than few.
 
     Args:
-        cosines: (K, K) from `centroid_cosine`.
-        rows: Classes of one group, such as the forgotten ones.
+        sums: (K, D) from `class_sums`: the mean has the same direction.
+        rows: Classes of one group, such as the forgotten ones; those without samples do not count.
         columns: Classes of the other, such as the retained ones.
+
+    Returns:
+        From -1 to 1; ``None`` where a group has no samples.
     """
-    block = cosines[rows][:, columns]
-    block = block[~block.isnan()]
-    return block.mean().item() if block.numel() else None
+    means = []
+    for group in (rows, columns):
+        some = sums[group]
+        some = some[some.any(1)]
+        if not len(some):
+            return None
+        means.append(functional.normalize(some, dim=1).mean(0))
+    return float(means[0] @ means[1])
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float | None:

@@ -41,13 +41,10 @@ def transition_matrix(
     scores = torch.full((len(asked), classes), float("-inf"), dtype=torch.float64)
     for row, concept in enumerate(asked):
         usable[row, concept] = float("nan")
-        for k in range(classes):
-            if k == int(concept_class[concept]) and not own_class:
-                continue
-            rated = usable[row, concept_class == k]
-            rated = rated[~rated.isnan()]
-            if len(rated):
-                scores[row, k] = rated.max() / temperature
+        rated = usable[row].nan_to_num(float("-inf"), neginf=float("-inf")) / temperature
+        scores[row].scatter_reduce_(0, concept_class, rated, "amax")
+        if not own_class:
+            scores[row, concept_class[concept]] = float("-inf")
         if scores[row].isneginf().all():
             raise ValueError(f"row {concept} has no candidate class")
     return scores.softmax(1)

@@ -33,6 +33,9 @@ METRICS = {
     "forget_test_acc": Metric(
         "New images of the forgotten classes recognised", "The same on images that no model has ever seen."
     ),
+    "already_train_acc": Metric(
+        "Images forgotten before recognised", "What earlier requests made it forget, and should stay so."
+    ),
     "retain_train_acc": Metric("Kept training images recognised", "What it should still know, and was trained on."),
     "retain_test_acc": Metric("Kept classes, new images recognised", "What it should still know, on unseen images."),
     "mia_entropy_lr": Metric(

@@ -198,7 +198,7 @@ def test_weights_are_not_read_again_for_each_dry_run(
     monkeypatch.setattr(artifacts, "file_digest", lambda path: read.append(path.name) or real(path))
     recorded, local = write_config(), {"backend": "local", "model": str(folders["llava"])}
     megu("similarity", "-c", recorded)
-    memo = tmp_path / "run" / ".digests.json"
+    memo = tmp_path / "run" / ".digests.npy"
     before = memo.read_bytes()
     for times in range(2):
         code, out, _ = megu("similarity", "-c", write_config(mllm=local), "--dry-run")

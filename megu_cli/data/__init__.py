@@ -1,0 +1,23 @@
+"""Data sets: images as tensors or streamed from disk behind one interface, with the labels beside them."""
+
+from megu_cli.data.builtin import CIFAR20
+from megu_cli.data.decode import Resizing
+from megu_cli.data.images import Dataset, EncodedImages, Images, MemoryImages, Split
+from megu_cli.data.loading import NORMALISATION, SMALL, load, reordered, sampled
+from megu_cli.data.own import Reserved
+
+__all__ = [
+    "CIFAR20",
+    "NORMALISATION",
+    "SMALL",
+    "Dataset",
+    "EncodedImages",
+    "Images",
+    "MemoryImages",
+    "Reserved",
+    "Resizing",
+    "Split",
+    "load",
+    "reordered",
+    "sampled",
+]

@@ -1,0 +1,317 @@
+"""Images in memory or streamed from disk behind one interface, and the splits and data sets made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megu_cli.data.names import Names
+from megu_cli.errors import DataError, Faults
+
+
+class Images(Protocol):
+    """Images of one split: uint8 pixels, by position."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, position: int) -> Tensor:
+        """The image at a position: uint8 (C, H, W)."""
+
+    def batches(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
+        """One uint8 tensor (B, C, H, W) for each tensor of positions in ``order``."""
+
+    def at(self, index: Tensor) -> Images:
+        """The images at ``index`` alone."""
+
+    def contents(self) -> Tensor:
+        """(N,) int64 that are equal where images are the same: the start of the sha256 of the file or the pixels."""
+
+
+class MemoryImages:
+    """Images that fit in memory: one uint8 tensor (N, C, H, W)."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, position: int) -> Tensor:
+        return self.pixels[position]
+
+    def batches(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
+        """See `Images.batches`."""
+        return (self.pixels[index] for index in order)
+
+    def at(self, index: Tensor) -> MemoryImages:
+        """The images at ``index`` alone."""
+        return MemoryImages(self.pixels[index])
+
+    def contents(self) -> Tensor:
+        """See `Images.contents`."""
+        return content_of(hashlib.sha256(image.numpy().tobytes()).digest() for image in self.pixels)
+
+
+def content_of(digests: Iterable[bytes]) -> Tensor:
+    """(N,) int64: the first 8 bytes of each sha256."""
+    return torch.from_numpy(np.fromiter((int.from_bytes(d[:8], "big", signed=True) for d in digests), dtype=np.int64))
+
+
+class Source(Protocol):
+    """Image files, by position."""
+
+    def __len__(self) -> int:
+        """Number of files."""
+
+    def read(self, position: int) -> tuple[str, bytes]:
+        """Name and bytes of a file."""
+
+    def at(self, index: np.ndarray[Any, Any]) -> Source:
+        """The files at positions."""
+
+
+class Files:
+    """Files on disk.
+
+    Args:
+        root: The folder that the names are relative to.
+        names: Relative paths.
+    """
+
+    def __init__(self, root: str, names: Names) -> None:
+        self.root, self.names = root, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, position: int) -> tuple[str, bytes]:
+        """See `Source.read`.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        path = Path(self.root, self.names[position])
+        try:
+            return str(path), path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+    def at(self, index: np.ndarray[Any, Any]) -> Files:
+        """See `Source.at`."""
+        return Files(self.root, self.names.at(index))
+
+
+class EncodedImages:
+    """Image files: decoded as they are asked for, or all at the first use where they are to be kept in memory.
+
+    Args:
+        source: The files.
+        decode: Name and bytes of a file -> pixels. Both are sent to other processes where there are workers.
+        contents: (N,) int64, what `Images.contents` gives.
+        workers: Processes that read and decode.
+        keep: Keep what is decoded in memory.
+    """
+
+    def __init__(
+        self, source: Source, decode: Callable[[str, bytes], Tensor], contents: Tensor, workers: int, keep: bool
+    ) -> None:
+        self.source, self.decode, self.workers, self.keep = source, decode, workers, keep
+        self._contents = contents
+        self._kept: MemoryImages | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: int) -> Tensor:
+        return self.decode(*self.source.read(position))
+
+    def batches(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
+        """See `Images.batches`."""
+        if not self.keep:
+            return _decoded(self, order, self.workers)
+        if self._kept is None:
+            self._kept = _all_decoded(self, self.workers)
+        return self._kept.batches(order)
+
+    def at(self, index: Tensor) -> EncodedImages:
+        """The images at ``index`` alone."""
+        source = self.source.at(index.numpy())
+        return EncodedImages(source, self.decode, self._contents[index], self.workers, self.keep)
+
+    def contents(self) -> Tensor:
+        """See `Images.contents`."""
+        return self._contents
+
+
+def _all_decoded(images: Images, workers: int) -> MemoryImages:
+    """All images decoded.
+
+    Raises:
+        DataError: Some cannot be; the first five are named.
+    """
+    faults = Faults("files cannot be decoded")
+    pixels: Tensor | None = None
+    order = list(torch.arange(len(images)).split(64))
+    for index, block in zip(order, _attempts(images, order, workers), strict=True):
+        for position, found in zip(index.tolist(), block, strict=True):
+            if isinstance(found, Tensor):
+                # Filled in place: gathered and then joined, the images would be in memory twice.
+                pixels = torch.empty((len(images), *found.shape), dtype=torch.uint8) if pixels is None else pixels
+                pixels[position] = found
+            else:
+                faults.add(found)
+    faults.check("Repair them or take them out of the data.")
+    assert pixels is not None  # no split is empty
+    return MemoryImages(pixels)
+
+
+def _decoded(images: Images, order: Sequence[Tensor], workers: int) -> Iterator[Tensor]:
+    """One uint8 tensor (B, C, H, W) for each tensor of positions, decoded here or by worker processes.
+
+    Raises:
+        DataError: A file cannot be decoded.
+    """
+    for block in _attempts(images, order, workers):
+        faults = Faults("files cannot be decoded")
+        for found in block:
+            if isinstance(found, str):
+                faults.add(found)
+        faults.check("Repair them or take them out of the data.")
+        yield torch.stack([found for found in block if isinstance(found, Tensor)])
+
+
+class _Attempts(torch.utils.data.Dataset[list["Tensor | str"]]):
+    """Batches of images, with a message in place of one that cannot be decoded: errors do not travel well."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, index: Tensor) -> list[Tensor | str]:
+        return [self._attempt(position) for position in index.tolist()]
+
+    def _attempt(self, position: int) -> Tensor | str:
+        try:
+            return self.images[position]
+        except DataError as error:
+            return error.message
+
+
+def _attempts(images: Images, order: Sequence[Tensor], workers: int) -> Iterator[list[Tensor | str]]:
+    attempts = _Attempts(images)
+    if not workers:
+        return (attempts[index] for index in order)
+    loader: torch.utils.data.DataLoader[list[Tensor | str]] = torch.utils.data.DataLoader(
+        attempts,
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        # Of its own: by default it would draw from the stream that dropout draws from.
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+def _unchanged(block: list[Tensor | str]) -> list[Tensor | str]:
+    return block
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set.
+
+    Attributes:
+        images: The pixels.
+        labels: (N,) int64, the class that the model predicts.
+        concepts: (N,) int64, the finest class known; equals ``labels`` where there are no superclasses.
+        names: Identity of each sample, such as its relative path.
+        mean: (C, 1, 1) for normalisation.
+        std: (C, 1, 1) for normalisation.
+        digest: sha256 of the content: names, labels and pixels.
+        subjects: (N,) int64, whose image each is, as a position in the data set's subjects; -1 where nobody's.
+    """
+
+    images: Images
+    labels: Tensor
+    concepts: Tensor
+    names: Sequence[str]
+    mean: Tensor
+    std: Tensor
+    digest: str
+    subjects: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, order: Sequence[Tensor], device: torch.device | str = "cpu") -> Iterator[Tensor]:
+        """Normalised float32 images (B, C, H, W), channels_last, for each tensor of positions in ``order``."""
+        mean, std = self.mean.to(device), self.std.to(device)
+        for pixels in self.images.batches(order):
+            pixels = pixels.to(device).expand(-1, len(mean), -1, -1)
+            yield pixels.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    def pass_over(
+        self, index: Tensor, size: int, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(positions, images) over ``index`` in its order, ``size`` at a time."""
+        order = list(index.split(size))
+        return zip(order, self.batches(order, device), strict=True)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set whose classes a model predicts.
+
+    Attributes:
+        name: Its name in the config.
+        classes: Names of the K classes.
+        concepts: Names of the finest classes; equals ``classes`` without superclasses.
+        concept_class: (len(concepts),) int64, the class of each concept.
+        train: All training images.
+        test: Test images.
+        validation: (N,) bool over ``train``: held out by hash of identity, never trained on by `megu train`.
+        subjects: Ids of the people, or other subjects, whose images these are; empty where that is not known.
+    """
+
+    name: str
+    classes: list[str]
+    concepts: list[str]
+    concept_class: Tensor
+    train: Split
+    test: Split
+    validation: Tensor
+    subjects: Sequence[str] = ()
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that a model sees."""
+        return len(self.train.mean)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split as a loader gives it: images, (N,) fine labels, names, content digest, and (N,) subjects if known."""
+
+    images: Images
+    labels: Tensor
+    names: Sequence[str]
+    digest: str
+    subjects: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What a loader gives: both splits, the names of the fine classes, and those of the subjects."""
+
+    classes: list[str]
+    train: Part
+    test: Part
+    subjects: Sequence[str] = ()

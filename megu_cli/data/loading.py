@@ -1,0 +1,235 @@
+"""Load a data set by name: its pixels, classes, superclasses, normalisation and held-out sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megu_cli.data.builtin import CIFAR20, LOADERS, resized
+from megu_cli.data.decode import Resizing
+from megu_cli.data.hub import hf_dataset
+from megu_cli.data.images import Dataset, Split
+from megu_cli.data.names import hashed
+from megu_cli.data.own import Own, Reserved, imagefolder, manifest
+from megu_cli.errors import DataError, Faults
+from megu_cli.memo import Memo
+
+# Data of one's own, read with its settings.
+OWN = {"imagefolder": imagefolder, "manifest": manifest, "hf_dataset": hf_dataset}
+_GRAY = ((0.5,), (0.5,))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+NORMALISATION = {
+    "digits": ((0.3,), (0.37,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": _CIFAR,
+    "cifar20": _CIFAR,
+    "cifar100": _CIFAR,
+    **dict.fromkeys(OWN, _IMAGENET),
+}
+# Data sets of small images of one size, which models take as they are.
+SMALL = frozenset(LOADERS)
+
+
+def load(
+    name: str,
+    *,
+    root: Path | None = None,
+    superclasses: dict[str, list[str]] | None = None,
+    validation: float = 0.05,
+    limit: int | None = None,
+    image_size: int | None = None,
+    memory_limit: float = 2.0,
+    workers: int = 0,
+    channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str = "bilinear",
+    crop: float = 1.0,
+    stretch: bool = False,
+    table: Path | None = None,
+    order: Sequence[str] | Path | None = None,
+    test_fraction: float = 0.2,
+    follow_links: bool = False,
+    reserved: Reserved | None = None,
+    memo: Memo | None = None,
+) -> Dataset:
+    """Load a data set.
+
+    Args:
+        name: A name of the config's ``data.name``.
+        root: Where the files are, or are downloaded to.
+        superclasses: Superclass name to its member classes; every class belongs to exactly one.
+        validation: Share of the training images held out.
+        limit: Number of training images to use.
+        image_size: Side in pixels to resize to.
+        memory_limit: GiB of decoded images to keep in memory.
+        workers: Processes that decode streamed images.
+        channels: Channels that the model takes; grey images are repeated.
+        mean: Of each channel, or one for all, for pixels from 0 to 1; ``None``: the data set's own.
+        std: Likewise.
+        interpolation: Of the resizing, with ``crop`` and ``stretch``; see `Resizing`.
+        crop: Share of the resized side that is kept.
+        stretch: Both sides are resized.
+        table: The manifest of ``manifest``.
+        order: Classes of one's own data in the order of the model's outputs, or a file of them; ``None``: sorted.
+        test_fraction: Share of one's own images that become the test split where none is given.
+        follow_links: Links among one's own images may lead out of ``root``.
+        reserved: What never goes into a test split that is made here.
+        memo: Remembers digests of files.
+
+    Raises:
+        DataError: The files are missing or damaged, or the superclasses do not fit.
+    """
+    resizing = Resizing(image_size, interpolation, crop, stretch) if image_size else None
+    if name in OWN:
+        if resizing is None:
+            raise DataError(f"data.name: {name} needs data.image_size")
+        raw = OWN[name](
+            Own(
+                root,
+                resizing,
+                channels or 3,
+                memory_limit,
+                workers,
+                order,
+                table,
+                test_fraction,
+                follow_links,
+                reserved or Reserved(),
+                memo or Memo(),
+            )
+        )
+    else:
+        raw = LOADERS[name](root)
+        if resizing:
+            raw = resized(raw, resizing)
+    if name == "cifar20" and superclasses is None:
+        superclasses = CIFAR20
+    classes, concept_class = _coarse(raw.classes, superclasses)
+
+    there = len(NORMALISATION[name][0])
+    wanted = channels or max(there, len(mean or ()))
+    if there > wanted:
+        raise DataError(
+            f"the model takes {wanted}-channel images, {name} has {there}",
+            "Choose another model.name; grey images can be repeated, colours cannot be dropped.",
+        )
+    means, stds = (_per_channel(given, own, wanted)
+                   for given, own in zip((mean, std), NORMALISATION[name], strict=True))  # fmt: skip
+
+    splits = []
+    for part in (raw.train, raw.test):
+        digest = hashlib.sha256(repr((raw.classes, classes, superclasses, part.digest)).encode()).hexdigest()
+        labels = concept_class[part.labels]
+        splits.append(Split(part.images, labels, part.labels, part.names, means, stds, digest, part.subjects))
+    train, test = splits
+    if limit is not None and limit < len(train):
+        train = _limited(train, limit)
+    held_out = torch.from_numpy(_identity(train, raw.subjects, "validation") < validation)
+    return Dataset(name, classes, raw.classes, concept_class, train, test, held_out, raw.subjects)
+
+
+def _per_channel(given: Sequence[float] | None, own: Sequence[float], channels: int) -> Tensor:
+    """(C, 1, 1) of what is given, else of the data set's own.
+
+    Raises:
+        DataError: It is given for another number of channels.
+    """
+    values = torch.tensor(own if given is None else given).view(-1, 1, 1)
+    if len(values) not in (1, channels):
+        raise DataError(
+            f"a normalisation of {len(values)} channels is given, and the model takes {channels}",
+            "Give model.mean and model.std one number, or one for each channel.",
+        )
+    return values.expand(channels, 1, 1)
+
+
+def reordered(data: Dataset, order: Sequence[int]) -> Dataset:
+    """The data set with its classes in another order.
+
+    Args:
+        data: The data set.
+        order: (K,) for each new class the position that it had.
+    """
+    if list(order) == list(range(len(data.classes))):
+        return data
+    new = torch.empty(len(order), dtype=torch.int64)
+    new[torch.tensor(order)] = torch.arange(len(order))
+    # Without superclasses, concepts are the classes, and stay so.
+    same = data.concepts == data.classes
+    classes = [data.classes[old] for old in order]
+
+    def moved(split: Split) -> Split:
+        labels = new[split.labels]
+        digest = hashlib.sha256(f"{split.digest} {new.tolist()}".encode()).hexdigest()
+        return replace(split, labels=labels, concepts=labels if same else split.concepts, digest=digest)
+
+    return replace(
+        data,
+        classes=classes,
+        concepts=classes if same else data.concepts,
+        concept_class=torch.arange(len(order)) if same else new[data.concept_class],
+        train=moved(data.train),
+        test=moved(data.test),
+    )
+
+
+def _identity(split: Split, people: Sequence[str], purpose: str) -> np.ndarray[Any, Any]:
+    """A hash of whose image each is, else of its name: one person's images are all held out, or none."""
+    result = hashed(split.names, purpose)
+    if split.subjects is not None:
+        known = split.subjects.numpy() >= 0
+        result[known] = hashed(people, purpose)[split.subjects.numpy()[known]]
+    return result
+
+
+def sampled(split: Split, positions: Sequence[int], number: int) -> list[int]:
+    """Up to ``number`` of ``positions``, chosen by hash of the images' identity: the same ones whatever the seed."""
+    rank = hashed([split.names[i] for i in positions], "similarity")
+    return [positions[i] for i in np.argsort(rank, kind="stable")[:number]]
+
+
+def _limited(split: Split, limit: int) -> Split:
+    keep = np.sort(np.argsort(hashed(split.names, "limit"), kind="stable")[:limit])
+    index = torch.from_numpy(keep)
+    return replace(
+        split,
+        images=split.images.at(index),
+        labels=split.labels[index],
+        concepts=split.concepts[index],
+        names=[split.names[i] for i in keep],
+        digest=hashlib.sha256(f"{split.digest} {limit}".encode()).hexdigest(),
+        subjects=None if split.subjects is None else split.subjects[index],
+    )
+
+
+def _coarse(fine: list[str], superclasses: dict[str, list[str]] | None) -> tuple[list[str], Tensor]:
+    """Class names of the model, and the class of each fine class.
+
+    Raises:
+        DataError: A member is unknown, a class is in none or in two superclasses.
+    """
+    if superclasses is None:
+        return fine, torch.arange(len(fine))
+    owners: dict[str, list[int]] = {name: [] for name in fine}
+    faults = Faults("faults in data.superclasses")
+    for position, members in enumerate(superclasses.values()):
+        for member in dict.fromkeys(members):
+            if member in owners:
+                owners[member].append(position)
+            else:
+                faults.add(f"data.superclasses: {member!r} is no class")
+    for name, found in owners.items():
+        if len(found) != 1:
+            number = f"{len(found)} superclasses" if found else "no superclass"
+            faults.add(f"data.superclasses: {name!r} is in {number}")
+    faults.check(f"The classes are: {', '.join(fine[:50])}{', …' if len(fine) > 50 else ''}.")
+    return list(superclasses), torch.tensor([owners[name][0] for name in fine])
