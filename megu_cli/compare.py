@@ -30,7 +30,10 @@ FILE = "compare.json"
 FOLDER = "compare"
 # MeGU runs through its own stages: its settings are the config's.
 OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
-_OUR_GRID = tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.1, 0.25) for lr in (0.01, 0.03))
+_OUR_GRIDS: dict[str, Sequence[Mapping[str, Any]]] = {
+    "megu": tuple({"finetune.align": a, "finetune.lr": lr} for a in (0.3, 0.6) for lr in (0.02, 0.1)),
+    "megu-paper": tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.1, 0.25) for lr in (0.01, 0.03)),
+}
 _SIZES = ("finetune.batch", "finetune.forget_batch", "finetune.retain_fraction")
 _VERSION = 1
 
@@ -480,7 +483,7 @@ def _time(cell: Row) -> dict[str, float | None]:
 
 
 def _grid(name: str) -> Sequence[Mapping[str, Any]]:
-    return _OUR_GRID if name in OURS else methods()[name].grid
+    return _OUR_GRIDS[name] if name in OURS else methods()[name].grid
 
 
 def _fresh(path: Path, parts: Mapping[str, Any]) -> Artifact | None:

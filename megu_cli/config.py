@@ -290,13 +290,18 @@ class FinetuneConfig(_Section):
     )
     batch: Count = Field(128, description="retained samples per step")
     forget_batch: Count = Field(64, description="forgotten samples per step")
-    weight: Positive = Field(0.2, description="weight of the loss on forgotten samples")
-    clean: Fraction = Field(0.75, description="share of forgotten samples left without noise")
+    weight: Positive = Field(0.1, description="weight of the loss on forgotten samples")
+    align: NonNegative = Field(
+        0.5,
+        description="hard labels: weight of the loss that draws forgotten samples to the retained ones of their label "
+        "in the features that no retained class uses; it fades out",
+    )
+    clean: Fraction = Field(0.5, description="share of forgotten samples left without noise")
     reassign: bool = Field(
         True, description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]"
     )
     beta: NonNegative = Field(0.3, description="weight of the transition matrix when labels are reassigned")
-    lr: Positive = Field(0.005, description="SGD learning rate at the start; it falls to 0 as a cosine")
+    lr: Positive = Field(0.02, description="SGD learning rate at the start; it falls to 0 as a cosine")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum")
     weight_decay: NonNegative = Field(5e-4, description="SGD weight decay")
     patience: Count = Field(2, description="stop after so many epochs without a gain in validation accuracy")
@@ -383,7 +388,7 @@ class Config(_Section):
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "noise": {"use": "both", "negative": "away"},
-        "finetune": {"reassign": False, "clean": 0.0},
+        "finetune": {"reassign": False, "clean": 0.0, "align": 0.0},
     }
 }
 

@@ -445,6 +445,11 @@ def like(state: State, original: State) -> State:
     return {key: state[key].detach().cpu().to(value.dtype) for key, value in original.items()}
 
 
+def has_head(model: nn.Module, classes: int) -> bool:
+    """Whether the model has a classifier, so that there are penultimate features."""
+    return bool(_heads(model, classes))
+
+
 def heads(model: nn.Module, classes: int) -> list[nn.Module]:
     """The layers that may be the classifier: linear (or 1x1 convolution) with one output per class.
 
@@ -454,6 +459,12 @@ def heads(model: nn.Module, classes: int) -> list[nn.Module]:
     Raises:
         CheckpointError: The model has no such layer.
     """
+    if not (found := _heads(model, classes)):
+        raise CheckpointError(f"the model has no final layer with {classes} outputs")
+    return found
+
+
+def _heads(model: nn.Module, classes: int) -> list[nn.Module]:
     modules = list(model.modules())
     found: list[nn.Module] = [
         m
@@ -461,14 +472,11 @@ def heads(model: nn.Module, classes: int) -> list[nn.Module]:
         if isinstance(m, (nn.Linear, nn.Conv2d))
         and (m.out_features if isinstance(m, nn.Linear) else m.out_channels) == classes
     ]
-    found = found or [
+    return found or [
         m
         for m in modules
         if isinstance(weight := getattr(m, "weight", None), Tensor) and weight.ndim == 2 and len(weight) == classes
     ]
-    if not found:
-        raise CheckpointError(f"the model has no final layer with {classes} outputs")
-    return found
 
 
 def classifier(model: nn.Module, classes: int) -> nn.Module:
@@ -481,10 +489,15 @@ def classifier(model: nn.Module, classes: int) -> nn.Module:
 
 
 @contextlib.contextmanager
-def penultimate(model: nn.Module, classes: int) -> Iterator[list[Tensor]]:
+def penultimate(model: nn.Module, classes: int, attached: bool = False) -> Iterator[list[Tensor]]:
     """Collect the classifier's inputs, as (B, D), of each forward pass in the block.
 
     Where several layers have an output per class, the one that ran last in a pass is the classifier.
+
+    Args:
+        model: The model.
+        classes: Number of classes K.
+        attached: Keep them in the graph, for a loss on them.
 
     Raises:
         CheckpointError: The model has no such layer.
@@ -499,7 +512,8 @@ def penultimate(model: nn.Module, classes: int) -> Iterator[list[Tensor]]:
         if latest:
             x = latest.pop()
             # Maps are averaged over positions, sequences over tokens.
-            collected.append((x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x).flatten(1).detach())
+            x = (x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x).flatten(1)
+            collected.append(x if attached else x.detach())
 
     handles = [head.register_forward_pre_hook(note) for head in heads(model, classes)]
     handles.append(model.register_forward_hook(keep))

@@ -105,7 +105,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
-            version=2,
+            version=3,
         ),
         Stage(
             "eval",

@@ -22,6 +22,7 @@ from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
+from megu_cli.models import has_head
 from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History
@@ -295,6 +296,7 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         reassign=settings.reassign and labels.mode == "hard",
         beta=settings.beta,
         weight=settings.weight,
+        align=settings.align if labels.mode == "hard" and has_head(model, len(data.classes)) else 0.0,
         epochs=settings.epochs,
         retain_samples=problem.retain_samples,
         batch=settings.batch,

@@ -104,7 +104,7 @@ def test_datasets_and_tensors_give_the_same(trained, samples):
     assert state_digest(trained.state_dict()) == before
     assert all(p.grad is None for p in trained.parameters())
     assert not tensors.model.training
-    other = unlearn(trained, **samples, **{**SHORT, "finetune": FinetuneConfig(**SHORT["finetune"], lr=0.02)})
+    other = unlearn(trained, **samples, **{**SHORT, "finetune": FinetuneConfig(**SHORT["finetune"], lr=0.03)})
     assert state_digest(dict(other.model.state_dict())) != first
     assert state_digest(dict(unlearn(trained, **samples, **SHORT, seed=1).model.state_dict())) != first
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from megu_cli.artifacts import state_digest
 from megu_cli.data import MemoryImages, Split
-from megu_cli.method.finetune import Forgotten, finetune
+from megu_cli.method.finetune import Forgotten, finetune, own_features
 from megu_cli.method.labels import by_concept, draw_labels, hard_labels, label_scores, ranked_labels, soft_labels
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
@@ -176,7 +176,7 @@ def test_a_heavier_penalty_makes_smaller_noise():
 
 FINETUNE = {
     "positive": None, "negative": None, "uniform": True, "clean": 0.5, "reassign": False, "beta": 0.3, "weight": 1.0,
-    "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9,
+    "align": 0.0, "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9,
     "weight_decay": 0.0,
     "seed": 0,
 }  # fmt: skip
@@ -239,3 +239,25 @@ def test_early_stop_follows_validation_accuracy():
     request = forgotten(gone, 2, [0, 0.5, 0.5])
     history = finetune(Linear(), split, kept, request, validate=lambda _: next(scores), patience=2, **FINETUNE)
     assert history.validation == [0.5, 0.9, 0.8, 0.9]
+
+
+def test_own_features_are_those_that_no_retained_logit_uses():
+    # Two retained classes differ along the first axis; classes 0 and 2 stay, 1 is forgotten.
+    weight = torch.tensor([[1.0, 0, 3], [-1.0, 0, 3]])
+    retained = torch.tensor([[5.0, 1, 0], [7.0, 3, 0], [-6.0, 0, 4]])
+    labels = torch.tensor([0, 0, 2])
+    forgotten = torch.tensor([[100.0, 2, 2], [-50.0, 0, 1]], requires_grad=True)
+    # Orthogonal to (1, 0, 0): means (2, 0) and (0, 4), spread (1 + 1 + 0) / 3; distances 4 and 9.
+    first, second = math.log(1 + 4 / (2 / 3)), math.log(1 + 9 / (2 / 3))
+    value = own_features(retained, labels, forgotten, torch.tensor([0, 2]), weight, 3)
+    assert value.item() == pytest.approx((first + second) / 2)
+    value.backward()
+    assert forgotten.grad is not None
+    assert forgotten.grad[:, 0].abs().max() < 1e-5
+    assert forgotten.grad[0, 2] > 0 > forgotten.grad[1, 2]
+    # A label of which the batch has no retained sample does not count.
+    lone = own_features(retained, labels, forgotten, torch.tensor([0, 1]), weight, 3)
+    assert lone.item() == pytest.approx(first)
+    # No room beside the retained logits.
+    full = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert own_features(retained, labels, forgotten, labels[:2], full, 5).item() == 0

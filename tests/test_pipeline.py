@@ -65,7 +65,7 @@ def test_the_fingerprint_is_pinned(finished):
         ("noise.strength=full", ["finetune", "eval"]),
         ("transition.temperature=2", ["transition", "labels", "noise", "finetune", "eval"]),
         ("eval.probe_samples=150", ["eval"]),
-        ("finetune.lr=0.02", ["finetune", "eval"]),
+        ("finetune.lr=0.03", ["finetune", "eval"]),
         ("device=cpu", []),
         ("eval.require=[forget_test_acc<=1]", []),
     ],

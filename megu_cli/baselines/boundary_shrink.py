@@ -18,7 +18,7 @@ from torch.nn import functional
 from megu_cli.baselines.task import Task, hold_statistics, teacher
 
 
-def boundary_shrink(model: nn.Module, task: Task, *, epochs: int = 5, lr: float = 0.0005, bound: float = 0.3) -> None:
+def boundary_shrink(model: nn.Module, task: Task, *, epochs: int = 5, lr: float = 0.0001, bound: float = 0.1) -> None:
     """Train on D_f with the nearest wrong labels.
 
     Args:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from megu_cli.baselines.task import Task, divergence, hold_statistics, teacher
 
 
-def delete(model: nn.Module, task: Task, *, epochs: int = 5, lr: float = 0.0005, retain: float = 0.0) -> None:
+def delete(model: nn.Module, task: Task, *, epochs: int = 5, lr: float = 0.00005, retain: float = 0.0) -> None:
     """Minimise KL(original with the true logit at -inf || student) on D_f.
 
     Args:

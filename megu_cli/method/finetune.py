@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
+from megu_cli.models import classifier, penultimate
 from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History, fit, shuffled
@@ -44,6 +46,7 @@ class _Step:
     target: Tensor
     prior: Tensor
     clean: Tensor
+    left: float
     retained_weight: float
     forgotten_weight: float
 
@@ -61,6 +64,7 @@ def finetune(
     reassign: bool,
     beta: float,
     weight: float,
+    align: float,
     epochs: int,
     retain_samples: int,
     batch: int,
@@ -80,7 +84,7 @@ def finetune(
     """Finetune ``model`` in place on D_f^p and D_r.
 
     Every step sees ``batch`` retained samples (x, y) and ``forget_batch`` forgotten ones (x + u (N+ + N-), target);
-    its loss is CE(retained) + weight * CE(forgotten).
+    its loss is CE(retained) + weight * CE(forgotten) + align * own_features(forgotten), the last fading out linearly.
 
     Args:
         model: Starts as the original model, on ``device``.
@@ -95,6 +99,7 @@ def finetune(
             step from the model as it is; noised samples keep their given target.
         beta: Weight of the prior.
         weight: Of the loss on forgotten samples.
+        align: Of `own_features` at the first step; it falls to 0 at the last, so that behaviour settles after depth.
         epochs: Passes; each draws samples, noises and strengths anew.
         retain_samples: Retained samples per epoch.
         batch: Retained samples per step.
@@ -114,10 +119,13 @@ def finetune(
     """
     steps = math.ceil(retain_samples / batch)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, min(epochs * steps, max_steps or epochs * steps))
+    total = min(epochs * steps, max_steps or epochs * steps)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     noises = [(n.to(device), groups) for n, groups in
               ((positive, forgotten.positive), (negative, forgotten.negative)) if n is not None]  # fmt: skip
     slots = torch.arange(len(forgotten.index))
+    classes = forgotten.target.shape[1]
+    stay = split.labels[retain].unique().to(device)  # the classes that the classifier keeps
 
     def batches(epoch: int, first: int) -> Iterator[_Step]:
         retained = shuffled(retain, retain_samples, batch, seed, "finetune", epoch, "retain")
@@ -144,6 +152,7 @@ def finetune(
                 forgotten.target[s].to(device),
                 forgotten.prior[s].to(device),
                 (strength[step][gone] == 0).to(device),
+                1 - (epoch * steps + step) / total,
                 crew.weight(len(pairs[step - first][0])),
                 crew.weight(len(pairs[step - first][1])),
             )
@@ -151,6 +160,7 @@ def finetune(
     def loss(net: nn.Module, step: _Step) -> Tensor:
         # One pass over both parts: batch norm sees the mixture that the loss is taken on.
         together = torch.cat([step.retained, step.forgotten]).contiguous(memory_format=torch.channels_last)
+        features.clear()
         logits = net(together)
         kept, gone = logits.split([len(step.retained), len(step.forgotten)])
         target = step.target
@@ -160,22 +170,83 @@ def finetune(
             moved = functional.one_hot(now.argmax(1), gone.shape[1]).to(target)
             target = torch.where(step.clean[:, None], moved, target)
         retained = functional.cross_entropy(kept, step.retained_labels) * step.retained_weight
-        return retained + weight * functional.cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
+        value = retained + weight * functional.cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
+        if align:
+            seen, own = features[-1].float().split([len(step.retained), len(step.forgotten)])
+            head = classifier(model, classes).weight
+            assert isinstance(head, Tensor)
+            value = value + align * step.left * own_features(
+                seen.detach(),
+                step.retained_labels,
+                own,
+                target.argmax(1),
+                head.detach().flatten(1)[stay],
+                classes,
+                crew,
+            )
+        return value
 
-    return fit(
-        model,
-        epochs=epochs,
-        steps=steps,
-        batches=batches,
-        loss=loss,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        seed=seed,
-        label="finetune",
-        validate=validate,
-        patience=patience,
-        limit=max_steps,
-        checkpoints=checkpoints,
-        crew=crew,
-        track=track,
+    hidden: contextlib.AbstractContextManager[list[Tensor]] = (
+        penultimate(model, classes, attached=True) if align else contextlib.nullcontext([])
     )
+    with hidden as features:
+        return fit(
+            model,
+            epochs=epochs,
+            steps=steps,
+            batches=batches,
+            loss=loss,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            seed=seed,
+            label="finetune",
+            validate=validate,
+            patience=patience,
+            limit=max_steps,
+            checkpoints=checkpoints,
+            crew=crew,
+            track=track,
+        )
+
+
+def own_features(
+    retained: Tensor,
+    retained_labels: Tensor,
+    forgotten: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    classes: int,
+    crew: Crew = ALONE,
+) -> Tensor:
+    """How far forgotten samples lie from the retained ones of their label in features that no retained logit uses.
+
+    A step along the rows of the retained classes' weights changes what the classifier says; behaviour lives there, and
+    the cross-entropies see to it. What is orthogonal to their differences is the target's own: with z the projection
+    of the features on it, the mean over forgotten samples of log(1 + d / s), d = ||z - mean z of the retained samples
+    of its label||^2 and s the mean of that over the retained samples. (The logarithm bounds the pull where retained
+    features hardly vary.) Not in the paper; see docs/decisions.md.
+
+    Args:
+        retained: (B, D) features of the retained samples of a batch, without gradient.
+        retained_labels: (B,).
+        forgotten: (B_f, D) features of the forgotten samples.
+        labels: (B_f,) what they are trained on; one without a retained sample in the batch does not count.
+        weight: (M, D) of the classifier, its retained classes alone.
+        classes: Number of classes K.
+        crew: The processes that share the batch.
+
+    Returns:
+        A scalar; 0 where the retained classes use all features (M > D).
+    """
+    if len(weight) > weight.shape[1]:
+        return forgotten.sum() * 0
+    used = torch.linalg.qr((weight - weight.mean(0)).T.float())[0][:, : len(weight) - 1]
+    kept, gone = (x - (x @ used) @ used.T for x in (retained, forgotten))
+    member = functional.one_hot(retained_labels, classes).to(kept)
+    number = crew.mean(member.sum(0))
+    mean = crew.mean(member.T @ kept) / number.clamp(min=1e-12)[:, None]
+    spread = crew.mean((kept - mean[retained_labels]).square().sum()) / number.sum()
+    there = (number > 0)[labels].to(gone)
+    distance = (gone - mean[labels]).square().sum(1) / spread.clamp(min=1e-12)
+    result: Tensor = (distance.log1p() * there).sum() / crew.mean(there.sum()).clamp(min=1e-12)
+    return result
