@@ -105,7 +105,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
-            version=3,
+            version=4,
         ),
         Stage(
             "eval",

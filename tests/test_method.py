@@ -248,16 +248,15 @@ def test_own_features_are_those_that_no_retained_logit_uses():
     labels = torch.tensor([0, 0, 2])
     forgotten = torch.tensor([[100.0, 2, 2], [-50.0, 0, 1]], requires_grad=True)
     # Orthogonal to (1, 0, 0): means (2, 0) and (0, 4), spread (1 + 1 + 0) / 3; distances 4 and 9.
-    first, second = math.log(1 + 4 / (2 / 3)), math.log(1 + 9 / (2 / 3))
     value = own_features(retained, labels, forgotten, torch.tensor([0, 2]), weight, 3)
-    assert value.item() == pytest.approx((first + second) / 2)
+    assert value.item() == pytest.approx(6.5 / (2 / 3 + 0.65))
     value.backward()
     assert forgotten.grad is not None
     assert forgotten.grad[:, 0].abs().max() < 1e-5
     assert forgotten.grad[0, 2] > 0 > forgotten.grad[1, 2]
     # A label of which the batch has no retained sample does not count.
     lone = own_features(retained, labels, forgotten, torch.tensor([0, 1]), weight, 3)
-    assert lone.item() == pytest.approx(first)
+    assert lone.item() == pytest.approx(4 / (2 / 3 + 0.4))
     # No room beside the retained logits.
     full = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     assert own_features(retained, labels, forgotten, labels[:2], full, 5).item() == 0

@@ -17,6 +17,9 @@ from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History, fit, shuffled
 
+# `own_features` at most.
+_FARTHEST = 10
+
 
 @dataclass(frozen=True)
 class Forgotten:
@@ -222,9 +225,9 @@ def own_features(
 
     A step along the rows of the retained classes' weights changes what the classifier says; behaviour lives there, and
     the cross-entropies see to it. What is orthogonal to their differences is the target's own: with z the projection
-    of the features on it, the mean over forgotten samples of log(1 + d / s), d = ||z - mean z of the retained samples
-    of its label||^2 and s the mean of that over the retained samples. (The logarithm bounds the pull where retained
-    features hardly vary.) Not in the paper; see docs/decisions.md.
+    of the features on it, d the mean of ||z - mean z of the retained samples of its label||^2 over forgotten samples,
+    and s the same over the retained ones, this is d / (s + d / 10), d in the denominator without gradient: d / s, but
+    never more than 10, where retained features hardly vary. Not in the paper; see docs/decisions.md.
 
     Args:
         retained: (B, D) features of the retained samples of a batch, without gradient.
@@ -247,6 +250,7 @@ def own_features(
     mean = crew.mean(member.T @ kept) / number.clamp(min=1e-12)[:, None]
     spread = crew.mean((kept - mean[retained_labels]).square().sum()) / number.sum()
     there = (number > 0)[labels].to(gone)
-    distance = (gone - mean[labels]).square().sum(1) / spread.clamp(min=1e-12)
-    result: Tensor = (distance.log1p() * there).sum() / crew.mean(there.sum()).clamp(min=1e-12)
+    counted = crew.mean(there.sum()).clamp(min=1e-12)
+    distance = ((gone - mean[labels]).square().sum(1) * there).sum() / counted
+    result: Tensor = distance / (spread + crew.mean(distance.detach()) / _FARTHEST).clamp(min=1e-12)
     return result
