@@ -31,7 +31,7 @@ FOLDER = "compare"
 # MeGU runs through its own stages: its settings are the config's.
 OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
 _OUR_GRIDS: dict[str, Sequence[Mapping[str, Any]]] = {
-    "megu": tuple({"finetune.align": a, "finetune.lr": lr} for a in (0.1, 0.2) for lr in (0.02, 0.1)),
+    "megu": tuple({"finetune.align": a, "finetune.lr": lr} for a in (0.05, 0.1) for lr in (0.02, 0.1)),
     "megu-paper": tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.1, 0.25) for lr in (0.01, 0.03)),
 }
 _SIZES = ("finetune.batch", "finetune.forget_batch", "finetune.retain_fraction")

@@ -292,7 +292,7 @@ class FinetuneConfig(_Section):
     forget_batch: Count = Field(64, description="forgotten samples per step")
     weight: Positive = Field(0.1, description="weight of the loss on forgotten samples")
     align: NonNegative = Field(
-        0.2,
+        0.1,
         description="hard labels: weight of the loss that draws forgotten samples to the retained ones of their label "
         "in the features that no retained class uses; it fades out",
     )
