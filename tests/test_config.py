@@ -100,6 +100,10 @@ def test_init_for_images_of_ones_own(megu, tmp_path, monkeypatch):
         assert getattr(config.data, key).resolve() == tmp_path / images
         assert config.forget.samples.resolve() == tmp_path / "delete.csv"
     assert megu("init", "-c", file, "--images", tmp_path / "photos", "--subject", "ann", "--force").code == 0
+    told = megu("init", "-c", file, "--images", tmp_path / "photos", "--subject", "ann", "--force").out
+    # What cannot be known from the images, and has no default that could be right.
+    assert "data.image_size" in told
+    assert "mllm" in told
     config = load_config(file)
     assert (config.data.root, config.forget.subjects) == (tmp_path / "photos", ["ann"])
     assert "neither a folder nor a CSV" in megu("init", "-c", file, "--images", "nowhere", "--force").err
