@@ -1,7 +1,7 @@
 """The configuration: one YAML file, validated in one go.
 
-Every setting is declared here once, with its type, default and meaning; ``megu init`` and docs/config.md are
-made from these declarations. Precedence: defaults < preset < YAML < flags.
+Every setting is declared here once, with its type, default and meaning; ``megu init`` writes a config
+with these very words. Precedence: defaults < preset < YAML < flags.
 """
 
 from __future__ import annotations
