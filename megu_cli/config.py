@@ -509,7 +509,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             _merge(base[key], value)
         elif key == "forget" and isinstance(value, dict) and isinstance(base.get(key), dict):
             # What was forgotten before stays so whatever is asked for now.
-            kept = {k: base[key][k] for k in ("duplicates", "already") if k in base[key]}
+            beside = ("duplicates", "already")
+            another = any(k not in beside for k in value)
+            kept = {k: v for k, v in base[key].items() if k in beside or not another}
             base[key] = {**kept, **copy.deepcopy(value)}
         else:
             base[key] = copy.deepcopy(value)
