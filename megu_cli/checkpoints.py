@@ -227,7 +227,8 @@ def _content(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from None
     except Exception as error:  # torch.load raises RuntimeError, EOFError, OSError and more for damaged files
-        raise CheckpointError(f"{path} is damaged or truncated: {str(error).splitlines()[0]}") from None
+        why = (str(error) or "it is empty").splitlines()[0]  # an empty file is an EOFError that says nothing
+        raise CheckpointError(f"{path} is damaged or truncated: {why}") from None
 
 
 def _refused(path: Path, message: str) -> CheckpointError:

@@ -1,7 +1,7 @@
 """The configuration: one YAML file, validated in one go.
 
-Every setting is declared here once, with its type, default and meaning; ``megu init`` and docs/config.md are
-made from these declarations. Precedence: defaults < preset < YAML < flags.
+Every setting is declared here once, with its type, default and meaning; ``megu init`` writes a config
+with these very words. Precedence: defaults < preset < YAML < flags.
 """
 
 from __future__ import annotations
@@ -514,7 +514,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             _merge(base[key], value)
         elif key == "forget" and isinstance(value, dict) and isinstance(base.get(key), dict):
             # What was forgotten before stays so whatever is asked for now.
-            kept = {k: base[key][k] for k in ("duplicates", "already") if k in base[key]}
+            beside = ("duplicates", "already")
+            another = any(k not in beside for k in value)
+            kept = {k: v for k, v in base[key].items() if k in beside or not another}
             base[key] = {**kept, **copy.deepcopy(value)}
         else:
             base[key] = copy.deepcopy(value)

@@ -117,6 +117,7 @@ def checkpoints(tmp_path: Path, state: dict) -> dict[str, tuple[Path, str]]:
     path.write_bytes(path.read_bytes()[:-100])
     torch.save(state, path := add("truncated-pth", "damaged", ".pth"))
     path.write_bytes(path.read_bytes()[:2000])
+    add("empty-pth", "damaged", ".pth").touch()
     more = {**state, "head.weight": torch.zeros(11, 64), "head.bias": torch.zeros(11)}
     save_file(more, add("class-too-many", "shape of head.weight: (11, 64) in the file, (10, 64) in the model"))
     save_file({k: v for k, v in state.items() if k != "head.bias"}, add("key-missing", "missing: head.bias"))

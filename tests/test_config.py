@@ -100,7 +100,19 @@ def test_init_for_images_of_ones_own(megu, tmp_path, monkeypatch):
         assert getattr(config.data, key).resolve() == tmp_path / images
         assert config.forget.samples.resolve() == tmp_path / "delete.csv"
     assert megu("init", "-c", file, "--images", tmp_path / "photos", "--subject", "ann", "--force").code == 0
+    told = megu("init", "-c", file, "--images", tmp_path / "photos", "--subject", "ann", "--force").out
+    # What cannot be known from the images, and has no default that could be right.
+    assert "data.image_size" in told
+    assert "mllm" in told
     config = load_config(file)
     assert (config.data.root, config.forget.subjects) == (tmp_path / "photos", ["ann"])
     assert "neither a folder nor a CSV" in megu("init", "-c", file, "--images", "nowhere", "--force").err
     assert megu("init", "-c", file, "--images", "photos", "--data", "digits", "--force").code == 2
+
+
+def test_a_flag_beside_the_request_leaves_the_request(tmp_path):
+    file = write_config(tmp_path, forget={"classes": ["3"], "already": ["first"]})
+    forget = load_config(file, ["forget.already=null", "forget.duplicates=warn"]).forget
+    assert (forget.classes, forget.already, forget.duplicates) == (["3"], None, "warn")
+    forget = load_config(file, ["forget.random.count=5"]).forget
+    assert (forget.classes, forget.already) == (None, [tmp_path / "first"])

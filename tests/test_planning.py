@@ -9,6 +9,7 @@ import pytest
 from conftest import listing, write_config
 
 from megu_cli import planning
+from megu_cli.cli import tables
 from megu_cli.config import load_config
 from megu_cli.workspace import Workspace
 
@@ -43,6 +44,13 @@ def test_a_budget_and_what_is_fresh_make_the_plan_shorter(megu, finished):
     shown = megu("run", "-c", finished, "--dry-run")
     assert "of the time of retraining" in shown.out
     assert "Estimates" in shown.out
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(2.7, True), (0.1, False)])
+def test_what_makes_a_long_finetuning_shorter_is_said(capsys, ratio, said):
+    nothing = {"steps": 0, "calls": 0, "seconds": 0.0, "memory_bytes": None, "disk_bytes": 0, "untimed": []}
+    tables.plan({"plan": [], "total": nothing, "retraining": nothing, "time_ratio": ratio})
+    assert ("finetune.retain_fraction" in capsys.readouterr().out) == said
 
 
 def test_sizes_on_disk_are_those_of_the_files(finished):

@@ -166,6 +166,11 @@ def init(
     with replacing(config) as temporary:
         temporary.write_text(text, encoding="utf-8")
     typer.echo(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
+    if images:
+        typer.echo(
+            f"Two things are for you to say: data.image_size, as the model was trained (now {own['image_size']}), "
+            "and mllm, who rates how similar the classes are (docs/mllm.md)."
+        )
 
 
 def run(options: Options, require: _Require = None, max_steps: _MaxSteps = None) -> None:

@@ -103,6 +103,7 @@ def shipped(dataset: str) -> Path:
     if not path.exists():
         raise DataError(
             f"mllm.backend: recorded ships no ratings for {dataset}",
-            "Set mllm.ratings to a file of recorded ratings.",
+            "Ask a multimodal LLM or CLIP (mllm.backend: local, endpoint or clip), or rate yourself: name the file in "
+            "mllm.ratings (docs/mllm.md).",
         )
     return path

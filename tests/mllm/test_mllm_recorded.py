@@ -65,3 +65,10 @@ def test_shipped_ratings_rate_every_pair_and_say_who_gave_them(dataset: str) -> 
     assert all(len(row) == len(names) - 1 for row in recorded.rate(questions).scores.values())
     assert recorded.rater
     assert {"date", "evidence", "question", "scale"} <= recorded.provenance.keys()
+
+
+def test_data_without_shipped_ratings_are_told_the_ways_to_get_some() -> None:
+    with pytest.raises(DataError) as error:
+        shipped("imagefolder")
+    for way in ("local", "endpoint", "clip", "mllm.ratings"):
+        assert way in error.value.hint
