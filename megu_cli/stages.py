@@ -19,7 +19,7 @@ from megu_cli.forget import record
 from megu_cli.mllm.base import Ratings
 from megu_cli.models import State, like, shown, unreached
 from megu_cli.unlearning import Labels, Problem
-from megu_cli.workspace import UNLEARNED_DIRECTORY, Workspace
+from megu_cli.workspace import UNLEARNED, Workspace
 
 Inputs = Mapping[str, Artifact]
 
@@ -216,8 +216,8 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
             ),
             work.config.model.trust_remote_code,
         )
-        files = {f"{UNLEARNED_DIRECTORY}/{name}": data for name, data in content.items()}
-        notes.append(f"{UNLEARNED_DIRECTORY}/ is the unlearned model for from_pretrained()")
+        files = {f"{UNLEARNED}/{name}": data for name, data in content.items()}
+        notes.append(f"{UNLEARNED}/ is the unlearned model for from_pretrained()")
         if own and own.is_dir():
             return Product(Artifact(body), {"model.safetensors": renamed}, files, notes)
     if work.own_checkpoint and work.wrapped:

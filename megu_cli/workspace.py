@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _MEMO = ".digests.npy"
 _RUNS = "runs.jsonl"
-# Where the unlearned model of transformers is written, in the run directory.
-UNLEARNED_DIRECTORY = "model"
+# The unlearned checkpoint in the run directory: with a suffix a file, without one a directory of transformers.
+UNLEARNED = "model"
 
 
 class Workspace:
@@ -106,7 +106,8 @@ class Workspace:
             crop=prepare.crop,
             stretch=prepare.stretch,
             table=settings.manifest,
-            order=settings.classes,
+            # Of a coarse-labelled set they name the superclasses: those are put in order below.
+            order=self._named_classes if settings.name not in data.SMALL and settings.superclasses is None else None,
             test_fraction=settings.test_fraction,
             follow_links=settings.follow_links,
             reserved=self._reserved,
@@ -145,14 +146,21 @@ class Workspace:
             more["precision"] = settings.precision
         return {"model": name, **more} if more or not isinstance(name, str) else name
 
+    @cached_property
+    def _named_classes(self) -> list[str] | None:
+        """The names in ``model.classes``."""
+        from megu_cli.class_names import read_names
+
+        given = self.config.model.classes
+        return read_names(given) if isinstance(given, Path) else given
+
     def _order_of(self, classes: list[str]) -> list[int]:
         """For each output of the model the position of its class in the data."""
-        from megu_cli.class_names import match, read_names
+        from megu_cli.class_names import match
 
         settings = self.config.model
-        if settings.classes is not None:
-            names = read_names(settings.classes) if isinstance(settings.classes, Path) else settings.classes
-            return match(names, classes, "model.classes", exact=True)
+        if self._named_classes is not None:
+            return match(self._named_classes, classes, "model.classes", exact=True)
         if folder := self.hf_folder:
             from megu_cli import huggingface
 
@@ -210,8 +218,9 @@ class Workspace:
         """
         from megu_cli.forget import recorded
 
-        given, own = self.config.forget.already, self.config.model.checkpoint
-        unlearned = own is not None and own.stem == "model" and (own.parent / "finetune.json").is_file()
+        given, own = self.config.forget.already, self.own_checkpoint
+        # model.safetensors, model.pth (or whichever suffix the first checkpoint had), the directory model/.
+        unlearned = own is not None and own.stem == UNLEARNED and (own.parent / "finetune.json").is_file()
         if given is None and own is not None and unlearned:
             raise ConfigError(
                 f"model.checkpoint {own} was unlearned before, and forget.already does not say what it has forgotten",
@@ -409,10 +418,8 @@ class Workspace:
 
         folder = out or self.out
         if self.hf_folder:  # as from_pretrained() gives it to the user
-            state = huggingface.read(
-                folder / UNLEARNED_DIRECTORY, len(self.data.classes), self.config.model.trust_remote_code
-            )
-            return self.load(state, UNLEARNED_DIRECTORY)
+            state = huggingface.read(folder / UNLEARNED, len(self.data.classes), self.config.model.trust_remote_code)
+            return self.load(state, UNLEARNED)
         path = folder / "model.safetensors"
         key = self.file.chosen.name if self.own_checkpoint and self.file.suffix == path.suffix else ""
         return self.load(read(path, self.build(), key or None).state, path.name)

@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import listing
 from safetensors.torch import load_file
+from test_bad_input import refused
 
 from megu_cli import data
 from megu_cli.config import load_config
@@ -101,7 +102,12 @@ def test_a_model_of_transformers_trained_and_unlearned(megu, tmp_path, kind):
         assert torch.allclose(theirs(x).logits, ours, atol=1e-3)
     assert theirs.config.id2label[6] == "Shirt"
     # And the other way: that directory is a model to unlearn something else from.
-    again = write(tmp_path, {"name": f"hf:{folder}"}, forget={"classes": ["Bag"]}, eval={"oracle": False})
+    refused(
+        megu("run", "-c", write(tmp_path, {"name": f"hf:{folder}"}, forget={"classes": ["Bag"]})), "unlearned before"
+    )
+    again = write(
+        tmp_path, {"name": f"hf:{folder}"}, forget={"classes": ["Bag"], "already": ["run"]}, eval={"oracle": False}
+    )
     answer = megu("run", "-c", again, "-o", tmp_path / "second", "--json")
     assert answer.code == 0, answer.err
     assert "preflight: " in answer.err
