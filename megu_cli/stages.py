@@ -158,7 +158,20 @@ def labels(work: Workspace, inputs: Inputs) -> Product:
     tensors = {"index": work.request.forget, "perturbing": made.perturbing}
     if made.target is not None:
         tensors["target"] = made.target
-    return Product(Artifact(body, tensors))
+    notes = []
+    if made.keep and work.config.labels.keep == "auto" and work.foreign:
+        notes.append(
+            f"{_kept(made.keep)} of the forgotten images keep their labels, as the model does on the images that "
+            "data.validation holds out; if it was trained on these as well, set labels.keep to its accuracy on images "
+            "that it has not seen"
+        )
+    return Product(Artifact(body, tensors), notes=notes)
+
+
+def _kept(keep: Mapping[str, float]) -> str:
+    """Shares in words."""
+    low, high = min(keep.values()), max(keep.values())
+    return f"{high:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
 
 
 def noise(work: Workspace, inputs: Inputs) -> Product:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -223,7 +222,7 @@ class Workspace:
         unlearned = own is not None and own.stem == UNLEARNED and (own.parent / "finetune.json").is_file()
         if given is None and own is not None and unlearned:
             raise ConfigError(
-                f"model.checkpoint {own} was unlearned before, and forget.already does not say what it has forgotten",
+                f"the checkpoint {own} was unlearned before, and forget.already does not say what it has forgotten",
                 f"Set forget.already to [{own.parent}], or to [] if that may be learned again.",
             )
         return [
@@ -261,7 +260,13 @@ class Workspace:
         """What the user should know of the request before it runs."""
         from megu_cli.forget import notes
 
-        return notes(self.data, self.request, self.config.forget.duplicates)
+        lines = notes(self.data, self.request, self.config.forget.duplicates)
+        if self.data.test_made and self.foreign:
+            lines.append(
+                "the test split was made here (data.test_fraction): if the checkpoint was trained on its images too, "
+                "figures on test images flatter, and membership attacks see no difference"
+            )
+        return lines
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -311,45 +316,17 @@ class Workspace:
         settings = self.config.mllm
         if self._elder and self._elder.config.mllm == settings:
             return self._elder.rater  # what was answered in one run directory is asked in none of its siblings
-        if settings.backend == "recorded":
-            from megu_cli.mllm.recorded import Recorded
+        from megu_cli.mllm.backends import backend
 
-            return Recorded(self.ratings_file)
-        from megu_cli.mllm.answers import Answers
-
-        answers = Answers(self.out / "similarity.answers.jsonl")
-        assert settings.model is not None  # the config has seen to it
-        if settings.backend == "endpoint":
-            from megu_cli.mllm.endpoint import Endpoint
-
-            return Endpoint(
-                str(settings.model),
-                settings.base_url or "",
-                key=os.environ.get(settings.key_env, "").strip(),
-                key_env=settings.key_env,
-                key_needed=settings.key_env != type(settings).model_fields["key_env"].default,
-                allow_remote=settings.allow_remote,
-                show=self.picture,
-                answers=answers,
-                concurrency=settings.concurrency,
-                timeout=settings.timeout,
-                retries=settings.retries,
-                track=self.track,
-            )
-        from megu_cli.mllm.clip import Clip
-        from megu_cli.mllm.local import Local
-        from megu_cli.mllm.pretrained import Looking, Pretrained
-
-        source = Pretrained(
-            settings.model,
-            self.device,
-            revision=settings.revision,
-            dtype=settings.dtype,
-            trust_remote_code=settings.trust_remote_code,
+        return backend(
+            settings,
+            ratings=lambda: self.ratings_file,
+            identity=lambda: self._rater_model_digest,
+            answers=self.out / "similarity.answers.jsonl",
+            show=self.picture,
+            device=self.device,
+            track=self.track,
         )
-        asker = {"backend": settings.backend, "model": self._rater_model_digest, "dtype": settings.dtype}
-        looking = Looking(self.picture, answers, asker, self.track)
-        return Local(source, looking) if settings.backend == "local" else Clip(source, looking)
 
     @property
     def ratings_file(self) -> Path:
@@ -439,12 +416,17 @@ class Workspace:
         return load_state(self.build(), state, source).eval()
 
     @property
-    def unproven(self) -> bool:
-        """Whether the checkpoint is the user's, and not one that `megu train` made, and is to be looked into."""
+    def foreign(self) -> bool:
+        """Whether the checkpoint is there and not one that `megu train` made: what it was trained on is not known."""
         own = self.own_checkpoint
-        if own is None or not self.config.model.preflight or not own.exists():
+        if own is None or not own.exists():
             return False
         return own.is_dir() or own.suffix != ".safetensors" or not artifacts.is_ours(own)
+
+    @property
+    def unproven(self) -> bool:
+        """Whether the checkpoint is to be looked into before it is used."""
+        return self.config.model.preflight and self.foreign
 
     def preflight(self) -> str:
         """See that the original model classifies the data; what was found, in a line.

@@ -97,6 +97,7 @@ def test_val_serves_as_test_and_train_alone_is_no_layout(tmp_path):
     for split in ("train", "val"):
         single(tmp_path / "a" / split, number=3)
     assert load(tmp_path / "a").test.names[0] == "val/cat/0.png"
+    assert not load(tmp_path / "a").test_made
     single(tmp_path / "b" / "train")
     with refused("has train/ but no test/", "set data.root to train/ itself"):
         load(tmp_path / "b")
@@ -121,6 +122,19 @@ def test_the_order_of_classes_is_torchvisions_or_as_given(tmp_path):
         load(tmp_path, order=["apple", "Zebra", "10"])
     with refused("names 'apple' twice"):
         load(tmp_path, order=["apple", "apple"])
+
+
+def test_a_made_test_split_is_said_of_a_model_that_may_have_seen_it(tmp_path):
+    single(tmp_path / "photos")
+    file = write_config(
+        tmp_path,
+        data={"name": "imagefolder", "root": "photos", "image_size": 8, "limit": None},
+        model={"name": "small_cnn", "checkpoint": "mine.pth"},
+        forget={"classes": ["cat"]},
+    )
+    assert Workspace(load_config(file)).notes == []
+    (tmp_path / "mine.pth").write_bytes(b"")
+    assert "the test split was made here" in Workspace(load_config(file)).notes[0]
 
 
 def test_the_models_classes_may_lack_images(tmp_path):

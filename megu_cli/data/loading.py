@@ -135,7 +135,7 @@ def load(
     if limit is not None and limit < len(train):
         train = _limited(train, limit)
     held_out = torch.from_numpy(_identity(train, raw.subjects, "validation") < validation)
-    return Dataset(name, classes, raw.classes, concept_class, train, test, held_out, raw.subjects)
+    return Dataset(name, classes, raw.classes, concept_class, train, test, held_out, raw.subjects, raw.test_made)
 
 
 def _per_channel(given: Sequence[float] | None, own: Sequence[float], channels: int) -> Tensor:

@@ -316,7 +316,7 @@ def assembled(where: str, classes: list[str], listing: Listing, digests: _Array,
         )
         subjects = None if whose is None else torch.from_numpy(whose)
         parts.append(Part(images, torch.from_numpy(labels), names, total.hexdigest(), subjects))
-    return Raw(classes, parts[0], parts[1], listing.people)
+    return Raw(classes, parts[0], parts[1], listing.people, listing.test is None)
 
 
 def made_split(listing: Listing, contents: _Array, own: Own) -> _Array:
