@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megu_cli.errors import CheckpointError, ConfigError
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names from a text file, one a line.
+    """Class names from a file: a line each, or JSON: a list, or a mapping between names and positions.
 
     Raises:
         ConfigError: It cannot be read, or holds none.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model.classes: {path} cannot be read: {error}") from None
+        text = path.read_text(encoding="utf-8-sig")
+        names = _of_json(json.loads(text)) if path.suffix == ".json" else list(map(str.strip, text.splitlines()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"model.classes: {path} cannot be read: {error}",
+            "It holds a class name a line, or JSON: a list, or a mapping from names to positions or back.",
+        ) from None
+    names = [name for name in names if name]
     if not names:
         raise ConfigError(f"model.classes: {path} holds no names")
     return names
+
+
+def _of_json(content: Any) -> list[str]:
+    if isinstance(content, dict):
+        at = {int(v if isinstance(v, int) else k): k if isinstance(v, int) else v for k, v in content.items()}
+        content = [at[i] for i in range(len(content))]
+    return [str(name) for name in content]
 
 
 def match(names: Sequence[str], classes: Sequence[str], source: str, exact: bool = False) -> list[int]:

@@ -48,9 +48,6 @@ class DataConfig(_Section):
     manifest: Path | None = Field(
         None, description="manifest: CSV with the columns path,label and, where you like, split and subject"
     )
-    classes: list[str] | Path | None = Field(
-        None, description="your own data: the classes in the order of the model's outputs, or a file; null: sorted"
-    )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="your own data without a test split: share of the images that become one (by hash)"
     )
@@ -77,8 +74,6 @@ class DataConfig(_Section):
     def _fits(self) -> DataConfig:
         if (self.name == "manifest") != (self.manifest is not None):
             raise ValueError("data.manifest goes with name: manifest, and neither without the other")
-        if self.classes is not None and self.name not in ("imagefolder", "manifest", "hf_dataset"):
-            raise ValueError(f"data.classes is for your own data; {self.name} has its own classes")
         return self
 
 
@@ -101,8 +96,8 @@ class ModelConfig(_Section):
     )
     classes: Annotated[list[str], Field(min_length=2)] | Path | None = Field(
         None,
-        description="names of the classes in the order of the model's outputs (or a text file, one name a line); "
-        "null: by id2label of a hf: directory, else in the order of the data",
+        description="the data's classes in the order of the model's outputs (a list, or a file: a name a line, or "
+        "JSON), of your own data also those without images; null: by id2label of a hf: directory, else as in the data",
     )
     mean: Annotated[list[float], Field(min_length=1)] | None = Field(
         None,

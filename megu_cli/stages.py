@@ -19,7 +19,7 @@ from megu_cli.forget import record
 from megu_cli.mllm.base import Ratings
 from megu_cli.models import State, like, shown, unreached
 from megu_cli.unlearning import Labels, Problem
-from megu_cli.workspace import UNLEARNED_DIRECTORY, Workspace
+from megu_cli.workspace import UNLEARNED, Workspace
 
 Inputs = Mapping[str, Artifact]
 
@@ -158,7 +158,20 @@ def labels(work: Workspace, inputs: Inputs) -> Product:
     tensors = {"index": work.request.forget, "perturbing": made.perturbing}
     if made.target is not None:
         tensors["target"] = made.target
-    return Product(Artifact(body, tensors))
+    notes = []
+    if made.keep and work.config.labels.keep == "auto" and work.foreign:
+        notes.append(
+            f"{_kept(made.keep)} of the forgotten images keep their labels, as the model does on the images that "
+            "data.validation holds out; if it was trained on these as well, set labels.keep to its accuracy on images "
+            "that it has not seen"
+        )
+    return Product(Artifact(body, tensors), notes=notes)
+
+
+def _kept(keep: Mapping[str, float]) -> str:
+    """Shares in words."""
+    low, high = min(keep.values()), max(keep.values())
+    return f"{high:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
 
 
 def noise(work: Workspace, inputs: Inputs) -> Product:
@@ -216,8 +229,8 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
             ),
             work.config.model.trust_remote_code,
         )
-        files = {f"{UNLEARNED_DIRECTORY}/{name}": data for name, data in content.items()}
-        notes.append(f"{UNLEARNED_DIRECTORY}/ is the unlearned model for from_pretrained()")
+        files = {f"{UNLEARNED}/{name}": data for name, data in content.items()}
+        notes.append(f"{UNLEARNED}/ is the unlearned model for from_pretrained()")
         if own and own.is_dir():
             return Product(Artifact(body), {"model.safetensors": renamed}, files, notes)
     if work.own_checkpoint and work.wrapped:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
 _MEMO = ".digests.npy"
 _RUNS = "runs.jsonl"
-# Where the unlearned model of transformers is written, in the run directory.
-UNLEARNED_DIRECTORY = "model"
+# The unlearned checkpoint in the run directory: with a suffix a file, without one a directory of transformers.
+UNLEARNED = "model"
 
 
 class Workspace:
@@ -106,7 +105,8 @@ class Workspace:
             crop=prepare.crop,
             stretch=prepare.stretch,
             table=settings.manifest,
-            order=settings.classes,
+            # Of a coarse-labelled set they name the superclasses: those are put in order below.
+            order=self._named_classes if settings.name not in data.SMALL and settings.superclasses is None else None,
             test_fraction=settings.test_fraction,
             follow_links=settings.follow_links,
             reserved=self._reserved,
@@ -145,14 +145,21 @@ class Workspace:
             more["precision"] = settings.precision
         return {"model": name, **more} if more or not isinstance(name, str) else name
 
+    @cached_property
+    def _named_classes(self) -> list[str] | None:
+        """The names in ``model.classes``."""
+        from megu_cli.class_names import read_names
+
+        given = self.config.model.classes
+        return read_names(given) if isinstance(given, Path) else given
+
     def _order_of(self, classes: list[str]) -> list[int]:
         """For each output of the model the position of its class in the data."""
-        from megu_cli.class_names import match, read_names
+        from megu_cli.class_names import match
 
         settings = self.config.model
-        if settings.classes is not None:
-            names = read_names(settings.classes) if isinstance(settings.classes, Path) else settings.classes
-            return match(names, classes, "model.classes", exact=True)
+        if self._named_classes is not None:
+            return match(self._named_classes, classes, "model.classes", exact=True)
         if folder := self.hf_folder:
             from megu_cli import huggingface
 
@@ -210,11 +217,12 @@ class Workspace:
         """
         from megu_cli.forget import recorded
 
-        given, own = self.config.forget.already, self.config.model.checkpoint
-        unlearned = own is not None and own.stem == "model" and (own.parent / "finetune.json").is_file()
+        given, own = self.config.forget.already, self.own_checkpoint
+        # model.safetensors, model.pth (or whichever suffix the first checkpoint had), the directory model/.
+        unlearned = own is not None and own.stem == UNLEARNED and (own.parent / "finetune.json").is_file()
         if given is None and own is not None and unlearned:
             raise ConfigError(
-                f"model.checkpoint {own} was unlearned before, and forget.already does not say what it has forgotten",
+                f"the checkpoint {own} was unlearned before, and forget.already does not say what it has forgotten",
                 f"Set forget.already to [{own.parent}], or to [] if that may be learned again.",
             )
         return [
@@ -252,7 +260,13 @@ class Workspace:
         """What the user should know of the request before it runs."""
         from megu_cli.forget import notes
 
-        return notes(self.data, self.request, self.config.forget.duplicates)
+        lines = notes(self.data, self.request, self.config.forget.duplicates)
+        if self.data.test_made and self.foreign:
+            lines.append(
+                "the test split was made here (data.test_fraction): if the checkpoint was trained on its images too, "
+                "figures on test images flatter, and membership attacks see no difference"
+            )
+        return lines
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -302,45 +316,17 @@ class Workspace:
         settings = self.config.mllm
         if self._elder and self._elder.config.mllm == settings:
             return self._elder.rater  # what was answered in one run directory is asked in none of its siblings
-        if settings.backend == "recorded":
-            from megu_cli.mllm.recorded import Recorded
+        from megu_cli.mllm.backends import backend
 
-            return Recorded(self.ratings_file)
-        from megu_cli.mllm.answers import Answers
-
-        answers = Answers(self.out / "similarity.answers.jsonl")
-        assert settings.model is not None  # the config has seen to it
-        if settings.backend == "endpoint":
-            from megu_cli.mllm.endpoint import Endpoint
-
-            return Endpoint(
-                str(settings.model),
-                settings.base_url or "",
-                key=os.environ.get(settings.key_env, "").strip(),
-                key_env=settings.key_env,
-                key_needed=settings.key_env != type(settings).model_fields["key_env"].default,
-                allow_remote=settings.allow_remote,
-                show=self.picture,
-                answers=answers,
-                concurrency=settings.concurrency,
-                timeout=settings.timeout,
-                retries=settings.retries,
-                track=self.track,
-            )
-        from megu_cli.mllm.clip import Clip
-        from megu_cli.mllm.local import Local
-        from megu_cli.mllm.pretrained import Looking, Pretrained
-
-        source = Pretrained(
-            settings.model,
-            self.device,
-            revision=settings.revision,
-            dtype=settings.dtype,
-            trust_remote_code=settings.trust_remote_code,
+        return backend(
+            settings,
+            ratings=lambda: self.ratings_file,
+            identity=lambda: self._rater_model_digest,
+            answers=self.out / "similarity.answers.jsonl",
+            show=self.picture,
+            device=self.device,
+            track=self.track,
         )
-        asker = {"backend": settings.backend, "model": self._rater_model_digest, "dtype": settings.dtype}
-        looking = Looking(self.picture, answers, asker, self.track)
-        return Local(source, looking) if settings.backend == "local" else Clip(source, looking)
 
     @property
     def ratings_file(self) -> Path:
@@ -409,10 +395,8 @@ class Workspace:
 
         folder = out or self.out
         if self.hf_folder:  # as from_pretrained() gives it to the user
-            state = huggingface.read(
-                folder / UNLEARNED_DIRECTORY, len(self.data.classes), self.config.model.trust_remote_code
-            )
-            return self.load(state, UNLEARNED_DIRECTORY)
+            state = huggingface.read(folder / UNLEARNED, len(self.data.classes), self.config.model.trust_remote_code)
+            return self.load(state, UNLEARNED)
         path = folder / "model.safetensors"
         key = self.file.chosen.name if self.own_checkpoint and self.file.suffix == path.suffix else ""
         return self.load(read(path, self.build(), key or None).state, path.name)
@@ -432,12 +416,17 @@ class Workspace:
         return load_state(self.build(), state, source).eval()
 
     @property
-    def unproven(self) -> bool:
-        """Whether the checkpoint is the user's, and not one that `megu train` made, and is to be looked into."""
+    def foreign(self) -> bool:
+        """Whether the checkpoint is there and not one that `megu train` made: what it was trained on is not known."""
         own = self.own_checkpoint
-        if own is None or not self.config.model.preflight or not own.exists():
+        if own is None or not own.exists():
             return False
         return own.is_dir() or own.suffix != ".safetensors" or not artifacts.is_ours(own)
+
+    @property
+    def unproven(self) -> bool:
+        """Whether the checkpoint is to be looked into before it is used."""
+        return self.config.model.preflight and self.foreign
 
     def preflight(self) -> str:
         """See that the original model classifies the data; what was found, in a line.

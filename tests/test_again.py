@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import write_config
 from test_bad_input import refused
+from transformers import ViTConfig
 
 from megu_cli import artifacts
 from megu_cli.config import changed, load_config
@@ -62,6 +63,13 @@ def test_an_unlearned_checkpoint_says_so(megu, finished, tmp_path):
     folder = tmp_path / "next"
     file = second(folder, first, classes=["3"])
     refused(megu("run", "-c", file), "was unlearned before", f"Set forget.already to [{first}]")
+    # In whichever form it was written.
+    (first / "model.pth").write_bytes(b"")
+    refused(megu("run", "-c", file, "--set", f"model.checkpoint={first / 'model.pth'}"), "was unlearned before")
+    ViTConfig(num_labels=10).save_pretrained(first / "model")
+    (first / "model" / "model.safetensors").write_bytes(b"")
+    named = f"model.name=hf:{first / 'model'}"
+    refused(megu("run", "-c", file, "--set", named, "--set", "model.checkpoint=null"), "model was unlearned before")
     # An original that a run directory holds was not.
     original = f"model.checkpoint={first / 'original.safetensors'}"
     assert megu("run", "-c", file, "--dry-run", "--set", original).code == 0

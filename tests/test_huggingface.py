@@ -217,6 +217,28 @@ def test_classes_match_though_written_otherwise():
     assert class_names.match(["a_b", "a b"], ["a b", "a_b"], "id2label") == [1, 0]
 
 
+def test_names_of_classes_in_a_file(tmp_path):
+    names = ["an apple", "Zebra/horse", "🐍"]
+    files = {
+        "a.txt": "\n".join(names),
+        "a.json": json.dumps(names),
+        "b.json": json.dumps({name: i for i, name in enumerate(names)}),
+        "c.json": json.dumps(dict(enumerate(names))),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert class_names.read_names(tmp_path / name) == names, name
+    for name, content in {
+        "d.json": '{"0": "apple", "2": "Zebra"}',
+        "e.json": "3",
+        "f.json": "[",
+        "g.txt": "\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ConfigError, match=name):
+            class_names.read_names(tmp_path / name)
+
+
 def test_twelve_thousand_classes_are_matched_at_once():
     names = [f"species {i}" for i in range(12_000)]
     assert class_names.match(names[::-1], names, "id2label") == list(range(12_000))[::-1]

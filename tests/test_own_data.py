@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_config
 from PIL import Image
 
 from megu_cli import data
+from megu_cli.config import load_config
 from megu_cli.data.decode import Decode, Resizing
 from megu_cli.data.names import Names, hashed
 from megu_cli.data.own import ordered
 from megu_cli.errors import DataError
 from megu_cli.memo import Memo
+from megu_cli.workspace import Workspace
 
 
 def picture(path: Path, seed: int = 0, side: int = 12) -> Path:
@@ -94,6 +97,7 @@ def test_val_serves_as_test_and_train_alone_is_no_layout(tmp_path):
     for split in ("train", "val"):
         single(tmp_path / "a" / split, number=3)
     assert load(tmp_path / "a").test.names[0] == "val/cat/0.png"
+    assert not load(tmp_path / "a").test_made
     single(tmp_path / "b" / "train")
     with refused("has train/ but no test/", "set data.root to train/ itself"):
         load(tmp_path / "b")
@@ -114,21 +118,44 @@ def test_the_order_of_classes_is_torchvisions_or_as_given(tmp_path):
     order = ["apple", "Zebra", "never seen", "9", "10"]
     given = load(tmp_path, order=order)
     assert given.classes == order
-    files = {
-        "a.txt": "\n".join(order),
-        "a.json": json.dumps(order),
-        "b.json": json.dumps({name: i for i, name in enumerate(order)}),
-        "c.json": json.dumps(dict(enumerate(order))),
-    }
-    for file, content in files.items():
-        other = load(tmp_path, order=table(tmp_path.parent / "order" / file, content))
-        assert torch.equal(other.train.labels, given.train.labels), file
-    with refused("the label '9' is not among data.classes"):
+    with refused("the label '9' is not among model.classes"):
         load(tmp_path, order=["apple", "Zebra", "10"])
     with refused("names 'apple' twice"):
         load(tmp_path, order=["apple", "apple"])
-    with refused("c.json cannot be read"):
-        load(tmp_path, order=table(tmp_path.parent / "order" / "c.json", '{"0": "apple", "2": "Zebra"}'))
+
+
+def test_a_made_test_split_is_said_of_a_model_that_may_have_seen_it(tmp_path):
+    single(tmp_path / "photos")
+    file = write_config(
+        tmp_path,
+        data={"name": "imagefolder", "root": "photos", "image_size": 8, "limit": None},
+        model={"name": "small_cnn", "checkpoint": "mine.pth"},
+        forget={"classes": ["cat"]},
+    )
+    assert Workspace(load_config(file)).notes == []
+    (tmp_path / "mine.pth").write_bytes(b"")
+    assert "the test split was made here" in Workspace(load_config(file)).notes[0]
+
+
+def test_the_models_classes_may_lack_images(tmp_path):
+    single(tmp_path / "photos", ("cat", "dog", "eel"), number=4)
+    order = ["eel", "never seen", "dog", "cat"]
+    file = write_config(
+        tmp_path,
+        data={"name": "imagefolder", "root": "photos", "image_size": 8, "limit": None},
+        model={"name": "small_cnn", "classes": order},
+        forget={"classes": ["cat"]},
+    )
+    work = Workspace(load_config(file))
+    assert work.data.classes == work.data.concepts == order
+    assert sorted(set(work.data.train.labels.tolist())) == [0, 2, 3]
+    assert [work.data.train.names[i][:3] for i in work.request.forget] == ["cat"] * len(work.request.forget)
+    # Of a coarse-labelled set the model's outputs are the superclasses.
+    coarse = {"pet": ["cat", "dog"], "fish": ["eel"], "wild": []}
+    settings = [f"data.superclasses={json.dumps(coarse)}", "model.classes=[fish, wild, pet]", "forget.subclasses=[cat]"]
+    work = Workspace(load_config(file, settings))
+    assert work.data.classes == ["fish", "wild", "pet"]
+    assert [work.data.concepts[c] for c in work.request.concepts] == ["cat"]
 
 
 def test_a_manifest(tmp_path):
@@ -189,7 +216,10 @@ def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
         (["path,label", ",a"], ["line 2: the path is empty"]),
         (["path,label", *[f"cat/{i},a" for i in range(90, 97)]], ["7 files cannot be used", "cat/94", "and 2 more"]),
         (["path,label,split", "cat/0.png,a,train"], ["leaves no test images"]),
-        (["path,label", "cat/0.png,A b", "cat/1.png,a  B"], ["differ in case, spaces or Unicode form", "data.classes"]),
+        (
+            ["path,label", "cat/0.png,A b", "cat/1.png,a  B"],
+            ["differ in case, spaces or Unicode form", "model.classes"],
+        ),
         (["path,label", "cat/0.png,e\u0301", "cat/1.png,\u00e9"], ["Unicode form"]),
     ],
 )
@@ -513,7 +543,7 @@ def test_an_empty_class_folder(tmp_path):
     single(tmp_path)
     (tmp_path / "fox").mkdir()
     (tmp_path / "fox" / "photo.heic").write_bytes(b"x")
-    with refused("fox holds no images", "list all of them in data.classes"):
+    with refused("fox holds no images", "list all of them in model.classes"):
         load(tmp_path)
     assert load(tmp_path, order=["cat", "dog", "eel", "fox"]).classes[3] == "fox"
 

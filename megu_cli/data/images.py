@@ -279,6 +279,7 @@ class Dataset:
         test: Test images.
         validation: (N,) bool over ``train``: held out by hash of identity, never trained on by `megu train`.
         subjects: Ids of the people, or other subjects, whose images these are; empty where that is not known.
+        test_made: The data came without a test split, and it was made here.
     """
 
     name: str
@@ -289,6 +290,7 @@ class Dataset:
     test: Split
     validation: Tensor
     subjects: Sequence[str] = ()
+    test_made: bool = False
 
     @property
     def channels(self) -> int:
@@ -309,9 +311,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a loader gives: both splits, the names of the fine classes, and those of the subjects."""
+    """What a loader gives: both splits, whether it made the second, the names of fine classes and of subjects."""
 
     classes: list[str]
     train: Part
     test: Part
     subjects: Sequence[str] = ()
+    test_made: bool = False

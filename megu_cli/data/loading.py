@@ -55,7 +55,7 @@ def load(
     crop: float = 1.0,
     stretch: bool = False,
     table: Path | None = None,
-    order: Sequence[str] | Path | None = None,
+    order: Sequence[str] | None = None,
     test_fraction: float = 0.2,
     follow_links: bool = False,
     reserved: Reserved | None = None,
@@ -79,7 +79,8 @@ def load(
         crop: Share of the resized side that is kept.
         stretch: Both sides are resized.
         table: The manifest of ``manifest``.
-        order: Classes of one's own data in the order of the model's outputs, or a file of them; ``None``: sorted.
+        order: Classes of one's own data in the order of the model's outputs, also those without images; ``None``:
+            sorted.
         test_fraction: Share of one's own images that become the test split where none is given.
         follow_links: Links among one's own images may lead out of ``root``.
         reserved: What never goes into a test split that is made here.
@@ -134,7 +135,7 @@ def load(
     if limit is not None and limit < len(train):
         train = _limited(train, limit)
     held_out = torch.from_numpy(_identity(train, raw.subjects, "validation") < validation)
-    return Dataset(name, classes, raw.classes, concept_class, train, test, held_out, raw.subjects)
+    return Dataset(name, classes, raw.classes, concept_class, train, test, held_out, raw.subjects, raw.test_made)
 
 
 def _per_channel(given: Sequence[float] | None, own: Sequence[float], channels: int) -> Tensor:

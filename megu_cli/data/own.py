@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +49,7 @@ class Own:
         channels: 1 for grey, 3 for RGB.
         memory_limit: GiB of decoded images to keep in memory; a larger split streams from disk.
         workers: Processes that decode streamed images.
-        classes: The classes in the order of the model's outputs, or a file of them; ``None``: sorted.
+        classes: The classes in the order of the model's outputs, also those without images; ``None``: sorted.
         table: The manifest.
         test_fraction: Share of the images that become the test split where none is given.
         follow_links: Links may lead out of the root.
@@ -63,7 +62,7 @@ class Own:
     channels: int = 3
     memory_limit: float = 2.0
     workers: int = 0
-    classes: Sequence[str] | Path | None = None
+    classes: Sequence[str] | None = None
     table: Path | None = None
     test_fraction: float = 0.2
     follow_links: bool = False
@@ -129,7 +128,7 @@ def imagefolder(own: Own) -> Raw:
                     faults.add(f"{root.path}/{folder} holds no images")
 
     names = Names.of(walk())
-    faults.check("Remove the folder; or, if the model has an output for the class, list all of them in data.classes.")
+    faults.check("Remove the folder; or, if the model has an output for the class, list all of them in model.classes.")
     repeat = np.array(counts)
     test = np.repeat(np.array(side, dtype=bool), repeat) if len(splits) == 2 else None
     return _files(root, classes, Listing(names, np.repeat(np.array(owner), repeat), test), own)
@@ -234,13 +233,13 @@ def _repeated(names: Names, lines: Sequence[int], faults: Faults) -> None:
 
 
 def ordered(
-    found: Iterable[str], given: Sequence[str] | Path | None, numeric: bool = False
+    found: Iterable[str], given: Sequence[str] | None, numeric: bool = False
 ) -> tuple[list[str], dict[str, int]]:
     """The classes in the order of the model's outputs, and the position of each label that was found.
 
     Args:
         found: The labels of the data.
-        given: The classes in order, or a file of them; ``None``: sorted by name, as torchvision does.
+        given: The classes in order; ``None``: sorted by name, as torchvision does.
         numeric: Sort by value where all labels are numbers.
 
     Raises:
@@ -254,44 +253,25 @@ def ordered(
             other = seen.setdefault(alike(label), label)
             if other != label:
                 faults.add(f"the labels {other!r} and {label!r} differ in case, spaces or Unicode form only")
-        faults.check("Write them alike; or, if they are two classes, list all of them in data.classes.")
+        faults.check("Write them alike; or, if they are two classes, list all of them in model.classes.")
         numbers = numeric and all(label.isdecimal() for label in labels)
         classes = sorted(labels, key=int) if numbers else sorted(labels)
         return classes, {name: i for i, name in enumerate(classes)}
-    classes = _class_file(given) if isinstance(given, Path) else list(given)
+    classes = list(given)
     position = {name: i for i, name in enumerate(classes)}
     if len(position) < len(classes):
         twice = next(name for i, name in enumerate(classes) if position[name] != i)
-        raise DataError(f"data.classes names {twice!r} twice")
+        raise DataError(f"model.classes names {twice!r} twice")
     by_form = {composed(name): i for name, i in position.items()}
-    faults = Faults("labels are not among data.classes")
+    faults = Faults("labels are not among model.classes")
     for label in labels:
         place = position.get(label, by_form.get(composed(label)))
         if place is None:
-            faults.add(f"the label {label!r} is not among data.classes")
+            faults.add(f"the label {label!r} is not among model.classes")
         else:
             position[label] = place
     faults.check()
     return classes, position
-
-
-def _class_file(file: Path) -> list[str]:
-    """Class names from a file: a line each, or JSON: a list, or a mapping between names and positions."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        if file.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        content = json.loads(text)
-        if isinstance(content, dict):
-            by_place = {int(v if isinstance(v, int) else k): str(k if isinstance(v, int) else v)
-                        for k, v in content.items()}  # fmt: skip
-            content = [by_place[i] for i in range(len(content))]
-        return [str(name) for name in content]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"data.classes: {file} cannot be read: {error}",
-            "It holds a class name a line, or JSON: a list, or a mapping from names to positions or back.",
-        ) from None
 
 
 def _files(root: Root, classes: list[str], listing: Listing, own: Own) -> Raw:
@@ -336,7 +316,7 @@ def assembled(where: str, classes: list[str], listing: Listing, digests: _Array,
         )
         subjects = None if whose is None else torch.from_numpy(whose)
         parts.append(Part(images, torch.from_numpy(labels), names, total.hexdigest(), subjects))
-    return Raw(classes, parts[0], parts[1], listing.people)
+    return Raw(classes, parts[0], parts[1], listing.people, listing.test is None)
 
 
 def made_split(listing: Listing, contents: _Array, own: Own) -> _Array:
