@@ -24,7 +24,7 @@ data: {name: digits}
 model: {name: small_cnn}
 forget: {classes: ["8"]}
 train: {epochs: 30, batch: 32, lr: 0.02}
-finetune: {retain_fraction: 4, batch: 64, forget_batch: 32}
+finetune: {epochs: 1, lr: 0.005, retain_fraction: 4, batch: 64, forget_batch: 32}
 eval: {oracle: true}
 """
 
