@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -176,19 +177,18 @@ def finetune(
         value = retained + weight * functional.cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
         if align:
             seen, own = features[-1].float().split([len(step.retained), len(step.forgotten)])
-            head = classifier(model, classes).weight
-            assert isinstance(head, Tensor)
             value = value + align * step.left * own_features(
                 seen.detach(),
                 step.retained_labels,
                 own,
                 target.argmax(1),
-                head.detach().flatten(1)[stay],
+                head.weight.detach().flatten(1)[stay],
                 classes,
                 crew,
             )
         return value
 
+    head: Any = classifier(model, classes) if align else None
     hidden: contextlib.AbstractContextManager[list[Tensor]] = (
         penultimate(model, classes, attached=True) if align else contextlib.nullcontext([])
     )
