@@ -31,23 +31,13 @@ def amnesiac(
     """
     wrong = wrong_labels(task.labels, task.classes, task.forgotten, generator(task.seed, name, "labels"))
 
-    def loss(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        x, y, gone, slots = batch
+    def loss(net: nn.Module, x: Tensor, y: Tensor, gone: Tensor, slots: Tensor) -> Tensor:
         kept, lost = together(net, x, gone)
         relabelled = functional.cross_entropy(lost, wrong[slots].to(y.device))
         return functional.cross_entropy(kept, y) + weight * relabelled
 
-    task.fit(
-        model,
-        name,
-        epochs=epochs,
-        steps=task.steps,
-        batches=lambda epoch: task.pairs(name, epoch),
-        loss=loss,
-        lr=lr,
-        # Decay would move weights that SalUn's mask is to keep.
-        weight_decay=0.0,
-    )
+    # Decay would move weights that SalUn's mask is to keep.
+    task.fit_pairs(model, name, loss, epochs=epochs, lr=lr, weight_decay=0.0)
 
 
 def wrong_labels(labels: Tensor, classes: int, forgotten: list[int], draw: torch.Generator) -> Tensor:

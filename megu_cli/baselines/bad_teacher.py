@@ -29,19 +29,10 @@ def bad_teacher(
     """
     competent, incompetent = teacher(model), teacher(task.fresh("bad_teacher"))
 
-    def loss(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        x, _, gone, _ = batch
+    def loss(net: nn.Module, x: Tensor, _: Tensor, gone: Tensor, __: Tensor) -> Tensor:
         kept, lost = together(net, x, gone)
         with torch.no_grad():
             good, bad = competent(x), incompetent(gone)
         return divergence(kept, good, temperature) + weight * divergence(lost, bad, temperature)
 
-    task.fit(
-        model,
-        "bad_teacher",
-        epochs=epochs,
-        steps=task.steps,
-        batches=lambda epoch: task.pairs("bad_teacher", epoch),
-        loss=loss,
-        lr=lr,
-    )
+    task.fit_pairs(model, "bad_teacher", loss, epochs=epochs, lr=lr)

@@ -9,8 +9,6 @@ Batch-norm statistics are held: D_f alone would become the norm. No retained ima
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,7 +38,7 @@ def boundary_shrink(model: nn.Module, task: Task, *, epochs: int = 5, lr: float 
         model,
         "boundary_shrink",
         epochs=epochs,
-        steps=math.ceil(number / task.forget_batch),
+        steps=task.forget_steps,
         batches=lambda epoch: task.forgets(number, "boundary_shrink", epoch),
         loss=loss,
         lr=lr,

@@ -28,11 +28,10 @@ def delete(model: nn.Module, task: Task, *, epochs: int = 5, lr: float = 0.00005
         retain: Weight of the cross-entropy on retained images, a batch of them beside each forgotten one.
     """
     original, labels, number = teacher(model), task.labels, len(task.forget)
-    steps = -(-number // task.forget_batch)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         # D_r may be shorter than D_f: its epochs follow one another.
-        kept = (pair for again in range(steps) for pair in task.retained("delete", epoch, again))
+        kept = (pair for again in range(task.forget_steps) for pair in task.retained("delete", epoch, again))
         for gone, slots in task.forgets(number, "delete", epoch):
             x, y = next(kept) if retain else (gone[:0], slots[:0])
             yield x, y, gone, slots
@@ -45,7 +44,7 @@ def delete(model: nn.Module, task: Task, *, epochs: int = 5, lr: float = 0.00005
         value = divergence(net(gone), target)
         return value + retain * functional.cross_entropy(net(x), y) if retain else value
 
-    task.fit(model, "delete", epochs=epochs, steps=steps, batches=batches, loss=loss, lr=lr)
+    task.fit(model, "delete", epochs=epochs, steps=task.forget_steps, batches=batches, loss=loss, lr=lr)
 
 
 def erased(logits: Tensor, labels: Tensor) -> Tensor:

@@ -24,15 +24,7 @@ def finetune(model: nn.Module, task: Task, *, epochs: int = 3, lr: float = 0.1, 
         name: Names the random streams and the progress; other methods end with this one.
     """
 
-    def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return functional.cross_entropy(net(batch[0]), batch[1])
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(net(x), y)
 
-    task.fit(
-        model,
-        name,
-        epochs=epochs,
-        steps=task.steps,
-        batches=lambda epoch: task.retained(name, epoch),
-        loss=loss,
-        lr=lr,
-    )
+    task.fit_retained(model, name, loss, epochs=epochs, lr=lr)

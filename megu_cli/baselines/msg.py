@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from megu_cli.baselines.finetune import finetune
-from megu_cli.baselines.task import Task
+from megu_cli.baselines.task import Task, summed
 from megu_cli.runtime import generator
 from megu_cli.training import masked_gradients
 
@@ -32,7 +31,8 @@ def msg(model: nn.Module, task: Task, *, epochs: int = 5, lr: float = 0.05, shar
     """
     draw = generator(task.seed, "msg", "init")
     sample = task.retain[torch.randperm(len(task.retain), generator=draw)[: len(task.forget)]]
-    kept, lost = (_gradient(model, task, index) for index in (sample, task.forget))
+    # Summed over batches, as the reference does, of the gradient of each batch's mean loss.
+    kept, lost = (summed(task.gradients(model, index)) for index in (sample, task.forget))
     masks = {}
     with torch.no_grad():
         for key, module in model.named_modules():
@@ -52,15 +52,3 @@ def smallest(size: Tensor, share: float) -> Tensor:
     chosen = torch.zeros(size.numel(), dtype=torch.bool, device=size.device)
     chosen[size.flatten().topk(round(share * size.numel()), largest=False).indices] = True
     return chosen.view_as(size)
-
-
-def _gradient(model: nn.Module, task: Task, index: Tensor) -> dict[str, Tensor]:
-    """Summed over batches, as the reference does, of the gradient of each batch's mean loss."""
-    parameters = dict(model.named_parameters())
-    total = {key: torch.zeros_like(value) for key, value in parameters.items()}
-    model.eval()
-    for positions, x in task.split.pass_over(index, task.batch, task.device):
-        loss = functional.cross_entropy(model(x), task.split.labels[positions].to(x.device))
-        for key, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
-            total[key] += gradient
-    return total

@@ -26,20 +26,11 @@ def neggrad_plus(model: nn.Module, task: Task, *, epochs: int = 2, lr: float = 0
     """
     labels = task.labels
 
-    def loss(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        x, y, gone, slots = batch
+    def loss(net: nn.Module, x: Tensor, y: Tensor, gone: Tensor, slots: Tensor) -> Tensor:
         kept, lost = together(net, x, gone)
         return ascent_loss(kept, y, lost, labels[slots].to(y.device), beta)
 
-    task.fit(
-        model,
-        "neggrad_plus",
-        epochs=epochs,
-        steps=task.steps,
-        batches=lambda epoch: task.pairs("neggrad_plus", epoch),
-        loss=loss,
-        lr=lr,
-    )
+    task.fit_pairs(model, "neggrad_plus", loss, epochs=epochs, lr=lr)
 
 
 def ascent_loss(kept: Tensor, labels: Tensor, lost: Tensor, lost_labels: Tensor, beta: float) -> Tensor:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from megu_cli.baselines.amnesiac import amnesiac
-from megu_cli.baselines.task import Task
+from megu_cli.baselines.task import Task, summed
 from megu_cli.training import masked_gradients
 
 
@@ -36,14 +35,7 @@ def salun(
 
 def forget_gradient(model: nn.Module, task: Task) -> dict[str, Tensor]:
     """Gradient of the summed cross-entropy on D_f, parameter by parameter; the model stays as it is."""
-    parameters = dict(model.named_parameters())
-    total = {key: torch.zeros_like(value) for key, value in parameters.items()}
-    model.eval()
-    for positions, x in task.split.pass_over(task.forget, task.batch, task.device):
-        loss = functional.cross_entropy(model(x), task.split.labels[positions].to(x.device), reduction="sum")
-        for key, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
-            total[key] += gradient
-    return total
+    return summed(task.gradients(model, task.forget, "sum"))
 
 
 def saliency_mask(gradient: dict[str, Tensor], share: float) -> dict[str, Tensor]:

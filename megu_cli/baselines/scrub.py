@@ -9,7 +9,6 @@ which serves privacy rather than forgetting.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.baselines.task import Task, divergence, teacher
-from megu_cli.training import fit
 
 
 def scrub(
@@ -44,12 +42,9 @@ def scrub(
         temperature: Of the divergence.
     """
     original = teacher(model)
-    up = math.ceil(len(task.forget) / task.forget_batch)
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
-    total = epochs * task.steps + min(max_epochs, epochs) * up
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    up = min(max_epochs, epochs) * task.forget_steps
 
-    def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         if epoch < max_epochs:
             for gone, _ in task.forgets(len(task.forget), "scrub", epoch):
                 yield gone, None
@@ -61,18 +56,7 @@ def scrub(
             says = original(x)
         return scrub_loss(net(x), says, labels, alpha, gamma, temperature)
 
-    fit(
-        model,
-        epochs=epochs,
-        steps=math.ceil(total / epochs),
-        batches=batches,
-        loss=loss,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        seed=task.seed,
-        label="scrub",
-        track=task.track,
-    )
+    task.fit(model, "scrub", epochs=epochs, steps=task.steps + up / epochs, batches=batches, loss=loss, lr=lr)
 
 
 def scrub_loss(

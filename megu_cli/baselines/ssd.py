@@ -11,11 +11,13 @@ depends on the share of D_f and on the batch size, and is the first thing to tun
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from megu_cli.baselines.task import Task
+from megu_cli.baselines.task import Task, summed
 from megu_cli.models import frozen
 from megu_cli.runtime import generator
 
@@ -40,18 +42,16 @@ def ssd(model: nn.Module, task: Task, *, alpha: float = 50.0, lam: float = 1.0) 
 def importance(model: nn.Module, task: Task, index: Tensor, label: str) -> dict[str, Tensor]:
     """Diagonal of the empirical Fisher information of each parameter over ``index``, with the true labels."""
     order = index[torch.randperm(len(index), generator=generator(task.seed, "ssd", label))]
-    parameters = dict(model.named_parameters())
-    total = {key: torch.zeros_like(value) for key, value in parameters.items()}
-    batches = order.split(task.batch)
-    with frozen(model), task.track(f"ssd {label}", len(batches)) as advance:
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        for positions, x in zip(batches, task.split.batches(list(batches), task.device), strict=True):
-            loss = functional.cross_entropy(model(x), task.split.labels[positions].to(x.device))
-            for key, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
-                total[key] += gradient.square() / len(batches)
-            advance()
-    return total
+    number = math.ceil(len(order) / task.batch)
+    with frozen(model), task.track(f"ssd {label}", number) as advance:
+        model.requires_grad_(True)
+
+        def squares() -> Iterator[dict[str, Tensor]]:
+            for gradient in task.gradients(model, order):
+                yield {key: value.square() / number for key, value in gradient.items()}
+                advance()
+
+        return summed(squares())
 
 
 def dampening(whole: Tensor, forgotten: Tensor, alpha: float, lam: float) -> Tensor:

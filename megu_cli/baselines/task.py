@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,6 +18,9 @@ from megu_cli.runtime import Track, silent
 from megu_cli.training import History, accuracy, fit, shuffled
 
 Batch = TypeVar("Batch")
+# Of the model and what `Task.retained` or `Task.pairs` gives for a step.
+RetainedLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+PairLoss = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Task:
         return math.ceil(self.samples / self.batch)
 
     @property
+    def forget_steps(self) -> int:
+        """Steps of a pass over D_f."""
+        return math.ceil(len(self.forget) / self.forget_batch)
+
+    @property
     def labels(self) -> Tensor:
         """(N_f,) true labels of D_f."""
         return self.split.labels[self.forget]
@@ -84,33 +92,103 @@ class Task:
         both = zip(self.retained(*path), self.forgets(self.steps * self.forget_batch, *path), strict=True)
         return ((x, y, gone, slots) for (x, y), (gone, slots) in both)
 
+    def fit_pairs(
+        self, model: nn.Module, name: str, loss: PairLoss, *, epochs: int, lr: float, weight_decay: float = 5e-4
+    ) -> History:
+        """`fit` on retained and forgotten samples side by side.
+
+        Args:
+            model: Changed in place.
+            name: Names the random streams and the progress.
+            loss: The model, and retained images, their labels, forgotten images, their slots, as `pairs` gives them ->
+                scalar loss.
+            epochs: Passes of `steps` steps.
+            lr: Learning rate at the start.
+            weight_decay: Of SGD.
+        """
+        return self.fit(
+            model,
+            name,
+            epochs=epochs,
+            steps=self.steps,
+            batches=lambda epoch: self.pairs(name, epoch),
+            loss=lambda net, batch: loss(net, *batch),
+            lr=lr,
+            weight_decay=weight_decay,
+        )
+
+    def fit_retained(self, model: nn.Module, name: str, loss: RetainedLoss, *, epochs: int, lr: float) -> History:
+        """`fit` on retained samples alone; as `fit_pairs`, but ``loss`` takes their images and labels only."""
+        return self.fit(
+            model,
+            name,
+            epochs=epochs,
+            steps=self.steps,
+            batches=lambda epoch: self.retained(name, epoch),
+            loss=lambda net, batch: loss(net, *batch),
+            lr=lr,
+        )
+
     def fit(
         self,
         model: nn.Module,
         label: str,
         *,
         epochs: int,
-        steps: int,
+        steps: float,
         batches: Callable[[int], Iterable[Batch]],
         loss: Callable[[nn.Module, Batch], Tensor],
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
     ) -> History:
-        """`training.fit` by SGD whose learning rate falls from ``lr`` to 0 as a cosine: in place, ends in eval mode."""
+        """`training.fit` by SGD whose learning rate falls from ``lr`` to 0 as a cosine: in place, ends in eval mode.
+
+        For other batches than those of `fit_pairs` and `fit_retained`.
+
+        Args:
+            model: Changed in place.
+            label: Names the progress.
+            epochs: Passes.
+            steps: Batches of a pass; their mean, where passes differ.
+            batches: Epoch number -> its batches.
+            loss: Model and batch -> scalar loss.
+            lr: Learning rate at the start.
+            momentum: Of SGD.
+            weight_decay: Of SGD.
+        """
         optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
         return fit(
             model,
             epochs=epochs,
-            steps=steps,
+            steps=math.ceil(steps),
             batches=lambda epoch, first: itertools.islice(batches(epoch), first, None),
             loss=loss,
             optimizer=optimizer,
-            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps),
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, round(epochs * steps)),
             seed=self.seed,
             label=label,
             track=self.track,
         )
+
+    def gradients(self, model: nn.Module, index: Tensor, reduction: str = "mean") -> Iterator[dict[str, Tensor]]:
+        """Parameter name -> gradient of the cross-entropy in eval mode, for each batch of the positions ``index``."""
+        parameters = dict(model.named_parameters())
+        model.eval()
+        for positions, x in self.split.pass_over(index, self.batch, self.device):
+            labels = self.split.labels[positions].to(x.device)
+            loss = functional.cross_entropy(model(x), labels, reduction=reduction)
+            found = torch.autograd.grad(loss, list(parameters.values()))
+            yield dict(zip(parameters, found, strict=True))
+
+
+def summed(gradients: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The sum of `Task.gradients`, parameter by parameter."""
+    total: dict[str, Tensor] = {}
+    for gradient in gradients:
+        for key, value in gradient.items():
+            total[key] = total[key].add_(value) if key in total else value.clone()
+    return total
 
 
 def together(model: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:

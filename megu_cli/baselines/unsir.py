@@ -8,8 +8,6 @@ whole classes; for another request the noises are of the classes that occur in D
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -49,16 +47,11 @@ def unsir(
     labels = classes.repeat_interleave(max(1, task.forget_batch // len(classes)))
     noise = train_noise(model, task, labels, noise_steps, noise_lr, penalty)
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        target = labels.to(task.device)
-        return ((x, y, noise, target) for x, y in task.retained("unsir", epoch))
-
-    def loss(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        x, y, noises, target = batch
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         # The reference mixes noises and images in one data set: one mean over both.
-        return functional.cross_entropy(torch.cat(together(net, x, noises)), torch.cat([y, target]))
+        return functional.cross_entropy(torch.cat(together(net, x, noise)), torch.cat([y, labels.to(y.device)]))
 
-    task.fit(model, "unsir", epochs=epochs, steps=task.steps, batches=batches, loss=loss, lr=lr)
+    task.fit_retained(model, "unsir", loss, epochs=epochs, lr=lr)
     finetune(model, task, epochs=repair_epochs, lr=repair_lr, name="unsir repair")
 
 
