@@ -423,11 +423,11 @@ class Arena:
     def _log(self, parts: Mapping[str, Any], seconds: float | None, machine: str) -> None:
         if seconds is not None:
             entry = {"stage": parts["stage"], "fingerprint": artifacts.digest(parts), "seconds": round(seconds, 6)}
-            self.base.log_run({**entry, "machine": machine})
+            self.base.log.append({**entry, "machine": machine})
 
     def clock(self, cell: Artifact) -> Row:
         """Seconds of a cell, and as a share of retraining where both were measured on one machine."""
-        own = self.base.seconds(cell.meta["fingerprint"])
+        own = self.base.log.seconds(cell.meta["fingerprint"])
         oracle = Pipeline(self.work).seconds("oracle")
         same = own and oracle and own[1] == oracle[1] and oracle[0]
         return {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 
 from megu_cli.artifacts import digest
+from megu_cli.config import ForgetConfig
 from megu_cli.data import Dataset
 from megu_cli.data.names import composed
-from megu_cli.data.paths import relative
+from megu_cli.deletion_list import listed
 from megu_cli.errors import DataError, Faults
 from megu_cli.runtime import generator
 
@@ -69,28 +69,6 @@ class Earlier:
     positions: Tensor = field(default_factory=_none)
     concepts: Sequence[int] = ()
 
-    @classmethod
-    def of(cls, data: Dataset, concepts: Sequence[str], contents: Sequence[int]) -> Earlier:
-        """From the record of a run. Images that are no longer in the data need no mention.
-
-        Raises:
-            DataError: A concept is not in the data.
-        """
-        gone = _classes(concepts, data.concepts, "forget.already")
-        mask = torch.isin(data.train.concepts, torch.tensor(gone, dtype=torch.int64))
-        if contents:
-            mask |= torch.isin(data.train.images.contents(), torch.tensor(contents, dtype=torch.int64))
-        return cls(torch.where(mask)[0], gone)
-
-    @classmethod
-    def listed(cls, data: Dataset, path: Path) -> Earlier:
-        """From a deletion list. Images that are no longer in the data need no mention.
-
-        Raises:
-            DataError: The list cannot be read.
-        """
-        return cls(torch.tensor(_listed(path, data, "forget.already", gone=True), dtype=torch.int64))
-
     def joined(self, other: Earlier) -> Earlier:
         """Both together."""
         positions = torch.cat([self.positions, other.positions]).unique()
@@ -133,7 +111,7 @@ def resolve(
     same = _none()
     if classes is not None:
         kind: Kind = "classes"
-        chosen = torch.tensor(_classes(classes, data.classes), dtype=torch.int64)
+        chosen = torch.tensor(class_positions(classes, data.classes), dtype=torch.int64)
         forgotten = torch.where(torch.isin(data.concept_class, chosen))[0].tolist()
         mask = torch.isin(data.train.labels, chosen)
     elif subclasses is not None:
@@ -142,12 +120,12 @@ def resolve(
             raise DataError(
                 "forget.subclasses needs a coarse-labelled data set", "Set data.superclasses, or use cifar20."
             )
-        forgotten = _classes(subclasses, data.concepts)
+        forgotten = class_positions(subclasses, data.concepts)
         mask = torch.isin(data.train.concepts, torch.tensor(forgotten, dtype=torch.int64))
     elif samples is not None or subjects is not None:
         if samples is not None:
             kind = "samples"
-            mask[_listed(samples, data, "forget.samples")] = True
+            mask[listed(samples, data, "forget.samples")] = True
         else:
             kind = "subjects"
             mask = torch.isin(_whose(data), torch.tensor(_known(subjects or [], data), dtype=torch.int64))
@@ -195,33 +173,18 @@ def resolve(
     )
 
 
-def record(data: Dataset, request: Request) -> dict[str, list[str]]:
-    """What has been forgotten now and before, for a later request to read: nothing of it names an image.
-
-    Images are given by the start of their content's sha256, so that the record holds when files are renamed, and tells
-    nothing to who does not have the image.
-    """
-    both = torch.cat([request.forget, request.already])
-    single = both[~torch.isin(data.train.concepts[both], torch.tensor(request.concepts, dtype=torch.int64))]
-    # Hashing all pixels of a data set in memory is only worth it where single images were forgotten.
-    contents = data.train.images.contents()[single].unique().tolist() if len(single) else []
+def asked(settings: ForgetConfig) -> dict[str, Any]:
+    """The arguments of `resolve` that the config's section gives."""
+    share = settings.random
     return {
-        "concepts": [data.concepts[c] for c in request.concepts],
-        "images": [f"{content & (2**64 - 1):016x}" for content in contents],
+        "classes": settings.classes,
+        "subclasses": settings.subclasses,
+        "samples": settings.samples,
+        "subjects": settings.subjects,
+        "fraction": share.fraction if share else None,
+        "count": share.count if share else None,
+        "copies": settings.duplicates == "include",
     }
-
-
-def recorded(content: Any, where: str) -> tuple[list[str], list[int]]:
-    """Concepts and contents of images in a `record`.
-
-    Raises:
-        DataError: It is none.
-    """
-    try:
-        unsigned = [int(image, 16) for image in content["images"]]
-        return [str(name) for name in content["concepts"]], [n - (n >> 63 << 64) for n in unsigned]
-    except (TypeError, KeyError, ValueError):
-        raise DataError(f"forget.already: {where} does not say what was forgotten there") from None
 
 
 def notes(data: Dataset, request: Request, duplicates: str) -> list[str]:
@@ -242,7 +205,7 @@ def notes(data: Dataset, request: Request, duplicates: str) -> list[str]:
     return lines
 
 
-def _classes(names: Sequence[str | int], known: Sequence[str], key: str = "forget") -> list[int]:
+def class_positions(names: Sequence[str | int], known: Sequence[str], key: str = "forget") -> list[int]:
     """Sorted positions of classes given by name (first) or by index; accents may be written either way.
 
     Raises:
@@ -295,88 +258,3 @@ def _known(ids: Sequence[str | int], data: Dataset) -> list[int]:
             faults.add(f"forget.subjects: there is no {given!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     faults.check()
     return [position[str(given)] for given in ids]
-
-
-def paths_in(path: Path) -> list[str]:
-    """Relative paths that a deletion list names, in any of the ways that the names of images are looked up.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    return [_tidy(cell) for _, cell in _cells(path, "forget.samples")]
-
-
-def _cells(path: Path, key: str) -> list[tuple[int, str]]:
-    """Line and first column of each line of a CSV; empty ones and a header do not count."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            cells = [(reader.line_num, row[0].strip()) for row in reader if row and row[0].strip()]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{key}: {path} cannot be read: {error}") from None
-    return cells[1:] if cells and cells[0][1].lower() in ("index", "path", "sample", "file", "name") else cells
-
-
-def _tidy(cell: str) -> str:
-    try:
-        return relative(cell)
-    except DataError:
-        return cell  # it names no image, which is said where it is looked up
-
-
-def _listed(path: Path, data: Dataset, key: str, gone: bool = False) -> list[int]:
-    """Positions listed in a CSV: the first column of each line, an index or a relative path.
-
-    Args:
-        path: The CSV; a header is allowed.
-        data: The data set.
-        key: Named in errors.
-        gone: Images may have left the data since.
-
-    Raises:
-        DataError: The file is missing, or lines are out of range, unknown or there twice; up to five are named.
-    """
-    names = data.train.names
-    # The few that are listed are looked for among all: a table of all names would take the memory of the data set.
-    wanted: dict[str, list[tuple[int, str]]] = {}
-    seen: dict[int, int] = {}
-    faults = Faults(f"lines of {path} are at fault")
-
-    def take(line: int, cell: str, position: int) -> None:
-        if position in seen:
-            faults.add(f"{key}: line {line}: {cell} stands in line {seen[position]} already")
-        else:
-            seen[position] = line
-
-    for line, cell in _cells(path, key):
-        if not cell.lstrip("-").isdigit():
-            wanted.setdefault(_tidy(cell), []).append((line, cell))
-        elif 0 <= int(cell) < len(names):
-            take(line, cell, int(cell))
-        else:
-            faults.add(f"{key}: line {line}: {cell} is no index below {len(names)}")
-
-    def search(form: Any) -> None:
-        for position, name in enumerate(names):
-            for known in dict.fromkeys((form(name), form(name.removeprefix("train/")))):
-                for line, cell in wanted.pop(known, []):
-                    take(line, cell, position)
-
-    if wanted:
-        search(str)
-    if any(not name.isascii() for name in wanted):
-        wanted = {composed(name): cells for name, cells in wanted.items()}
-        search(composed)
-    if wanted and not gone:
-        unseen = _among(wanted, data.test.names)
-        for name, cells in wanted.items():
-            for line, cell in cells:
-                why = "is a test image: nothing was trained on it" if name in unseen else "is no image of the data"
-                faults.add(f"{key}: line {line}: {cell} {why}")
-    faults.check()
-    return sorted(seen)
-
-
-def _among(wanted: Iterable[str], names: Sequence[str]) -> set[str]:
-    keys = set(wanted)
-    return {key for name in names for key in (name, name.removeprefix("test/")) if key in keys}

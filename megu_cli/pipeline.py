@@ -490,7 +490,7 @@ class Pipeline:
         sealed = artifacts.seal(Artifact(body, product.artifact.tensors), meta)
         artifacts.write(self.work.out / stage.file, sealed)
         self.work.keep_memo()
-        self.work.log_run(
+        self.work.log.append(
             {
                 "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "stage": stage.name,
@@ -507,20 +507,20 @@ class Pipeline:
     def seconds(self, name: str) -> tuple[float, str] | None:
         """Seconds that the artifact of a stage took, and where; ``None`` if not known."""
         meta = artifacts.read_meta(self.work.out / STAGES[name].file)
-        return self.work.seconds(str(meta["fingerprint"]))
+        return self.work.log.seconds(str(meta["fingerprint"]))
 
     def method_seconds(self) -> tuple[float, str] | None:
         """Seconds that the method's own work for model.safetensors took, and where; ``None`` if not known."""
         lineage = artifacts.read_meta(self.work.out / STAGES["finetune"].file)
         keys = [lineage["lineage"][name]["fingerprint"] for name in METHOD_STAGES[:-1]] + [lineage["fingerprint"]]
-        known = [entry for key in keys if (entry := self.work.seconds(key))]
+        known = [entry for key in keys if (entry := self.work.log.seconds(key))]
         if len(known) < len(keys) or len({machine for _, machine in known}) != 1:
             return None
         return sum(seconds for seconds, _ in known), known[0][1]
 
     def _times(self, lineage: Mapping[str, Any], oracle: Artifact | None) -> dict[str, float | None]:
         """Seconds of each stage, and the method's as a share of retraining; ``None`` where runs.jsonl does not tell."""
-        known = {name: self.work.seconds(lineage[name]["fingerprint"]) for name in STAGES if name in lineage}
+        known = {name: self.work.log.seconds(lineage[name]["fingerprint"]) for name in STAGES if name in lineage}
         seconds = {name: entry[0] for name, entry in known.items() if entry}
         machines = {entry[1] for name, entry in known.items() if entry}
 

@@ -13,13 +13,14 @@ from megu_cli import huggingface, measuring, training, unlearning
 from megu_cli.artifacts import Artifact, read
 from megu_cli.baselines.retrain import retrain
 from megu_cli.baselines.task import Task
+from megu_cli.checkpoints import UNLEARNED
+from megu_cli.earlier import record
 from megu_cli.errors import ArtifactError
 from megu_cli.evaluation.distance import label_agreement
-from megu_cli.forget import record
 from megu_cli.mllm.base import Ratings
 from megu_cli.models import State, like, shown, unreached
 from megu_cli.unlearning import Labels, Problem
-from megu_cli.workspace import UNLEARNED, Workspace
+from megu_cli.workspace import Workspace
 
 Inputs = Mapping[str, Artifact]
 
@@ -159,7 +160,7 @@ def labels(work: Workspace, inputs: Inputs) -> Product:
     if made.target is not None:
         tensors["target"] = made.target
     notes = []
-    if made.keep and work.config.labels.keep == "auto" and work.foreign:
+    if made.keep and work.config.labels.keep == "auto" and work.own.foreign:
         notes.append(
             f"{_kept(made.keep)} of the forgotten images keep their labels, as the model does on the images that "
             "data.validation holds out; if it was trained on these as well, set labels.keep to its accuracy on images "
@@ -222,7 +223,7 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
             {name: weights.get(name, value.cpu()) for name, value in state.items()},
             work.data.classes,
             replace(
-                work.preprocessing,
+                work.own.preprocessing,
                 mean=tuple(work.data.train.mean.flatten().tolist()),
                 std=tuple(work.data.train.std.flatten().tolist()),
                 image_size=example.shape[-1],

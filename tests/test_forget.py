@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from megu_cli import data
+from megu_cli.earlier import of_list, of_record, record, recorded
 from megu_cli.errors import DataError
-from megu_cli.forget import Earlier, notes, record, recorded, resolve
+from megu_cli.forget import notes, resolve
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_accents_in_a_list_may_be_written_either_way(tmp_path):
 
 def test_what_was_forgotten_stays_out_of_everything(digits):
     first = resolve(digits, classes=["8"])
-    earlier = Earlier.of(digits, *recorded(record(digits, first), "run"))
+    earlier = of_record(digits, *recorded(record(digits, first), "run"))
     second = resolve(digits, classes=["3"], earlier=earlier)
     assert second.classes == second.concepts == [3, 8]
     assert second.asked == [3]
@@ -176,10 +177,10 @@ def test_single_images_are_recorded_by_content_and_never_by_name(digits):
     written = record(digits, first)
     assert len(written["images"]) == 9
     assert all(len(image) == 16 for image in written["images"])
-    earlier = Earlier.of(digits, *recorded(written, "run"))
+    earlier = of_record(digits, *recorded(written, "run"))
     assert earlier.positions.tolist() == first.forget.tolist()
     fewer = data.load("digits", validation=0.1, limit=700)  # other positions, and some are gone
-    known = Earlier.of(fewer, *recorded(written, "run"))
+    known = of_record(fewer, *recorded(written, "run"))
     there = {digits.train.names[i] for i in first.forget} & set(fewer.train.names)
     assert {fewer.train.names[i] for i in known.positions} == there
     with pytest.raises(DataError, match="run1 does not say what was forgotten"):
@@ -188,4 +189,4 @@ def test_single_images_are_recorded_by_content_and_never_by_name(digits):
 
 def test_an_earlier_list_may_name_what_is_gone(digits, tmp_path):
     (tmp_path / "list.csv").write_text("train/3\nnot/there.png\n")
-    assert Earlier.listed(digits, tmp_path / "list.csv").positions.tolist() == [3]
+    assert of_list(digits, tmp_path / "list.csv").positions.tolist() == [3]

@@ -170,7 +170,7 @@ def test_pictures_are_prepared_as_the_processor_does(tmp_path):
     work = Workspace(load_config(file, ["data.image_size=16", "model.mean=[0]", "model.std=[1]"]))
     assert work.data.train.images[0].shape == (3, 16, 16)
     assert work.data.train.mean.flatten().tolist() == [0, 0, 0]
-    assert work.preprocessing.crop == 1
+    assert work.own.preprocessing.crop == 1
 
 
 def test_classes_are_matched_by_name(tmp_path, megu):

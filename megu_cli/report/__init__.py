@@ -95,7 +95,7 @@ def _sources(work: Workspace, verdicts: Sequence[Verdict], show_forgotten: bool,
     with contextlib.suppress(ArtifactError):
         beside = artifacts.read(work.out / "compare.json")
         comparison = beside if beside.body.get("request") == evaluation.body["request"] else None
-    entry = work.logged(evaluation.meta["fingerprint"])
+    entry = work.log.last(evaluation.meta["fingerprint"])
     shown, scale = _examples(work, found) if show_forgotten else ([], 1.0)
     notices = list(notices)
     if show_forgotten and not shown:

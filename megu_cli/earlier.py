@@ -1,0 +1,126 @@
+"""Earlier requests: what a checkpoint was made to forget before (``forget.already``), and the record kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megu_cli import artifacts
+from megu_cli.checkpoints import UNLEARNED
+from megu_cli.config import load_config
+from megu_cli.data import Dataset
+from megu_cli.deletion_list import listed
+from megu_cli.errors import ConfigError, DataError
+from megu_cli.forget import Earlier, Request, asked, class_positions, resolve
+
+
+class Already:
+    """The setting ``forget.already``: run directories, deletion lists and configs of earlier requests.
+
+    Args:
+        given: The setting; ``None`` where nothing is said.
+        checkpoint: The user's own, where there is one.
+    """
+
+    def __init__(self, given: Sequence[Path] | None, checkpoint: Path | None) -> None:
+        self.given, self.checkpoint = given, checkpoint
+
+    @property
+    def lists(self) -> list[Path]:
+        """The deletion lists."""
+        return [path for path in self.given or [] if path.suffix == ".csv"]
+
+    @cached_property
+    def records(self) -> list[tuple[list[str], list[int]]]:
+        """(concepts, contents of images) that the earlier runs have forgotten.
+
+        Raises:
+            ConfigError: The checkpoint comes from a run directory that is not named.
+            DataError: There is no record of what was forgotten.
+        """
+        given, own = self.given, self.checkpoint
+        # model.safetensors, model.pth (or whichever suffix the first checkpoint had), the directory model/.
+        unlearned = own is not None and own.stem == UNLEARNED and (own.parent / "finetune.json").is_file()
+        if given is None and own is not None and unlearned:
+            raise ConfigError(
+                f"the checkpoint {own} was unlearned before, and forget.already does not say what it has forgotten",
+                f"Set forget.already to [{own.parent}], or to [] if that may be learned again.",
+            )
+        return [
+            recorded(artifacts.read(folder / "finetune.json").body.get("forgotten"), str(folder))
+            for folder in given or []
+            if folder.suffix not in (".csv", ".yaml", ".yml")
+        ]
+
+    def resolved(self, data: Dataset) -> Earlier:
+        """All of it, in a data set. Images that are no longer in the data need no mention.
+
+        Raises:
+            MeguError: See `records`; or a concept is not in the data, or a list or config is at fault.
+        """
+        result = Earlier()
+        for concepts, contents in self.records:
+            result = result.joined(of_record(data, concepts, contents))
+        for path in self.given or []:
+            if path.suffix == ".csv":
+                result = result.joined(of_list(data, path))
+            elif path.suffix in (".yaml", ".yml"):
+                config = load_config(path)
+                then = resolve(data, **asked(config.forget), seed=config.seed)
+                result = result.joined(Earlier(then.forget, then.concepts))
+        return result
+
+
+def of_record(data: Dataset, concepts: Sequence[str], contents: Sequence[int]) -> Earlier:
+    """What the record of a run tells. Images that are no longer in the data need no mention.
+
+    Raises:
+        DataError: A concept is not in the data.
+    """
+    gone = class_positions(concepts, data.concepts, "forget.already")
+    mask = torch.isin(data.train.concepts, torch.tensor(gone, dtype=torch.int64))
+    if contents:
+        mask |= torch.isin(data.train.images.contents(), torch.tensor(contents, dtype=torch.int64))
+    return Earlier(torch.where(mask)[0], gone)
+
+
+def of_list(data: Dataset, path: Path) -> Earlier:
+    """What a deletion list tells. Images that are no longer in the data need no mention.
+
+    Raises:
+        DataError: The list cannot be read.
+    """
+    return Earlier(torch.tensor(listed(path, data, "forget.already", gone=True), dtype=torch.int64))
+
+
+def record(data: Dataset, request: Request) -> dict[str, list[str]]:
+    """What has been forgotten now and before, for a later request to read: nothing of it names an image.
+
+    Images are given by the start of their content's sha256, so that the record holds when files are renamed, and tells
+    nothing to who does not have the image.
+    """
+    both = torch.cat([request.forget, request.already])
+    single = both[~torch.isin(data.train.concepts[both], torch.tensor(request.concepts, dtype=torch.int64))]
+    # Hashing all pixels of a data set in memory is only worth it where single images were forgotten.
+    contents = data.train.images.contents()[single].unique().tolist() if len(single) else []
+    return {
+        "concepts": [data.concepts[c] for c in request.concepts],
+        "images": [f"{content & (2**64 - 1):016x}" for content in contents],
+    }
+
+
+def recorded(content: Any, where: str) -> tuple[list[str], list[int]]:
+    """Concepts and contents of images in a `record`.
+
+    Raises:
+        DataError: It is none.
+    """
+    try:
+        unsigned = [int(image, 16) for image in content["images"]]
+        return [str(name) for name in content["concepts"]], [n - (n >> 63 << 64) for n in unsigned]
+    except (TypeError, KeyError, ValueError):
+        raise DataError(f"forget.already: {where} does not say what was forgotten there") from None
