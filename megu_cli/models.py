@@ -379,17 +379,10 @@ def unreached(model: nn.Module, x: Tensor) -> list[str]:
 
     No loss on the logits changes them. Told by the gradients of one pass in eval mode.
     """
-    model_state = [(p, p.requires_grad) for p in model.parameters()]
-    was_training = model.training
-    model.eval().requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(model(x).sum(), list(model.parameters()), allow_unused=True)
+    with frozen(model), torch.enable_grad():
+        model.requires_grad_(True)
+        gradients = torch.autograd.grad(model(x).sum(), list(model.parameters()), allow_unused=True)
         return [name for (name, _), g in zip(model.named_parameters(), gradients, strict=True) if g is None]
-    finally:
-        model.train(was_training)
-        for parameter, need in model_state:
-            parameter.requires_grad_(need)
 
 
 def names_of_tensors(model: nn.Module) -> list[list[str]]:
@@ -525,14 +518,23 @@ def penultimate(model: nn.Module, classes: int, attached: bool = False) -> Itera
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter gradients for a block; all is restored after it."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a block; after it the model is in the mode in which it was."""
     was_training = model.training
-    needed = [parameter.requires_grad for parameter in model.parameters()]
-    model.eval().requires_grad_(False)
+    model.eval()
     try:
         yield
     finally:
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no parameter gradients for a block; all is restored after it."""
+    needed = [parameter.requires_grad for parameter in model.parameters()]
+    try:
+        with evaluating(model.requires_grad_(False)):
+            yield
+    finally:
         for parameter, need in zip(model.parameters(), needed, strict=True):
             parameter.requires_grad_(need)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from megu_cli.data import Split
 from megu_cli.errors import MeguError
-from megu_cli.models import penultimate
+from megu_cli.models import evaluating, penultimate
 from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, autocast, draws_on, draws_so_far, generator, seeded, silent
 
@@ -322,30 +322,26 @@ def predict(
     Without ``features`` there are none, and the model's last layer may be any. Several processes predict a part each
     and all get the whole.
     """
-    was_training = model.training
     shared = len(index) >= crew.world
     index = index[crew.slice(len(index))]
-    model.eval()
     logits: list[Tensor] = []
     collecting: contextlib.AbstractContextManager[list[Tensor]] = (
         penultimate(model, classes) if features else contextlib.nullcontext([])
     )
-    try:
-        with (
-            torch.inference_mode(),
-            collecting as collected,
-            track(label, math.ceil(len(index) / batch)) as advance,
-        ):
-            for _, x in split.pass_over(index, batch, device):
-                logits.append(model(x).float().cpu())
-                advance()
-        if not logits:
-            return Outputs(torch.empty(0, classes), torch.empty(0, 0))
-        seen = torch.cat(collected).float().cpu() if features else torch.empty(len(index), 0)
-        said = torch.cat(logits)
-        return Outputs(crew.gather(said), crew.gather(seen)) if shared else Outputs(said, seen)
-    finally:
-        model.train(was_training)
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        collecting as collected,
+        track(label, math.ceil(len(index) / batch)) as advance,
+    ):
+        for _, x in split.pass_over(index, batch, device):
+            logits.append(model(x).float().cpu())
+            advance()
+    if not logits:
+        return Outputs(torch.empty(0, classes), torch.empty(0, 0))
+    seen = torch.cat(collected).float().cpu() if features else torch.empty(len(index), 0)
+    said = torch.cat(logits)
+    return Outputs(crew.gather(said), crew.gather(seen)) if shared else Outputs(said, seen)
 
 
 def outputs(
@@ -364,20 +360,15 @@ def outputs(
 
     Several processes predict a part of each batch and all get the whole.
     """
-    was_training = model.training
-    model.eval()
     order = list(index.split(batch))
     shared = [len(positions) >= crew.world for positions in order]
     parts = [p[crew.slice(len(p))] if many else p for p, many in zip(order, shared, strict=True)]
-    try:
-        with penultimate(model, classes) as features, track(label, len(order)) as advance:
-            for positions, many, x in zip(order, shared, split.batches(parts, device), strict=True):
-                with torch.inference_mode():
-                    said, seen = model(x).float().cpu(), features.pop().float().cpu()
-                yield positions, Outputs(crew.gather(said), crew.gather(seen)) if many else Outputs(said, seen)
-                advance()
-    finally:
-        model.train(was_training)
+    with evaluating(model), penultimate(model, classes) as features, track(label, len(order)) as advance:
+        for positions, many, x in zip(order, shared, split.batches(parts, device), strict=True):
+            with torch.inference_mode():
+                said, seen = model(x).float().cpu(), features.pop().float().cpu()
+            yield positions, Outputs(crew.gather(said), crew.gather(seen)) if many else Outputs(said, seen)
+            advance()
 
 
 def accuracy(

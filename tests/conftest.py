@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,6 +134,18 @@ def listing(folder: Path) -> set[str]:
 def subprocess_environment() -> dict[str, str]:
     """The environment for a megu in a process of its own."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments in a process of its own, in which megu is this one."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
 
 
 def _split(labels: torch.Tensor, draw: torch.Generator) -> Split:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
-from conftest import subprocess_environment
+from conftest import process
 
 PACKAGE = Path(__file__).parent.parent / "megu_cli"
 # From the bottom up: a module may import its own layer and those before it.
@@ -78,9 +76,7 @@ def test_importing_the_package_is_light():
     light = ["megu_cli", *(f"megu_cli.{name}" for name in ("cli.app", "config", "artifacts", "errors", "runtime"))]
     heavy = {"torch", "transformers", "sklearn", "numpy", "matplotlib"}
     code = f"import sys, {', '.join(light)}; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], env=subprocess_environment(), capture_output=True, text=True, check=False
-    )
+    answer = process("-c", code)
     assert answer.returncode == 0, answer.stderr
 
 

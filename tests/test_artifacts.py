@@ -69,19 +69,15 @@ def test_a_truncated_file_is_noticed(tmp_path, name, keep):
         artifacts.read_meta(path)
 
 
-def test_an_edited_body_is_noticed(tmp_path):
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [('"b": 1', '"b": 2', "does not match its digest"), ('"format": 1', '"format": 2', "has format 2")],
+)
+def test_an_edited_body_and_a_newer_format_are_refused(tmp_path, before, after, message):
     path = tmp_path / "x.json"
     artifacts.write(path, sealed())
-    path.write_text(path.read_text().replace('"b": 1', '"b": 2'))
-    with pytest.raises(ArtifactError, match="does not match its digest"):
-        artifacts.read_meta(path)
-
-
-def test_a_newer_format_is_refused(tmp_path):
-    path = tmp_path / "x.json"
-    artifacts.write(path, sealed())
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(ArtifactError, match="has format 2"):
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(ArtifactError, match=message):
         artifacts.read_meta(path)
 
 

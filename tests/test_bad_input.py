@@ -6,14 +6,12 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import listing, subprocess_environment, write_config
+from conftest import listing, process, write_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -230,10 +228,7 @@ def test_a_second_process_on_the_same_run_directory(megu, finished):
     out = finished.parent / "run"
     with artifacts.locked(out):
         code = "from megu_cli.cli.app import main; main()"
-        other = subprocess.run(
-            [sys.executable, "-c", code, "labels", "-c", str(finished), "--force"],
-            env=subprocess_environment(), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        other = process("-c", code, "labels", "-c", finished, "--force")
         assert other.returncode == 2
         assert "another megu process is writing to" in other.stderr
         # Looking never waits.

@@ -10,20 +10,9 @@ import sys
 import time
 
 import pytest
-from conftest import subprocess_environment, write_config
+from conftest import process, subprocess_environment, write_config
 
 COMMANDS = ["demo", "init", "run", "status", "train", "similarity", "labels", "noise", "finetune", "eval"]
-
-
-def process(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=subprocess_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import listing, subprocess_environment, weights, write_config
+from conftest import listing, process, subprocess_environment, weights, write_config
 from test_method import FINETUNE, Linear, forgotten, halves
 from torch import nn
 
@@ -222,9 +222,7 @@ def test_a_killed_process_goes_on_from_its_checkpoint(finished_folder, tmp_path,
     out = tmp_path / "run"
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        answer = subprocess.run(
-            [*megu, *map(str, arguments), "-c", str(file)], env=environment, capture_output=True, text=True, check=False
-        )
+        answer = process("-m", "megu_cli", *arguments, "-c", file)
         assert answer.returncode == 0, answer.stderr
         return answer
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import subprocess_environment, write_config
+from conftest import process, write_config
 from PIL import Image
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
@@ -68,10 +66,7 @@ def peak(folder: Path, number: int, workers: int = 0) -> int:
     )  # fmt: skip
     most = 0
     for command in ("train", "run"):
-        answer = subprocess.run(
-            [sys.executable, "-c", MEASURED, command, "-c", str(file), "-q"],
-            env=subprocess_environment(), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        answer = process("-c", MEASURED, command, "-c", file, "-q")
         assert answer.returncode == 0, answer.stderr
         most = int(answer.stdout.splitlines()[-1])
     assert (folder / "run" / "eval.json").is_file()

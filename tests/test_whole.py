@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import subprocess_environment, weights, write_config
+from conftest import process, subprocess_environment, weights, write_config
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -21,14 +21,7 @@ MEGU = [sys.executable, "-m", "megu_cli"]
 
 
 def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*MEGU, *map(str, arguments)],
-        env=subprocess_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
+    return process("-m", "megu_cli", *arguments, **options)
 
 
 def test_two_processes_in_two_directories_write_the_same_bytes(tmp_path):
@@ -88,12 +81,7 @@ def test_killed_between_a_temporary_file_and_its_replacement(tmp_path, artifact)
         "pathlib.Path.replace = replace\n"
         "from megu_cli.cli.app import main; main()"
     )
-    killed = subprocess.run(
-        [sys.executable, "-c", die, "run", "-c", str(file)],
-        env=subprocess_environment(),
-        capture_output=True,
-        check=False,
-    )
+    killed = process("-c", die, "run", "-c", file)
     assert killed.returncode == -signal.SIGKILL
     out = tmp_path / "run"
     assert not (out / artifact).exists()
