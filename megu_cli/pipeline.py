@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from megu_cli import __version__, artifacts
 from megu_cli.artifacts import Artifact
-from megu_cli.errors import ArtifactError, MeguError
+from megu_cli.errors import ArtifactError, CheckpointError, MeguError
 from megu_cli.resume import Resume, resume_file
 from megu_cli.workspace import Workspace
 
@@ -366,11 +366,21 @@ class Pipeline:
     def preflight(self, force: bool = False) -> None:
         """See that a checkpoint of the user's classifies the data, where anything is to be computed from it.
 
+        The first process looks, and the others stop where it does.
+
         Raises:
             CheckpointError: It does not; the likeliest cause is named.
         """
-        if self.work.unproven and (force or any(self.state(name).status != "fresh" for name in self.goals())):
-            self.say(f"preflight: {self.work.preflight()}")
+        if not self.work.unproven or not (force or any(self.state(name).status != "fresh" for name in self.goals())):
+            return
+        failure = None
+        if self.work.crew.first:
+            try:
+                self.say(f"preflight: {self.work.preflight()}")
+            except MeguError as error:
+                failure = error
+        if not self.work.crew.agreed(failure is None):
+            raise failure or CheckpointError("the preflight of the first process failed")
 
     def plan(self, names: Iterable[str] | None = None, force: bool = False) -> list[tuple[str, str, str]]:
         """(stage, run or keep, reason) for each stage, without running any."""

@@ -190,6 +190,8 @@ def finetune(work: Workspace, inputs: Inputs) -> Product:
     history = unlearning.align(
         problem(work), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors
     )
+    if not work.crew.first:  # the model is the same in all processes: one makes the files of it
+        return Product(Artifact({}))
     body = {
         "loss": history.loss,
         "validation_acc": history.validation,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import listing, subprocess_environment, write_config
+from safetensors.torch import load_file
 
 from megu_cli import processes
+from megu_cli.config import load_config
+from megu_cli.pipeline import Pipeline
 from megu_cli.processes import ALONE, Crew
+from megu_cli.workspace import Workspace
 
 SCRIPT = Path(__file__).parent / "launched.py"
 
@@ -101,6 +108,85 @@ def test_a_whole_run_by_two_processes_has_one_writer(tmp_path):
     assert faulty.stderr.count("unknown key") == 1
     refused = launched("-m", "megu_cli", "compare", "-c", file)
     assert refused.stderr.count("this command is for one process") == 1
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Weights of `small_cnn` that know the digits."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = load_config(write_config(folder, train={"epochs": 8, "lr": 0.02}))
+    config.out.mkdir()
+    Pipeline(Workspace(config)).build(["train"])
+    return load_file(config.out / "original.safetensors")
+
+
+@pytest.mark.slow
+def test_two_processes_unlearn_the_checkpoint_of_a_training_script(tmp_path, digits):
+    wrapped = {f"module.{name}": value for name, value in digits.items()}
+    torch.save({"epoch": 8, "state_dict": wrapped, "optimizer": {"state": {0: {"m": torch.ones(3)}}}},
+               tmp_path / "mine.pth")  # fmt: skip
+    file = write_config(tmp_path, model={"checkpoint": "mine.pth"}, device="cpu")
+    answer = launched("-m", "megu_cli", "run", "-c", file, "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["unlearned"]["forget_train_acc"] < 0.1
+    for line in ("preflight: ", "model.pth is the unlearned checkpoint", "left out, since it was learned: optimizer"):
+        assert answer.stderr.count(line) == 1
+    written = torch.load(tmp_path / "run" / "model.pth", weights_only=True)
+    assert written.keys() == {"epoch", "state_dict", "optimizer"}
+    assert written["state_dict"].keys() == wrapped.keys()
+    assert called(sys.executable, "-m", "megu_cli", "status", "-c", file).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_preflight_that_fails_stops_all_processes_and_is_said_once(tmp_path, digits):
+    turned = {name: value.roll(1, 0).contiguous() if "head" in name else value for name, value in digits.items()}
+    torch.save(turned, tmp_path / "turned.pth")
+    file = write_config(tmp_path, model={"checkpoint": "turned.pth"}, device="cpu")
+    answer = launched("-m", "megu_cli", "run", "-c", file)
+    assert answer.stderr.count("the order of the classes differs") == 1
+    assert answer.stderr.count("exitcode  : 2 (pid") == 2  # of both processes, as the launcher lists them
+    assert not (tmp_path / "run" / "runs.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_unlearn_a_directory_of_transformers(megu, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.ConvNextConfig(
+        hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, num_channels=1, image_size=8, num_labels=10
+    ).save_pretrained(tmp_path / "bare")
+    file = write_config(tmp_path, model={"name": "hf:bare"}, device="cpu")
+    assert megu("run", "-c", file).code == 0
+    # What one process has trained and prepared, two finetune and evaluate as one does.
+    name = f"model.name=hf:{tmp_path / 'run' / 'model'}"
+    given = ("-c", file, "-o", tmp_path / "again", "--set", name, "--set", "forget={classes: ['3']}",
+             "--set", f"forget.already=[{tmp_path / 'run'}]", "--set", "model.preflight=false")  # fmt: skip
+    for command in ("similarity", "labels", "noise"):
+        answer = megu(command, *given)
+        assert answer.code == 0, answer.err
+    shutil.copytree(tmp_path / "again", tmp_path / "alone")
+    for command in ("finetune", "eval"):
+        answer = launched("-m", "megu_cli", command, *given, "--json")
+        assert answer.returncode == 0, answer.stderr
+        json.loads(answer.stdout)
+        assert megu(command, *given, "-o", tmp_path / "alone").code == 0
+    two, one = (load_file(tmp_path / folder / "model" / "model.safetensors") for folder in ("again", "alone"))
+    assert apart(one, two) < 1e-5
+    for folder in ("model", "."):
+        assert listing(tmp_path / "again" / folder) == listing(tmp_path / "alone" / folder)
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "again" / "model")
+    assert theirs.config.num_labels == 10
+
+
+def test_a_fault_that_the_first_process_finds_too_is_left_to_it(megu, config, monkeypatch):
+    waits = []
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    answer = megu("finetune", "-c", config, "--set", "noise.step=1")
+    assert answer.code == 2
+    assert len(waits) == 1  # the launcher's signal did not come: nobody else has said it
+    assert "unknown key" in answer.err
 
 
 def test_slices_make_up_the_whole_and_weights_its_mean():

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 
 import typer
 
 from megu_cli.cli import commands
 from megu_cli.errors import MeguError
 from megu_cli.processes import rank
+
+# Seconds that another process waits for the first to find the same fault.
+_PATIENCE = 60.0
 
 app = typer.Typer(
     name="megu",
@@ -33,8 +39,9 @@ def main() -> None:
     except MeguError as error:
         if verbose:
             raise
-        if rank() == 0:  # the others found the same
-            _report(error.message, error.hint)
+        if rank() > 0:
+            _wait_for_the_first(error)
+        _report(error.message, error.hint)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of a shell pipeline has gone: nothing more to say, and nowhere to say it.
@@ -45,6 +52,17 @@ def main() -> None:
             raise
         _report(f"{type(error).__name__}: {error}", "This is a bug, or a limit of this machine; -v shows where.")
         sys.exit(1)
+
+
+def _wait_for_the_first(error: MeguError) -> None:
+    """Let the first process say what all of them found.
+
+    The launcher ends all processes when one fails: whoever finds a fault before the first process does would cut it
+    short. Once the first has said it and left, the launcher's signal ends this one, with the same exit code. Where no
+    signal comes, the fault is this process's own.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(error.exit_code))
+    time.sleep(_PATIENCE)
 
 
 def _report(message: str, hint: str) -> None:
