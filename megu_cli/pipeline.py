@@ -356,6 +356,9 @@ class Pipeline:
         """
         done: set[str] = set()
         if goals is None:
+            # Whether recorded ratings are complete their file alone tells; the preflight reads images and weights.
+            if "ratings" in self._given(STAGES["similarity"]):
+                self.work.digest("ratings")
             self.preflight(force)
         # All that is wrong with what the user gave shows now, before the first hour of work.
         for name in self.order() if goals is None else goals:

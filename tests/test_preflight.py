@@ -159,6 +159,21 @@ def test_the_command_line_says_what_it_found(megu, tmp_path, state):
     assert "preflight" not in megu(*command, "--force", "--set", "model.preflight=false").err
 
 
+def test_ratings_that_are_missing_are_said_before_images_and_weights_are_read(megu, tmp_path, state, monkeypatch):
+    command = mine(tmp_path, state)
+    ratings = tmp_path / "ratings.json"
+    monkeypatch.setattr(Workspace, "original", lambda self: pytest.fail("the checkpoint was read"))
+    unread = property(lambda self: pytest.fail("the images were read"))
+    monkeypatch.setattr(Workspace, "_train_data_digest", unread)
+    answer = megu(*command, "--set", f"mllm.ratings={ratings}")
+    assert (answer.code, "no recorded ratings at" in answer.err) == (2, True)
+    ratings.write_text('{"classes": ["8", "1"], "scores": {"8": {"1": 3}}, "rater": "this test"}')
+    answer = megu(*command, "--set", f"mllm.ratings={ratings}")
+    assert answer.code == 2
+    assert "row '8' has no rating of '0', '2'," in answer.err
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
 def test_what_megu_trained_itself_is_not_looked_into(megu, tmp_path, finished_folder):
     original = finished_folder / "run" / "original.safetensors"
     answer = megu("run", "-c", write_config(tmp_path), "--set", f"model.checkpoint={original}")
