@@ -260,3 +260,29 @@ def test_own_features_are_those_that_no_retained_logit_uses():
     # No room beside the retained logits.
     full = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     assert own_features(retained, labels, forgotten, labels[:2], full, 5).item() == 0
+
+
+def test_own_features_are_told_by_the_head_that_gives_the_logits():
+    class Headed(nn.Module):
+        def __init__(self, spare):
+            super().__init__()
+            self.body = nn.Linear(16, 6)
+            self.head = nn.Linear(6, 3)
+            if spare:  # declared later, and of no use
+                self.spare = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x.flatten(1)))
+
+    states, index = [], torch.arange(60)
+    forgotten = Forgotten(index[:20:2], torch.eye(3)[[1] * 10], torch.zeros(10, 3), index[:10] * 0, index[:10] * 0)
+    for spare in (False, True):
+        torch.manual_seed(0)
+        model = Headed(spare)
+        finetune(
+            model, halves(), index[20:], forgotten, positive=None, negative=None, uniform=True, clean=1,
+            reassign=False, beta=0, weight=1, align=1, epochs=2, retain_samples=40, batch=10, forget_batch=10, lr=0.05,
+            momentum=0.9, weight_decay=0, seed=0,
+        )  # fmt: skip
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -6,14 +6,13 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.models import classifier, penultimate
+from megu_cli.models import Features, penultimate
 from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History, fit, shuffled
@@ -182,15 +181,14 @@ def finetune(
                 step.retained_labels,
                 own,
                 target.argmax(1),
-                head.weight.detach().flatten(1)[stay],
+                features.head.weight.detach().flatten(1)[stay],
                 classes,
                 crew,
             )
         return value
 
-    head: Any = classifier(model, classes) if align else None
-    hidden: contextlib.AbstractContextManager[list[Tensor]] = (
-        penultimate(model, classes, attached=True) if align else contextlib.nullcontext([])
+    hidden: contextlib.AbstractContextManager[Features] = (
+        penultimate(model, classes, attached=True) if align else contextlib.nullcontext(Features())
     )
     with hidden as features:
         return fit(
