@@ -118,14 +118,13 @@ def test_a_resnet_of_torchvision_trained_and_unlearned(megu, tmp_path):
     forgot(megu, write(tmp_path, {"name": "torchvision:resnet18"}, data={"limit": 500}, train={"epochs": 8}))
 
 
-def test_a_mobilenet_of_torchvision_through_the_pipeline(megu, tmp_path):
-    # Its running statistics follow slowly (momentum 0.01): in a test's time it learns little, so no accuracy is asked.
-    file = write(tmp_path, {"name": "torchvision:mobilenet_v3_small"}, data={"limit": 600}, train={"epochs": 2})
-    answer = megu("run", "-c", file, "--json")
-    assert answer.code == 0, answer.err
+def test_a_mobilenet_of_torchvision_trained_and_unlearned(megu, tmp_path):
+    # Its running statistics follow slowly (momentum 0.01): it takes 600 steps until they are those of the weights.
+    train, finetune = {"epochs": 40, "batch": 32}, {"epochs": 10, "batch": 32, "forget_batch": 16}
+    name = "torchvision:mobilenet_v3_small"
+    forgot(megu, write(tmp_path, {"name": name}, data={"limit": 500}, train=train, finetune=finetune))
     old, new = (load_file(tmp_path / "run" / f"{name}.safetensors") for name in ("original", "model"))
     assert {k: (v.shape, v.dtype) for k, v in new.items()} == {k: (v.shape, v.dtype) for k, v in old.items()}
-    assert not torch.equal(new["classifier.3.weight"], old["classifier.3.weight"])
 
 
 # A training script of the user's, which knows nothing of megu: EfficientNet-Lite0 with its ImageNet weights.
