@@ -242,14 +242,14 @@ class LabelsConfig(_Section):
     source: Literal["transition+prediction", "transition", "prediction", "random"] = Field(
         "transition+prediction", description="transition+prediction | transition | prediction | random"
     )
-    mode: Literal["auto", "hard", "sample", "soft", "ranked"] = Field(
-        "auto", description="auto (hard for wholly forgotten classes, else ranked) | hard | sample | soft | ranked"
+    mode: Literal["auto", "hard", "sample", "soft", "matched"] = Field(
+        "auto", description="auto (hard for wholly forgotten classes, else matched) | hard | sample | soft | matched"
     )
     alpha: NonNegative = Field(0.75, description="exponent of the model's own prediction in T[y,k] * p(k|x)^alpha")
     keep: Literal["auto"] | Fraction = Field(
         "auto",
-        description="soft, sample: mass that stays on the true label; ranked: share of the images that keep it; "
-        "auto: what the model gives, or gets right, on held-out images of the same class",
+        description="soft, sample: mass that stays on the true label; matched: share of the images that keep it; "
+        "auto: what the model gives it on held-out images of the same class",
     )
 
 
@@ -278,14 +278,18 @@ class FinetuneConfig(_Section):
 
     epochs: Count = Field(2, description="passes; each draws the noises anew")
     retain_fraction: Literal["auto"] | Positive = Field(
-        "auto", description="retained samples per epoch, as a share of all; auto: as many as make 12,000"
+        "auto", description="retained samples per epoch, as a share of all; auto: 12,000 images, but at most ten passes"
     )
     max_steps: Count | None = Field(
         None, description="optimiser steps at most, where epochs would take more; the schedule fits; null: no limit"
     )
     batch: Count = Field(128, description="retained samples per step")
-    forget_batch: Count = Field(64, description="forgotten samples per step")
-    weight: Positive = Field(0.1, description="weight of the loss on forgotten samples")
+    forget_batch: Literal["auto"] | Count = Field(
+        "auto", description="forgotten samples per step; auto: as make three passes over them, from 8 to 32"
+    )
+    weight: Literal["auto"] | Positive = Field(
+        "auto", description="weight of the loss on forgotten samples; auto: 0.1 for hard labels, else 0.2"
+    )
     align: NonNegative = Field(
         0.1,
         description="hard labels: weight of the loss that draws forgotten samples to the retained ones of their label "
@@ -296,7 +300,12 @@ class FinetuneConfig(_Section):
         True, description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]"
     )
     beta: NonNegative = Field(0.3, description="weight of the transition matrix when labels are reassigned")
-    lr: Positive = Field(0.02, description="SGD learning rate at the start; it falls to 0 as a cosine")
+    temperature: NonNegative = Field(0.5, description="of reassigned labels: 0 makes them hard, 1 keeps them soft")
+    lr: Literal["auto"] | Positive = Field(
+        "auto",
+        description="SGD learning rate at the start; it falls to 0 as a cosine; auto: 0.02, and up to 0.05 where whole "
+        "classes go, there is batch norm, and the finetuning passes over the retained images more than half a time",
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum")
     weight_decay: NonNegative = Field(5e-4, description="SGD weight decay")
     patience: Count = Field(2, description="stop after so many epochs without a gain in validation accuracy")

@@ -86,6 +86,7 @@ STAGES = {
             ("seed", "model.name", "labels"),
             _METHOD,
             ("transition", "checkpoint"),
+            version=2,
         ),
         Stage(
             "noise",
@@ -105,7 +106,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
-            version=4,
+            version=5,
         ),
         Stage(
             "eval",

@@ -99,7 +99,7 @@ def task(work: Workspace) -> Task:
         fresh=lambda purpose: measuring.fresh(work, purpose),
         samples=problem(work).retain_samples,
         batch=settings.batch,
-        forget_batch=settings.forget_batch,
+        **({} if settings.forget_batch == "auto" else {"forget_batch": settings.forget_batch}),
         seed=work.config.seed,
         device=work.device,
         track=work.track,

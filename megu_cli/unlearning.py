@@ -6,6 +6,7 @@ known here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,12 @@ from megu_cli.models import has_head
 from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History
+
+# Of the finetuning's sizes where they are left to megu: retained samples an epoch, but not more than so many passes
+# over them; passes over D_f in all.
+_RETAINED = 12_000
+_PASSES = 10
+_FORGET_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -73,15 +80,44 @@ class Problem:
         """Retained samples per epoch of the finetuning."""
         settings = self.finetune
         if settings.retain_fraction == "auto":
-            return 12_000
+            return min(_RETAINED, _PASSES * len(self.request.retain))
         return max(settings.batch, round(settings.retain_fraction * len(self.request.retain)))
 
     @property
+    def forget_batch(self) -> int:
+        """Forgotten samples per step of the finetuning."""
+        settings = self.finetune
+        if settings.forget_batch != "auto":
+            return settings.forget_batch
+        # What is shown too often is learned by heart, with its perturbing labels.
+        steps = settings.epochs * math.ceil(self.retain_samples / settings.batch)
+        return min(32, max(8, math.ceil(_FORGET_PASSES * len(self.request.forget) / steps)))
+
+    @property
+    def weight(self) -> float:
+        """Weight of the loss on forgotten samples."""
+        if self.finetune.weight != "auto":
+            return self.finetune.weight
+        return 0.1 if self.label_mode == "hard" else 0.2
+
+    def rate(self, model: nn.Module) -> float:
+        """Learning rate of the finetuning.
+
+        Higher the more often it passes over D_r, since what it disturbs there is mended as often; not where there is no
+        batch norm, which makes networks indifferent to the scale of their weights.
+        """
+        if self.finetune.lr != "auto":
+            return self.finetune.lr
+        passes = self.finetune.epochs * self.retain_samples / len(self.request.retain)
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        return min(0.05, max(0.02, 0.04 * passes)) if normalised and self.label_mode == "hard" else 0.02
+
+    @property
     def label_mode(self) -> str:
-        """How perturbing labels are made: ``hard``, ``sample``, ``soft`` or ``ranked``."""
+        """How perturbing labels are made: ``hard``, ``sample``, ``soft`` or ``matched``."""
         if self.labels.mode != "auto":
             return self.labels.mode
-        return "hard" if self.request.kind == "classes" else "ranked"
+        return "hard" if self.request.kind == "classes" else "matched"
 
     @property
     def noise_use(self) -> str:
@@ -160,19 +196,20 @@ def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
     if mode == "hard":
         return Labels(mode, hard)
     concepts, names = problem.concepts, problem.data.concepts
-    keep = _keep(problem, model, mode)
-    told = {names[c]: float(keep[concepts == c][0]) for c in problem.request.asked}
-    if mode == "ranked":
-        return Labels(mode, perturbing.ranked_labels(scores, problem.true, logits, concepts, keep), None, told)
+    keep = _keep(problem, model, mode, logits)
+    told = {names[c]: float(keep[concepts == c].mean()) for c in problem.request.asked}
     target = perturbing.soft_labels(scores, problem.true, keep)
+    if mode == "matched":
+        return Labels(mode, target.argmax(1), target.float(), told)
     if mode == "sample":
         return Labels(mode, perturbing.draw_labels(target, draw), None, told)
     return Labels(mode, hard, target.float(), told)
 
 
-def _keep(problem: Problem, model: nn.Module, mode: str) -> Tensor:
+def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor) -> Tensor:
     """(N_f,) how much of its true label each forgotten sample keeps; nothing where the class is wholly forgotten."""
     data, given = problem.data, problem.labels.keep
+    rank = perturbing.ranks(logits, problem.true, problem.concepts)
     if given == "auto":
         held_out = torch.where(data.validation)[0]
         if not len(held_out):
@@ -180,11 +217,14 @@ def _keep(problem: Problem, model: nn.Module, mode: str) -> Tensor:
                 "labels.keep: auto looks at held-out images, and there are none",
                 "Raise data.validation, or give labels.keep a number from 0 to 1.",
             )
-        logits, labels_there = _says(problem, model, held_out), data.train.labels[held_out]
-        right = logits.argmax(1) == labels_there
-        sure = logits.double().softmax(1).gather(1, labels_there[:, None])[:, 0]
-        values = right if mode == "ranked" else sure
-        keep = perturbing.by_concept(values, data.train.concepts[held_out], problem.concepts)
+        there, concepts = data.train.labels[held_out], data.train.concepts[held_out]
+        sure = _says(problem, model, held_out).double().softmax(1).gather(1, there[:, None])[:, 0]
+        if mode == "matched":
+            keep = perturbing.as_unseen(rank, problem.concepts, sure, concepts)
+        else:
+            keep = perturbing.by_concept(sure, concepts, problem.concepts)
+    elif mode == "matched":
+        keep = (rank >= 1 - given).double()
     else:
         keep = torch.full(problem.true.shape, given, dtype=torch.float64)
     return keep.masked_fill(torch.isin(problem.true, torch.tensor(problem.request.classes, dtype=torch.int64)), 0)
@@ -295,13 +335,14 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         clean=settings.clean,
         reassign=settings.reassign and labels.mode == "hard",
         beta=settings.beta,
-        weight=settings.weight,
+        temperature=settings.temperature,
+        weight=problem.weight,
         align=settings.align if labels.mode == "hard" and has_head(model, len(data.classes)) else 0.0,
         epochs=settings.epochs,
         retain_samples=problem.retain_samples,
         batch=settings.batch,
-        forget_batch=settings.forget_batch,
-        lr=settings.lr,
+        forget_batch=problem.forget_batch,
+        lr=problem.rate(model),
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         seed=problem.seed,

@@ -150,7 +150,7 @@ def test_which_classes_are_forgotten(trained, task, samples):
     some = {"retain": (x[6:], y[6:]), "forget": (x[:6], y[:6])}
     held_out = (next(task.split.batches([task.validation])), task.split.labels[task.validation])
     result = unlearn(trained, **some, validation=held_out, **SHORT)
-    assert result.labels.mode == "ranked"
+    assert result.labels.mode == "matched"
     assert set(result.labels.keep) == {"1", "2"}
     with pytest.raises(ConfigError, match="held-out"):
         unlearn(trained, **some, **SHORT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from megu_cli.artifacts import state_digest
 from megu_cli.data import MemoryImages, Split
 from megu_cli.method.finetune import Forgotten, finetune, own_features
-from megu_cli.method.labels import by_concept, draw_labels, hard_labels, label_scores, ranked_labels, soft_labels
+from megu_cli.method.labels import as_unseen, by_concept, draw_labels, hard_labels, label_scores, ranks, soft_labels
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
 
@@ -96,15 +97,24 @@ def test_held_out_images_speak_for_their_concept():
     assert by_concept(values > 0.6, concepts, torch.tensor([4])).tolist() == [0.5]
 
 
-def test_ranked_labels_move_the_least_sure_of_each_concept():
+def test_the_least_sure_of_each_concept_rank_first():
     true = torch.tensor([0, 0, 0, 0, 1, 1])
     margins = torch.tensor([3.0, 0.5, -1.0, 2.0, 9.0, 8.0])
     logits = torch.zeros(6, 3)
     logits[torch.arange(6), true] = margins
-    scores = torch.tensor([[0.0, 0.2, 0.8], [0.0, 0.9, 0.1], [0.0, 0.3, 0.7], [0.0, 0.6, 0.4], [1, 0, 0], [0, 0, 1]])
-    keep = torch.tensor([0.5] * 4 + [1.0] * 2)
-    assert ranked_labels(scores, true, logits, true, keep).tolist() == [0, 1, 2, 0, 1, 1]
-    assert ranked_labels(scores, true, logits, true, torch.zeros(6)).tolist() == [2, 1, 2, 1, 0, 2]
+    assert ranks(logits, true, true).tolist() == [0.875, 0.375, 0.125, 0.625, 0.75, 0.25]
+
+
+def test_forgotten_samples_are_as_sure_as_held_out_ones_of_their_concept():
+    concepts, rank = torch.tensor([0, 0, 0, 1]), torch.tensor([0.0, 0.5, 1.0, 0.5]).double()
+    unseen = torch.cat([torch.linspace(0.2, 1, 21), torch.zeros(3)])
+    where = torch.tensor([0] * 21 + [1] * 3)
+    made = as_unseen(rank, concepts, unseen, where)
+    assert made[:3].tolist() == pytest.approx([0.2, 0.6, 1.0])
+    assert made[3].item() == pytest.approx(np.median(unseen.double().numpy()))  # three images cannot speak for a class
+    many = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    again = as_unseen(torch.linspace(0, 1, 1000).double(), torch.zeros(1000), many, torch.zeros(1000))
+    assert torch.allclose(again, many.double().sort()[0])
 
 
 class Linear(nn.Module):
@@ -175,7 +185,8 @@ def test_a_heavier_penalty_makes_smaller_noise():
 
 
 FINETUNE = {
-    "positive": None, "negative": None, "uniform": True, "clean": 0.5, "reassign": False, "beta": 0.3, "weight": 1.0,
+    "positive": None, "negative": None, "uniform": True, "clean": 0.5, "reassign": False, "beta": 0.3,
+    "temperature": 0.0, "weight": 1.0,
     "align": 0.0, "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9,
     "weight_decay": 0.0,
     "seed": 0,
@@ -281,8 +292,8 @@ def test_own_features_are_told_by_the_head_that_gives_the_logits():
         model = Headed(spare)
         finetune(
             model, halves(), index[20:], forgotten, positive=None, negative=None, uniform=True, clean=1,
-            reassign=False, beta=0, weight=1, align=1, epochs=2, retain_samples=40, batch=10, forget_batch=10, lr=0.05,
-            momentum=0.9, weight_decay=0, seed=0,
+            reassign=False, beta=0, temperature=0, weight=1, align=1, epochs=2, retain_samples=40, batch=10,
+            forget_batch=10, lr=0.05, momentum=0.9, weight_decay=0, seed=0,
         )  # fmt: skip
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

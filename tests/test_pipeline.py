@@ -252,9 +252,9 @@ COARSE = {"superclasses": {"round": ["0", "6", "8", "9"], "other": ["1", "2", "3
 @pytest.mark.parametrize(
     ("data", "forget", "mode"),
     [
-        ({}, {"random": {"fraction": 0.1}}, "ranked"),
-        ({}, {"samples": "list.csv"}, "ranked"),
-        (COARSE, {"subclasses": ["8"]}, "ranked"),
+        ({}, {"random": {"fraction": 0.1}}, "matched"),
+        ({}, {"samples": "list.csv"}, "matched"),
+        (COARSE, {"subclasses": ["8"]}, "matched"),
         (COARSE, {"classes": ["round"]}, "hard"),
         ({}, {"classes": ["3", "8"]}, "hard"),
     ],

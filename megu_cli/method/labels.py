@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Held-out images of a concept that can speak for it.
+_ENOUGH = 10
+
 
 def label_scores(transition: Tensor, log_probabilities: Tensor, source: str, alpha: float) -> Tensor:
     """How well each class would do as a perturbing label: T[y, k] * p(k|x) ** alpha, normalised over k.
@@ -48,30 +51,47 @@ def soft_labels(scores: Tensor, true: Tensor, keep: Tensor) -> Tensor:
     return keep.to(scores)[:, None] * identity + (1 - keep.to(scores))[:, None] * others
 
 
-def ranked_labels(scores: Tensor, true: Tensor, logits: Tensor, concepts: Tensor, keep: Tensor) -> Tensor:
-    """(N,) labels for single images of retained classes: the least sure of each concept move, the rest stay.
+def ranks(logits: Tensor, true: Tensor, concepts: Tensor) -> Tensor:
+    """(N,) where each sample stands among those of its concept, from 0 to 1, the least sure first.
 
-    A model that never saw the images would still classify most of them correctly; those that it would not are mostly
-    those with the smallest margin, even for a model that has memorised them all. So a share of 1 - keep, the
-    smallest margins, takes its best-scored label, and the others keep their own.
+    What a model is least sure of is what a model that never saw it would get wrong: by the margin between the true
+    logit and the next, also where the model has learned all of them by heart.
 
     Args:
-        scores: (N, K) from `label_scores`.
-        true: (N,) true labels.
         logits: (N, K) of the original model.
-        concepts: (N,) concepts, within which images are ranked.
-        keep: (N,) share from 0 to 1 that keeps its label; equal within a concept.
+        true: (N,) true labels.
+        concepts: (N,) concepts.
     """
-    own = logits.double().gather(1, true[:, None])
-    rest = logits.double().scatter(1, true[:, None], float("-inf"))
-    margin = own[:, 0] - rest.max(1).values
-    labels = true.clone()
+    own = logits.double().gather(1, true[:, None])[:, 0]
+    margin = own - logits.double().scatter(1, true[:, None], float("-inf")).max(1).values
+    result = torch.empty(len(margin), dtype=torch.float64)
     for concept in concepts.unique():
         same = torch.where(concepts == concept)[0]
-        number = round(float(1 - keep[same[0]]) * len(same))
-        moved = same[margin[same].argsort(stable=True)[:number]]
-        labels[moved] = scores[moved].argmax(1)
-    return labels
+        order = margin[same].argsort(stable=True)
+        result[same[order]] = (torch.arange(len(same), dtype=torch.float64) + 0.5) / len(same)
+    return result
+
+
+def as_unseen(rank: Tensor, concepts: Tensor, unseen: Tensor, unseen_concepts: Tensor) -> Tensor:
+    """(N,) how sure of its true label the model would be of each sample, had it not seen it.
+
+    The samples of a concept are matched with held-out images of it, rank by rank: the least sure gets the true label's
+    probability that the least sure held-out image has, and so on. So forgotten samples are as often right, and as
+    surely, as images that were never seen.
+
+    Args:
+        rank: (N,) from `ranks`.
+        concepts: (N,) their concepts.
+        unseen: (V,) probability of the true label on held-out images.
+        unseen_concepts: (V,) theirs; a concept with fewer than 10 takes all held-out images.
+    """
+    result = torch.empty(len(rank), dtype=torch.float64)
+    for concept in concepts.unique():
+        same = concepts == concept
+        there = unseen_concepts == concept
+        values = unseen[there] if there.sum() >= _ENOUGH else unseen
+        result[same] = torch.quantile(values.double(), rank[same])
+    return result
 
 
 def draw_labels(distribution: Tensor, draw: torch.Generator) -> Tensor:
