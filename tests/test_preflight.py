@@ -13,6 +13,7 @@ from torch import nn
 from megu_cli import preflight
 from megu_cli.config import load_config
 from megu_cli.data import MemoryImages, Split
+from megu_cli.digests import INPUTS
 from megu_cli.errors import CheckpointError
 from megu_cli.pipeline import Pipeline
 from megu_cli.workspace import Workspace
@@ -163,8 +164,7 @@ def test_ratings_that_are_missing_are_said_before_images_and_weights_are_read(me
     command = mine(tmp_path, state)
     ratings = tmp_path / "ratings.json"
     monkeypatch.setattr(Workspace, "original", lambda self: pytest.fail("the checkpoint was read"))
-    unread = property(lambda self: pytest.fail("the images were read"))
-    monkeypatch.setattr(Workspace, "_train_data_digest", unread)
+    monkeypatch.setitem(INPUTS, "train_data", lambda work: pytest.fail("the images were read"))
     answer = megu(*command, "--set", f"mllm.ratings={ratings}")
     assert (answer.code, "no recorded ratings at" in answer.err) == (2, True)
     ratings.write_text('{"classes": ["8", "1"], "scores": {"8": {"1": 3}}, "rater": "this test"}')
