@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from megu_cli import __version__, artifacts
 from megu_cli.artifacts import Artifact
 from megu_cli.baselines import methods
-from megu_cli.config import Config, changed, preset_settings
+from megu_cli.config import changed, preset_settings
 from megu_cli.errors import ArtifactError, ConfigError, MeguError
 from megu_cli.pipeline import STAGES, Pipeline
 from megu_cli.workspace import Workspace
@@ -30,9 +30,26 @@ FILE = "compare.json"
 FOLDER = "compare"
 # MeGU runs through its own stages: its settings are the config's.
 OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
+# Alignment needs hard labels, which wholly forgotten classes alone have.
+_CLASSES_GRID = tuple({"finetune.align": a, "finetune.lr": lr} for a in (0.05, 0.1) for lr in (0.02, 0.1))
 _OUR_GRIDS: dict[str, Sequence[Mapping[str, Any]]] = {
-    "megu": tuple({"finetune.align": a, "finetune.lr": lr} for a in (0.05, 0.1) for lr in (0.02, 0.1)),
+    "megu": tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.1, 0.2) for lr in (0.01, 0.03)),
     "megu-paper": tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.1, 0.25) for lr in (0.01, 0.03)),
+}
+# What the paired differences are of, and the target: the oracle's own figure (None), 0 or 1.
+_PAIRED: dict[str, float | None] = {
+    "avg_gap": 0.0,
+    "js_divergence": 0.0,
+    "activation_distance": 0.0,
+    "agreement": 1.0,
+    "retain_test_acc": None,
+    "forget_train_acc": None,
+    "forget_test_acc": None,
+    "mia_entropy_lr": None,
+    "mia_loss_auc": None,
+    "probe_acc": None,
+    "relearn_epochs": None,
+    "time_ratio": 0.0,
 }
 _SIZES = ("finetune.batch", "finetune.forget_batch", "finetune.retain_fraction")
 _VERSION = 1
@@ -76,13 +93,38 @@ class Comparison:
             methods()[name].settings(given)
         self.arenas = [Arena(base, base.config.seed + i, say) for i in range(settings.seeds)]
 
-    def plan(self) -> list[tuple[str, str, str]]:
-        """(seed and method, run or keep, reason) of each cell, without running any."""
-        return [
-            (f"{arena.seed}/{name}", *arena.plan(name, self._given(name), self._rival(arena)))
-            for arena in self.arenas
-            for name in self.names
-        ]
+    @cached_property
+    def tuning(self) -> Arena:
+        """Where settings are chosen: the first seed's arena, unless the config gives a seed or a size for it."""
+        settings = self.base.config.compare
+        if settings.tune_seed is None and settings.tune_limit is None:
+            return self.arenas[0]
+        seed = self.base.config.seed if settings.tune_seed is None else settings.tune_seed
+        return Arena(self.base, seed, self.say, apart=True)
+
+    def plan(self, tune: bool = False) -> list[tuple[str, str, str]]:
+        """(seed and method, run or keep, reason) of each cell, without running any.
+
+        Args:
+            tune: With the cells that settings are chosen by; those of a method whose choice is still to be made run.
+        """
+        rows: list[tuple[str, str, str]] = []
+        settings: dict[str, dict[str, Any] | None] = {name: self._given(name) for name in self.names}
+        for name in self.names if tune else ():
+            trials = []
+            for number, point in enumerate(self._grid(name)):
+                action, reason, score = self.tuning.plan_trial(name, number, {**self._given(name), **point})
+                rows.append((f"tune {name} {_told(point)}", action, reason))
+                trials.append({"settings": dict(point), "score": score})
+            if trials:
+                known = all(row[1] == "keep" for row in rows[-len(trials) :])
+                settings[name] = {**self._given(name), **_winner(trials)} if known else None
+        for arena in self.arenas:
+            for name, chosen in settings.items():
+                untuned = ("run", "its settings are still to be chosen")
+                found = untuned if chosen is None else arena.plan(name, chosen, self._rival(arena))
+                rows.append((f"{arena.seed}/{name}", *found))
+        return rows
 
     def run(self, tune: bool = False, force: bool = False) -> dict[str, Any]:
         """Compute what is missing and write compare.json.
@@ -101,11 +143,13 @@ class Comparison:
         for arena in self.arenas:
             arena.prepare()
         settings = {name: self._given(name) for name in self.names}
-        trials = {name: self._trials(name, force) for name in self.names if tune and _grid(name)}
+        trials: dict[str, list[dict[str, Any]]] = {}
+        if tune:
+            self.tuning.prepare()
+            trials = {name: self._trials(name, force) for name in self.names if self._grid(name)}
+            self.tuning.forget_loaded()
         for name, tried in trials.items():
-            # The first of equals: a grid begins with its gentlest point.
-            winner = max(tried, key=lambda trial: -math.inf if trial["score"] is None else trial["score"])
-            settings[name] |= winner["settings"]
+            settings[name] |= _winner(tried)
 
         cells: dict[str, dict[str, Row]] = {name: {} for name in self.names}
         contents: dict[str, str] = {}
@@ -122,6 +166,8 @@ class Comparison:
             arena.forget_loaded()
 
         body = self._body(cells) | {"failed": failed, "tuned": trials}
+        if tune:
+            body["tuning"] = {"seed": self.tuning.seed, "images": len(self.tuning.work.data.train)}
         parts = {"stage": "compare", "version": _VERSION, "inputs": contents}
         meta = {**parts, "fingerprint": artifacts.digest(parts), "seed": self.base.config.seed, "megu": __version__}
         artifacts.write(self.base.out / FILE, artifacts.seal(Artifact(body), meta))
@@ -141,13 +187,18 @@ class Comparison:
         rival = self.arenas[(place + 1) % len(self.arenas)]
         return rival if rival is not arena else None
 
+    def _grid(self, name: str) -> Sequence[Mapping[str, Any]]:
+        if name == "megu" and self.base.request.kind == "classes":
+            return _CLASSES_GRID
+        return _OUR_GRIDS[name] if name in OURS else methods()[name].grid
+
     def _trials(self, name: str, force: bool) -> list[dict[str, Any]]:
-        """Each point of a method's grid with its score on the first seed; ``None`` where the method failed."""
+        """Each point of a method's grid with its score; ``None`` where the method failed."""
         trials: list[dict[str, Any]] = []
-        for number, point in enumerate(_grid(name)):
+        for number, point in enumerate(self._grid(name)):
             score = None
             try:
-                score = self.arenas[0].trial(name, number, {**self._given(name), **point}, force).body["score"]
+                score = self.tuning.trial(name, number, {**self._given(name), **point}, force).body["score"]
             except Exception as error:
                 self._failure(f"tuning {name} with {dict(point)}", error)
             trials.append({"settings": dict(point), "score": score})
@@ -157,13 +208,19 @@ class Comparison:
         from megu_cli.evaluation.distance import noise_floor
         from megu_cli.measuring import described
 
+        oracles = {seed: cell["metrics"] for seed, cell in cells.get("retrain", {}).items()}
+        apart = {
+            name: {seed: distances(_figures(cell), oracles.get(seed, {})) for seed, cell in by_seed.items()}
+            for name, by_seed in cells.items()
+        }
         rows: dict[str, Any] = {}
         for name, by_seed in cells.items():
             if by_seed:
-                figures = [{**c["metrics"], **c["comparison"], **_time(c)} for c in by_seed.values()]
                 rows[name] = {
                     "settings": next(iter(by_seed.values()))["settings"],
-                    **summary(figures),
+                    **summary([_figures(cell) for cell in by_seed.values()]),
+                    # Of retraining there is nothing to say: it is the target.
+                    "paired": {} if name in ("megu", "retrain") else paired(apart[name], apart.get("megu", {})),
                     "seeds": by_seed,
                 }
         return {
@@ -181,24 +238,49 @@ class Arena:
         base: The config's workspace.
         seed: Of the original, the oracle and the methods; the request is the config's for every seed.
         say: Told what is done.
+        apart: Settings are chosen here and nothing is judged, so there is no oracle; request and original are drawn
+            for this seed, on as many images as ``compare.tune_limit`` says.
+
+    Raises:
+        ConfigError: The original cannot be trained on fewer images.
     """
 
-    def __init__(self, base: Workspace, seed: int, say: Say) -> None:
-        self.base, self.seed, self.say = base, seed, say
-        self.folder = base.out / FOLDER / str(seed)
-        # The config's own seed shares original and oracle with `megu run`.
-        own = seed == base.config.seed
-        self.work = base if own else base.sibling(self._config({"seed": seed, "out": self.folder}))
+    def __init__(self, base: Workspace, seed: int, say: Say, apart: bool = False) -> None:
+        self.base, self.seed, self.say, self.apart = base, seed, say, apart
+        self.folder = base.out / FOLDER / (f"tune-{seed}" if apart else str(seed))
+        if apart:
+            self.work = self._smaller()
+        elif seed == base.config.seed:
+            self.work = base  # shares original and oracle with `megu run`
+        else:
+            self.work = base.sibling(changed(base.config, {"seed": seed, "out": self.folder}))
 
-    def _config(self, settings: Mapping[str, Any]) -> Config:
-        return changed(self.base.config, {"seed": self.seed, **settings})
+    def _smaller(self) -> Workspace:
+        config, request = self.base.config, self.base.request
+        limits = [limit for limit in (config.compare.tune_limit, config.data.limit) if limit is not None]
+        limit = min(limits, default=None)
+        settings: dict[str, Any] = {"seed": self.seed, "out": self.folder, "data.limit": limit}
+        if config.compare.tune_limit is not None:
+            settings["model.checkpoint"] = None  # it has seen all images
+        if limit != config.data.limit and request.kind in ("samples", "subjects"):
+            # Few of those named are among fewer images: as large a share of them.
+            share = len(request.forget) / (len(request.forget) + len(request.retain))
+            settings["forget"] = {"random": {"fraction": share}, "already": config.forget.already}
+        work = self.base.sibling(changed(config, settings), request=False, data=limit == config.data.limit)
+        if config.compare.tune_limit is not None and work.own_checkpoint:
+            raise ConfigError(
+                f"compare.tune_limit: {work.own_checkpoint} holds weights, and they have seen all images",
+                "Leave compare.tune_limit out, or name a directory without weights in model.name.",
+            )
+        return work
 
     @property
     def _goals(self) -> list[str]:
-        return ["oracle"] if self.work.own_checkpoint else ["train", "oracle"]
+        goals = ["train"] if self.apart else ["train", "oracle"]
+        return goals[1:] if self.work.own_checkpoint else goals
 
     def prepare(self) -> None:
-        """Train the original and the oracle, unless they are there."""
+        """Train the original and, where anything is judged, the oracle, unless they are there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         Pipeline(self.work, lambda line: self.say(f"{self.seed}/{line}")).run(goals=self._goals)
 
@@ -242,20 +324,40 @@ class Arena:
 
     def plan(self, name: str, given: Mapping[str, Any], rival: Arena | None) -> tuple[str, str]:
         """Whether a cell would be kept or run, and why."""
+        if rival and (missing := rival._unprepared()):
+            return "run", f"{missing} of seed {rival.seed}"
+        action, reason, _ = self._planned(name, given, self.folder / name, self.work, rival)
+        return action, reason
+
+    def plan_trial(self, name: str, number: int, given: Mapping[str, Any]) -> tuple[str, str, float | None]:
+        """Whether the score of a point of a grid would be kept or computed, why, and the score that would be kept."""
+        action, reason, kept = self._planned(name, given, self._trial(name, number), self._tuning, score=True)
+        return action, reason, kept.body["score"] if kept else None
+
+    def _planned(
+        self,
+        name: str,
+        given: Mapping[str, Any],
+        folder: Path,
+        work: Workspace,
+        rival: Arena | None = None,
+        score: bool = False,
+    ) -> tuple[str, str, Artifact | None]:
+        if missing := self._unprepared():
+            return "run", missing, None
+        if name in OURS and not folder.exists():
+            return "run", "missing", None
+        if name in OURS and (state := self._ours(name, given, folder, work).state("finetune")).status != "fresh":
+            return "run", f"finetune is {state.status}", None
+        kept = _fresh(_file(folder), self._parts(name, given, folder, work, rival, score))
+        return ("keep", "fresh", kept) if kept else ("run", "missing or changed", None)
+
+    def _unprepared(self) -> str:
+        """Which of original and oracle is not there; empty if none."""
         pipeline = Pipeline(self.work)
-        for goal in self._goals:
-            if pipeline.state(goal).status != "fresh":
-                return "run", f"the {'original' if goal == 'train' else goal} is {pipeline.state(goal).status}"
-        if name in OURS and not (self.folder / name).exists():
-            return "run", "missing"
-        if name in OURS:
-            ours = self._ours(name, {}, self.folder / name)
-            if ours.state("finetune").status != "fresh":
-                return "run", f"finetune is {ours.state('finetune').status}"
-        if rival and Pipeline(rival.work).state("oracle").status != "fresh":
-            return "run", f"the oracle of seed {rival.seed} is missing"
-        path = self.folder / f"{name}.json"
-        return ("keep", "fresh") if _fresh(path, self._parts(name, given, rival)) else ("run", "missing or changed")
+        states = {goal: pipeline.state(goal).status for goal in self._goals}
+        found = [(goal, status) for goal, status in states.items() if status != "fresh"]
+        return f"the {'original' if found[0][0] == 'train' else 'oracle'} is {found[0][1]}" if found else ""
 
     def cell(self, name: str, given: Mapping[str, Any], rival: Arena | None, force: bool = False) -> Artifact:
         """The figures of one method; computed unless the file fits.
@@ -269,17 +371,18 @@ class Arena:
         Raises:
             Exception: Whatever the method raises.
         """
-        path, key = self.folder / f"{name}.json", f"{self.seed}/{name}"
+        folder, key = self.folder / name, f"{self.seed}/{name}"
         if name in OURS:
-            self._ours(name, given, self.folder / name).run(force, goals=["finetune"])
-        parts = self._parts(name, given, rival)
-        if not force and (kept := _fresh(path, parts)):
+            self._ours(name, given, folder, self.work).run(force, goals=["finetune"])
+        parts = self._parts(name, given, folder, self.work, rival)
+        if not force and (kept := _fresh(_file(folder), parts)):
             self.say(f"{key}: fresh")
             return kept
         self.say(f"{key}: running")
-        model, seconds, machine = self._made(name, given, self.work, self.folder / name)
+        model, seconds, machine = self._made(name, given, self.work, folder)
         self._log(parts, seconds, machine)
-        return self._keep(path, self._judge(name, model, rival) | {"settings": parts["settings"]["method"]}, parts)
+        row = self._judge(name, model, rival) | {"settings": parts["settings"]["method"]}
+        return self._keep(_file(folder), row, parts)
 
     def trial(self, name: str, number: int, given: Mapping[str, Any], force: bool = False) -> Artifact:
         """The score of one point of a method's grid, from training and validation images alone.
@@ -288,30 +391,34 @@ class Arena:
         classes, and for single images the accuracy on held-out images of the same classes. A sub-class request is
         tuned on forgetting the classes that own the sub-classes.
         """
-        folder = self.folder / "tune" / f"{name}-{number}"
-        work = self._tuning
-        parts = self._parts(name, given, None, work, score=True)
-        path = folder.with_suffix(".json")
-        path.parent.mkdir(exist_ok=True)
-        if not force and (kept := _fresh(path, parts)):
+        folder, work = self._trial(name, number), self._tuning
+        folder.parent.mkdir(exist_ok=True)
+        if name in OURS:
+            self._ours(name, given, folder, work).run(force, goals=["finetune"])
+        parts = self._parts(name, given, folder, work, score=True)
+        if not force and (kept := _fresh(_file(folder), parts)):
             return kept
-        self.say(f"{self.seed}/{name}: tuning with {dict(given)}")
+        self.say(f"{self.seed}/{name}: tuning with {_told(given)}")
         model, seconds, machine = self._made(name, given, work, folder)
         self._log(parts, seconds, machine)
-        return self._keep(path, {"score": score(model, work), "settings": dict(given)}, parts)
+        return self._keep(_file(folder), {"score": score(model, work), "settings": dict(given)}, parts)
+
+    def _trial(self, name: str, number: int) -> Path:
+        return self.folder / "tune" / f"{name}-{number}"
 
     @cached_property
     def _tuning(self) -> Workspace:
-        request, data = self.base.request, self.base.data
+        request, data, config = self.work.request, self.work.data, self.work.config
         if request.kind != "subclasses":
             return self.work
         owners = sorted({data.classes[int(data.concept_class[c])] for c in request.concepts})
         settings = {
-            "forget": {"classes": owners, "already": self.base.config.forget.already},
+            "seed": self.seed,
+            "forget": {"classes": owners, "already": config.forget.already},
             "out": self.folder / "tune",
             "model.checkpoint": self.work.checkpoint_file,
         }
-        return self.base.sibling(self._config(settings), request=False)
+        return self.work.sibling(changed(config, settings), request=False)
 
     def _made(
         self, name: str, given: Mapping[str, Any], work: Workspace, folder: Path
@@ -339,9 +446,8 @@ class Arena:
             raise MeguError(f"{name} left NaN or infinite weights in {', '.join(broken[:3])}")
         return model.eval(), seconds, machine()
 
-    def _ours(self, name: str, given: Mapping[str, Any], folder: Path, work: Workspace | None = None) -> Pipeline:
+    def _ours(self, name: str, given: Mapping[str, Any], folder: Path, work: Workspace) -> Pipeline:
         """MeGU's pipeline from this arena's original, in a folder of its own."""
-        work = work or self.work
         settings = {**OURS[name], **given, "out": folder, "model.checkpoint": self.work.checkpoint_file}
         config = changed(work.config, {"seed": self.seed, **settings})
         folder.mkdir(parents=True, exist_ok=True)
@@ -370,14 +476,14 @@ class Arena:
         self,
         name: str,
         given: Mapping[str, Any],
-        rival: Arena | None,
-        work: Workspace | None = None,
+        folder: Path,
+        work: Workspace,
+        rival: Arena | None = None,
         score: bool = False,
     ) -> dict[str, Any]:
-        """The key of a cell."""
+        """The key of a cell or of a score."""
         from megu_cli import measuring
 
-        work = work or self.work
         version, own = "1", dict(given)
         settings = {"seed": self.seed, **({} if score else work.settings(measuring.SETTINGS))}
         inputs = {key: work.digest(key) for key in ("train_data", "test_data", "forget")}
@@ -387,13 +493,7 @@ class Arena:
             inputs["rival"] = rival._oracle_content if rival else ""
         elif name in OURS:
             own = {**OURS[name], **own}
-            if score:
-                settings["method_config"] = {
-                    key: work.settings((key,))[key] for key in ("mllm", "transition", "labels", "noise", "finetune")
-                }
-            else:
-                meta = artifacts.read_meta(self.folder / name / STAGES["finetune"].file)
-                inputs["finetune"] = str(meta["content"])
+            inputs["finetune"] = str(artifacts.read_meta(folder / STAGES["finetune"].file)["content"])
         else:
             method = methods()[name]
             own, version = method.settings(given), method.version
@@ -462,28 +562,83 @@ def summary(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, f
 
     ``None`` where a seed has no such figure; the interval needs two seeds.
     """
-    from scipy import stats
-
     mean: dict[str, float | None] = {}
     interval: dict[str, float | None] = {}
     for name in dict.fromkeys(key for row in rows for key in row):
         values = [value for row in rows if (value := row.get(name)) is not None]
-        n = len(values)
-        complete = n == len(rows)
-        mean[name] = sum(values) / n if complete else None
-        interval[name] = None
-        if complete and n > 1:
-            spread = math.sqrt(sum((v - sum(values) / n) ** 2 for v in values) / (n - 1))
-            interval[name] = float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
+        complete = len(values) == len(rows)
+        mean[name], interval[name] = _interval(values) if complete else (None, None)
     return {"mean": mean, "interval": interval}
 
 
-def _time(cell: Row) -> dict[str, float | None]:
-    return {"seconds": cell["seconds"], "time_ratio": cell["time_ratio"]}
+def _interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and half-width of its 95% interval by Student's t; ``None`` for a single value."""
+    from scipy import stats
+
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1:
+        return mean, None
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    return mean, float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
 
 
-def _grid(name: str) -> Sequence[Mapping[str, Any]]:
-    return _OUR_GRIDS[name] if name in OURS else methods()[name].grid
+def distances(own: Mapping[str, float | None], oracle: Mapping[str, float | None]) -> dict[str, float]:
+    """How far the main figures of a method are from their targets: the oracle's of the same seed, 0 or 1.
+
+    Args:
+        own: The method's figures.
+        oracle: The oracle's; empty where it is not known.
+
+    Returns:
+        Figure -> |own - target|, of those that both have.
+    """
+    pairs = {name: (own.get(name), oracle.get(name) if target is None else target) for name, target in _PAIRED.items()}
+    return {name: abs(x - target) for name, (x, target) in pairs.items() if x is not None and target is not None}
+
+
+def paired(
+    other: Mapping[str, Mapping[str, float]], ours: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float | int | None]]:
+    """How much farther from the target a method is than ours, seed by seed; above 0: ours is nearer.
+
+    Better or worse is what has an interval without 0: the paired t-test at 5%.
+
+    Args:
+        other: Seed -> `distances` of the method.
+        ours: The same of ours.
+
+    Returns:
+        Figure -> ``mean`` of the differences, half-width of its 95% ``interval`` by Student's t (``None`` for a single
+        seed), and the number of ``seeds`` that have both.
+    """
+    result: dict[str, dict[str, float | int | None]] = {}
+    for name in _PAIRED:
+        seeds = [seed for seed in other if name in other[seed] and name in ours.get(seed, {})]
+        if seeds:
+            mean, interval = _interval([other[seed][name] - ours[seed][name] for seed in seeds])
+            result[name] = {"mean": mean, "interval": interval, "seeds": len(seeds)}
+    return result
+
+
+def _figures(cell: Row) -> dict[str, float | None]:
+    time = {"seconds": cell["seconds"], "time_ratio": cell["time_ratio"]}
+    return {**cell["metrics"], **cell["comparison"], **cell["entanglement"], **time}
+
+
+def _winner(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings with the best score; the first of equals, since a grid begins with its gentlest point."""
+    best = max(trials, key=lambda trial: -math.inf if trial["score"] is None else trial["score"])
+    return dict(best["settings"])
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _file(folder: Path) -> Path:
+    """Where the figures of a method are whose own files lie in ``folder``."""
+    return folder.with_name(f"{folder.name}.json")
 
 
 def _fresh(path: Path, parts: Mapping[str, Any]) -> Artifact | None:

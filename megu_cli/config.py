@@ -350,6 +350,16 @@ class CompareConfig(_Section):
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="method -> its own settings, e.g. {ssd: {alpha: 5}}; see docs/methods.md"
     )
+    tune_limit: Count | None = Field(
+        None,
+        description="--tune: choose settings on only this many training images, with an original of their own; null: "
+        "on all that data.limit leaves",
+    )
+    tune_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None,
+        description="--tune: seed of the original and, where it is random, of the request that settings are chosen "
+        "on; one beside those compared, so that the choice says nothing of their figures; null: the first of them",
+    )
 
 
 class Config(_Section):

@@ -51,18 +51,20 @@ class Workspace:
         self.checkpoints: Resume | None = None
         self.memo = Memo(self.out / _MEMO)
 
-    def sibling(self, config: Config, request: bool = True) -> Workspace:
+    def sibling(self, config: Config, request: bool = True, data: bool = True) -> Workspace:
         """A workspace for another seed, run directory or method settings on the same data, loaded once.
 
         Args:
             config: Its config; sections ``data`` and ``model.name`` are this one's.
             request: Keep this forget request, also where the config's seed would draw another.
+            data: Keep the data, and who rates them; otherwise the config may name another ``data.limit``.
         """
         other = Workspace(config, self.track)
-        other._elder = self
         other.memo = self.memo
-        other.__dict__["data"] = self.data
         other.__dict__["device"] = self.device
+        if data:
+            other._elder = self
+            other.__dict__["data"] = self.data
         if request:
             other.__dict__["request"] = self.request
         return other

@@ -240,7 +240,7 @@ def compare(
         work.config = changed(config, settings)
         comparison = Comparison(work, pipeline.say)
         if options.dry_run:
-            _show(options, {"plan": _plan(comparison.plan())}, tables.plan)
+            _show(options, {"plan": _plan(comparison.plan(tune))}, tables.plan)
             return
         result = comparison.run(tune, options.force)
     _show(options, result, tables.comparison)

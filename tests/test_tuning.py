@@ -1,0 +1,172 @@
+"""`megu compare --tune` on other images and another seed than it judges on, and what is said of pairs of methods."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import write_config
+from scipy import stats
+
+from megu_cli import artifacts, baselines
+from megu_cli.compare import OURS, Comparison, distances, paired
+from megu_cli.config import load_config
+from megu_cli.errors import ConfigError
+from megu_cli.workspace import Workspace
+
+APART = {"methods": ["original", "retrain", "megu", "ssd"], "seeds": 2, "tune_limit": 200, "tune_seed": 7}
+
+
+def comparison(file, said=None):
+    config = load_config(file)
+    config.out.mkdir(exist_ok=True)
+    return Comparison(Workspace(config), said.append if said is not None else lambda line: None)
+
+
+def test_paired_differences_are_those_of_a_paired_t_test():
+    draw = np.random.default_rng(0)
+    ours, other = draw.random(5), draw.random(5)
+    found = paired(
+        {str(i): {"avg_gap": float(x)} for i, x in enumerate(other)},
+        {str(i): {"avg_gap": float(x)} for i, x in enumerate(ours)},
+    )["avg_gap"]
+    low, high = stats.ttest_rel(other, ours).confidence_interval(0.95)
+    assert found["mean"] - found["interval"] == pytest.approx(low, abs=1e-12)
+    assert found["mean"] + found["interval"] == pytest.approx(high, abs=1e-12)
+    assert found["seeds"] == 5
+
+
+def test_paired_differences_are_of_seeds_and_figures_that_both_have():
+    ours = {"0": {"avg_gap": 0.1, "probe_acc": 0.0}, "1": {"avg_gap": 0.2}}
+    other = {"0": {"avg_gap": 0.4}, "1": {"avg_gap": 0.1}, "2": {"avg_gap": 9.0}}
+    found = paired(other, ours)
+    assert list(found) == ["avg_gap"]
+    assert found["avg_gap"]["mean"] == pytest.approx(0.1)
+    assert found["avg_gap"]["seeds"] == 2
+    assert paired({"0": {"avg_gap": 0.4}}, ours)["avg_gap"] == {
+        "mean": pytest.approx(0.3),
+        "interval": None,
+        "seeds": 1,
+    }
+    assert paired(other, {}) == {}
+
+
+def test_a_distance_is_to_the_oracle_of_the_seed_or_to_a_fixed_target():
+    own = {"avg_gap": 0.02, "agreement": 0.9, "probe_acc": 0.5, "mia_loss_auc": None, "relearn_epochs": 1, "tow": 0.3}
+    oracle = {"probe_acc": 0.7, "mia_loss_auc": 0.5, "relearn_epochs": 4}
+    assert distances(own, oracle) == {
+        "avg_gap": pytest.approx(0.02),
+        "agreement": pytest.approx(0.1),
+        "probe_acc": pytest.approx(0.2),
+        "relearn_epochs": 3,
+    }
+    assert set(distances(own, {})) == {"avg_gap", "agreement"}
+
+
+@pytest.mark.parametrize("forget", [{"classes": ["8"]}, {"random": {"fraction": 0.1}}])
+def test_what_is_tuned_has_an_effect_for_the_kind_of_request(tmp_path, forget):
+    built = comparison(write_config(tmp_path, forget=forget))
+    for name in OURS:
+        points = built._grid(name)
+        assert len(points) == baselines.GRID_SIZE
+        # Alignment needs hard labels, which whole classes alone have.
+        assert ("finetune.align" in points[0]) == (name == "megu" and "classes" in forget)
+
+
+def test_settings_are_chosen_on_fewer_images_another_seed_and_another_draw(tmp_path):
+    built = comparison(write_config(tmp_path, forget={"random": {"fraction": 0.1}}, compare=APART))
+    work, base = built.tuning.work, built.base
+    assert built.tuning not in built.arenas
+    assert work.config.seed == 7
+    assert len(work.data.train) == 200
+    assert len(base.data.train) == 400
+    forgotten, those = (
+        {w.data.train.names[i] for i in w.request.forget.tolist()} & set(work.data.train.names) for w in (work, base)
+    )
+    assert forgotten != those
+    assert built.tuning._goals == ["train"]  # no oracle
+    assert work.out == base.out / "compare" / "tune-7"
+
+
+def test_listed_images_are_tuned_on_as_large_a_share_of_fewer_images(tmp_path):
+    (tmp_path / "list.csv").write_text("\n".join(map(str, range(40))))
+    built = comparison(write_config(tmp_path, forget={"samples": "list.csv"}, compare=APART))
+    request, base = built.tuning.work.request, built.base.request
+    assert request.kind == "random"
+    assert len(request.forget) / len(request.retain) == pytest.approx(len(base.forget) / len(base.retain), abs=0.02)
+    # With a seed alone the images stay those that are listed.
+    built = comparison(write_config(tmp_path, forget={"samples": "list.csv"}, compare={**APART, "tune_limit": None}))
+    assert built.tuning.work.request.forget.tolist() == base.forget.tolist()
+
+
+def test_an_original_of_ones_own_is_replaced_by_one_that_has_seen_fewer_images(tmp_path):
+    file = write_config(tmp_path, model={"checkpoint": "own.safetensors"}, compare=APART)
+    (tmp_path / "own.safetensors").touch()
+    assert comparison(file).tuning._goals == ["train"]
+    file = write_config(tmp_path, model={"checkpoint": "own.safetensors"}, compare={"methods": ["ssd"], "tune_seed": 7})
+    assert comparison(file).tuning._goals == []
+
+
+def test_a_directory_with_weights_cannot_be_tuned_on_fewer_images(tmp_path):
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    model = ResNetForImageClassification(
+        ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=10)
+    )
+    model.save_pretrained(tmp_path / "hf")
+    file = write_config(tmp_path, model={"name": "hf:hf"}, compare={"methods": ["ssd"], "tune_limit": 200})
+    built = comparison(file)
+    with pytest.raises(ConfigError, match="tune_limit"):
+        _ = built.tuning
+
+
+def test_without_keys_of_its_own_tuning_is_on_the_first_seed(tmp_path):
+    built = comparison(write_config(tmp_path, compare={"methods": ["ssd"], "seeds": 2}))
+    assert built.tuning is built.arenas[0]
+
+
+def test_the_plan_names_each_point_of_each_grid(tmp_path, megu):
+    file = write_config(tmp_path, compare=APART)
+    called = megu("compare", "-c", file, "--tune", "--dry-run", "--json")
+    plan = called.json["plan"]
+    assert {row["action"] for row in plan} == {"run"}
+    assert sum(row["stage"].startswith("tune megu ") for row in plan) == baselines.GRID_SIZE
+    assert sum(row["stage"].startswith("tune ") for row in plan) == 2 * baselines.GRID_SIZE
+    assert sum("/" in row["stage"] for row in plan) == 8
+    told = {row["stage"]: row["reason"] for row in plan}
+    assert told["0/megu"] == "its settings are still to be chosen"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_tuning_apart_is_kept_planned_and_only_in_part_done_again(tmp_path, megu):
+    file = write_config(tmp_path, compare=APART)
+    said: list[str] = []
+    first = comparison(file, said).run(tune=True)
+    assert first["tuning"] == {"seed": 7, "images": 200}
+    assert {line.split(":")[0] for line in said if ": running" in line and line.startswith("7/")} == {"7/train"}
+    assert not (tmp_path / "run" / "compare" / "tune-7" / "oracle.safetensors").exists()
+    assert set(first["methods"]["ssd"]["paired"]) >= {"avg_gap", "js_divergence", "probe_acc", "retain_test_acc"}
+    rows = [first["methods"][name]["seeds"] for name in ("ssd", "megu")]
+    apart = [[row[seed]["comparison"]["avg_gap"] for seed in ("0", "1")] for row in rows]
+    low, high = stats.ttest_rel(*apart).confidence_interval(0.95)
+    found = first["methods"]["ssd"]["paired"]["avg_gap"]
+    assert [found["mean"] - found["interval"], found["mean"] + found["interval"]] == pytest.approx([low, high])
+
+    said = []
+    assert comparison(file, said).run(tune=True) == first
+    assert not any("tuning with" in line or ": running" in line for line in said)
+    plan = megu("compare", "-c", file, "--tune", "--dry-run", "--json").json["plan"]
+    assert {row["action"] for row in plan} == {"keep"}
+
+    # Killed while it was tuned: the points that were done are kept, and what hangs on the choice is said to wait.
+    (tmp_path / "run" / "compare" / "tune-7" / "tune" / "ssd-2.json").unlink()
+    plan = megu("compare", "-c", file, "--tune", "--dry-run", "--json").json["plan"]
+    assert sorted(row["stage"] for row in plan if row["action"] == "run") == ["0/ssd", "1/ssd", "tune ssd alpha=50.0"]
+    said = []
+    assert comparison(file, said).run(tune=True) == first
+    assert sum("tuning with" in line for line in said) == 1
+
+    # What is tuned knows neither oracles nor test images.
+    point = artifacts.read(tmp_path / "run" / "compare" / "tune-7" / "tune" / "ssd-0.json")
+    assert "oracle" not in point.meta["inputs"]
+    assert set(point.body) == {"score", "settings"}
