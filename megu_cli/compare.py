@@ -359,7 +359,9 @@ class Arena:
         found = [(goal, status) for goal, status in states.items() if status != "fresh"]
         return f"the {'original' if found[0][0] == 'train' else 'oracle'} is {found[0][1]}" if found else ""
 
-    def cell(self, name: str, given: Mapping[str, Any], rival: Arena | None, force: bool = False) -> Artifact:
+    def cell(
+        self, name: str, given: Mapping[str, Any], rival: Arena | None, force: bool = False, label: str | None = None
+    ) -> Artifact:
         """The figures of one method; computed unless the file fits.
 
         Args:
@@ -367,11 +369,12 @@ class Arena:
             given: Its settings where they differ from the defaults.
             rival: The arena whose oracle judges this one's, for ``retrain``.
             force: Compute it anyway.
+            label: Of its files; a method with several settings needs several. ``None``: its name.
 
         Raises:
             Exception: Whatever the method raises.
         """
-        folder, key = self.folder / name, f"{self.seed}/{name}"
+        folder, key = self.folder / (label or name), f"{self.seed}/{label or name}"
         if name in OURS:
             self._ours(name, given, folder, self.work).run(force, goals=["finetune"])
         parts = self._parts(name, given, folder, self.work, rival)
@@ -492,7 +495,8 @@ class Arena:
             own = work.config.train.model_dump()
             inputs["rival"] = rival._oracle_content if rival else ""
         elif name in OURS:
-            own = {**OURS[name], **own}
+            # The content of a file that is named shows in what was made from it; where it lies does not matter.
+            own = {key: v.name if isinstance(v, Path) else v for key, v in {**OURS[name], **own}.items()}
             inputs["finetune"] = str(artifacts.read_meta(folder / STAGES["finetune"].file)["content"])
         else:
             method = methods()[name]
