@@ -25,10 +25,10 @@ import torch
 
 from megu_cli import artifacts, training
 from megu_cli.compare import Arena, distances, paired, summary
-from megu_cli.config import Config
+from megu_cli.config import Config, get
 from megu_cli.data import Dataset
 from megu_cli.measuring import described
-from megu_cli.mllm.recorded import Recorded, shipped
+from megu_cli.mllm.recorded import Recorded
 from megu_cli.pipeline import Pipeline
 from megu_cli.runtime import generator
 from megu_cli.workspace import Workspace
@@ -43,7 +43,6 @@ RATINGS = ("uniform", "shuffled", "confusions")
 
 # Key -> values beside the default's.
 SHARED: dict[str, tuple[Any, ...]] = {
-    "noise.use": ("both", "positive", "negative", "none"),
     "labels.source": ("transition", "prediction", "random"),
     "mllm.ratings": RATINGS,
     "transition.temperature": (1.0, 10.0),
@@ -55,6 +54,7 @@ SHARED: dict[str, tuple[Any, ...]] = {
 }
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "coat": {
+        "noise.use": ("both", "positive", "none"),  # by default negative
         **SHARED,
         "noise.negative": ("away",),
         "noise.strength": ("full",),
@@ -67,11 +67,16 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "finetune.beta": (0.0, 0.1, 1.0),
     },
     # Its labels are not hard, so nothing is aligned or reassigned, and by default there is no noise to vary.
-    "random-3": {**SHARED, "labels.mode": ("hard", "sample", "soft"), "labels.keep": (0.8, 0.95)},
+    "random-3": {
+        "noise.use": ("both", "positive", "negative"),  # by default none
+        **SHARED,
+        "labels.mode": ("hard", "sample", "soft"),
+        "labels.keep": (0.8, 0.95, 1.0),
+    },
 }
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Run all settings of all requests and write their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(REQUESTS), default=list(REQUESTS), help="requests")
@@ -80,7 +85,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=10_000, metavar="N", help="training images")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--first-seed", type=int, default=320, metavar="N")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
 
     is_try = (arguments.limit, arguments.seeds, arguments.first_seed, arguments.keys) != (10_000, 3, 320, None)
     target = (arguments.out if is_try else HERE) / "ablations.json"
@@ -100,15 +105,8 @@ def main() -> None:
 
 def ablated(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of every setting for one request, and beside them how each differs from the default's."""
-    config = Config.model_validate(
-        {
-            "seed": arguments.first_seed,
-            "out": arguments.out / f"{name}-{arguments.limit}",
-            "data": {"name": "fashion_mnist", "limit": arguments.limit},
-            "model": {"name": "small_resnet"},
-            "forget": REQUESTS[name],
-        }
-    )
+    config = configured(name, arguments)
+    varied = settings(config, GRIDS[name], arguments.keys)
     base = Workspace(config)
     started = time.perf_counter()
     with artifacts.locked(config.out):
@@ -122,7 +120,7 @@ def ablated(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         for place, arena in enumerate(arenas):
             rival = arenas[(place + 1) % len(arenas)]
             floor[str(arena.seed)] = figures(arena, arena.cell("retrain", {}, rival if rival is not arena else None))
-            for label, changes in settings(name, arguments.keys).items():
+            for label, changes in varied.items():
                 given = {
                     key: ratings(arena, value) if key == "mllm.ratings" else value for key, value in changes.items()
                 }
@@ -147,15 +145,32 @@ def ablated(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                 "from_default": paired(apart[label], apart[DEFAULT]) if label != DEFAULT else {},
                 "seeds": cells[label],
             }
-            for label, changes in settings(name, arguments.keys).items()
+            for label, changes in varied.items()
         },
     }
 
 
-def settings(name: str, keys: list[str] | None) -> dict[str, dict[str, Any]]:
+def configured(name: str, arguments: argparse.Namespace) -> Config:
+    """The config of a request, with all of the method's settings as they are by default."""
+    return Config.model_validate(
+        {
+            "seed": arguments.first_seed,
+            "out": arguments.out / f"{name}-{arguments.limit}",
+            "data": {"name": "fashion_mnist", "limit": arguments.limit},
+            "model": {"name": "small_resnet"},
+            "forget": REQUESTS[name],
+        }
+    )
+
+
+def settings(config: Config, grid: dict[str, tuple[Any, ...]], keys: list[str] | None) -> dict[str, dict[str, Any]]:
     """Label -> what it changes; the default, from which labels and noise are handed over, first."""
-    grid = {key: values for key, values in GRIDS[name].items() if keys is None or key in keys}
-    return {DEFAULT: {}} | {f"{key}={value}": {key: value} for key, values in grid.items() for value in values}
+    return {DEFAULT: {}} | {
+        f"{key}={value}": {key: value}
+        for key, values in grid.items()
+        for value in values
+        if (keys is None or key in keys) and value != get(config, key)
+    }
 
 
 def figures(arena: Arena, cell: artifacts.Artifact) -> dict[str, Any]:
@@ -186,7 +201,7 @@ def hand_over(source: Path, target: Path) -> None:
 def ratings(arena: Arena, kind: str) -> Path:
     """A file of ratings that no MLLM gave: all alike, the recorded ones shuffled, or the original's confusions."""
     data = arena.work.data
-    recorded = Recorded(shipped("fashion_mnist"))
+    recorded = Recorded(arena.work.ratings_file)
     if kind == "uniform":
         scores = {c: {k: 5.0 for k in data.classes if k != c} for c in data.classes}
     elif kind == "shuffled":

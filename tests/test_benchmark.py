@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 from conftest import subprocess_environment, write_config
+from scipy import stats
 
-from megu_cli.config import load_config
+from megu_cli.config import changed, load_config
+from megu_cli.mllm.recorded import Recorded
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import ablations  # noqa: E402
 import benchmark  # noqa: E402
+import tables  # noqa: E402
 
 CONFIGS = sorted(BENCHMARKS.glob("*/*.yaml"))
 METHODS = ["original", "retrain", "megu", "mask", "finetune"]
@@ -122,3 +126,137 @@ def test_killed_or_not_a_second_run_computes_only_what_is_missing(tmp_path):
     few = run(tmp_path, "--collect", "--seeds", 3)
     assert few.returncode == 0
     assert set(json.loads(file.read_text())["missing"]) == {"whole", "few"}
+
+
+def method(**figures: list[float | None]) -> dict:
+    """A method of benchmark.json with a figure per seed; what only the oracle is compared in is left out."""
+    seeds = {}
+    for place in range(3):
+        row = {name: values[place] for name, values in figures.items()}
+        compared = {name: row.pop(name) for name in ("avg_gap", "js_divergence") if name in row}
+        seeds[str(300 + place)] = {"metrics": row, "comparison": compared, "entanglement": {}, "time_ratio": None}
+    means = {n: None if None in v else sum(v) / 3 for n, v in figures.items()}
+    return {"mean": means, "interval": dict.fromkeys(means), "seeds": seeds, "settings": {"lr": 0.1}, "paired": {}}
+
+
+@pytest.fixture
+def result() -> dict:
+    """A benchmark of one request in which `near` wins in JS, `far` in the probe."""
+    methods = {
+        "original": method(js_divergence=[0.6] * 3, probe_acc=[0.9] * 3, retain_train_acc=[1.0] * 3,
+                           retain_test_acc=[0.9] * 3, relearn_epochs=[0, 0, 0]),
+        "retrain": method(js_divergence=[0.1] * 3, probe_acc=[0.5, 0.6, 0.7], relearn_epochs=[4, 4, 4]),
+        "megu": method(js_divergence=[0.2, 0.3, 0.4], probe_acc=[0.6, 0.7, 0.8], relearn_epochs=[2, 2, 2]),
+        "near": method(js_divergence=[0.11, 0.2, 0.3], probe_acc=[0.9] * 3, relearn_epochs=[2, None, 2]),
+        "far": method(js_divergence=[0.5] * 3, probe_acc=[0.5, 0.6, 0.69], relearn_epochs=[9, 9, 9]),
+    }  # fmt: skip
+    methods["near"]["paired"] = {"js_divergence": {"mean": -0.1, "interval": 0.01, "seeds": 3},
+                                 "probe_acc": {"mean": 0.2, "interval": 0.3, "seeds": 3}}  # fmt: skip
+    methods["far"]["paired"] = {"js_divergence": {"mean": 0.2, "interval": 0.1, "seeds": 3}}
+    cell = {
+        "config": {"data.name": "digits", "model.name": "small_cnn", "data.superclasses": None},
+        "request": {"kind": "classes", "classes": ["8"], "concepts": ["8"], "forget": 40, "retain": 360},
+        "wall_seconds": 90.0,
+        "seeds": [300, 301, 302],
+        "tuning": {"seed": 9, "images": 200},
+        "tuned": {"near": [{"settings": {"lr": 0.1}, "score": 0.9}]},
+        "failed": {"scrub": {"301": "it went wrong"}},
+        "noise_floor": 0.005,
+        "methods": methods,
+    }
+    return {"machine": "a machine", "versions": {"torch": "2"}, "missing": {"other": "not there"},
+            "cells": {"whole": cell}}  # fmt: skip
+
+
+def test_tables_show_the_best_the_losses_and_what_is_missing(result, tmp_path):
+    blocks = tables.of_benchmark(result, tmp_path)
+    rows = {line.split("`")[1]: line for line in blocks["whole"].splitlines() if line.startswith("| `")}
+    assert set(rows) == {"original", "retrain", "megu", "near", "far"}
+    assert "**0.203**" in rows["near"]
+    assert "**59.7**" in rows["far"]
+    assert "**" not in rows["original"] + rows["retrain"]
+    assert "never (1 of 3)" in rows["near"]
+    assert "lr 0.1" in rows["near"]
+    assert "generalisation gap of 10.0 points" in blocks["whole"]
+    assert "Noise floor of the gap: 0.5" in blocks["whole"]
+    assert "scrub, seed 301: it went wrong" in blocks["whole"]
+    said = next(line for line in blocks["whole"].splitlines() if line.startswith("- JS"))
+    assert said == "- JS: better than far (+0.200 ± 0.100); **worse than** near (−0.100 ± 0.010)."
+    assert "no different from near (+20.0 ± 30.0)" in blocks["whole"]
+    assert "**Missing:** other: not there." in blocks["machine"]
+    assert "0.300 / 0.203 (near) / 0.100" in blocks["summary"]
+    assert "`near`" in blocks["residue"]
+    assert (tmp_path / "figures" / "methods.svg").read_text().count("near") == 1
+
+
+def test_what_a_paired_difference_says():
+    said = [tables.verdict({"mean": mean, "interval": 0.1}) for mean in (0.2, 0.05, 0.0, -0.2)]
+    assert said == ["better", "same", "same", "worse"]
+    assert tables.verdict({"mean": 0.0, "interval": 0.0}) == "same"
+    assert tables.verdict({"mean": 9.0, "interval": None}) == tables.verdict(None) == "unknown"
+
+
+def test_blocks_are_filled_in_between_their_marks_and_the_rest_of_the_page_stays():
+    page = "# Title\n\n<!-- a -->\nold\n<!-- /a -->\n\nwords\n"
+    once = tables.filled(page, {"a": "new \\1", "b": "more"})
+    assert "old" not in once
+    assert "<!-- a -->\nnew \\1\n<!-- /a -->\n\nwords" in once
+    assert once.endswith("<!-- b -->\nmore\n<!-- /b -->\n")
+    assert tables.filled(once, {"a": "new \\1", "b": "more"}) == once
+
+
+@pytest.mark.parametrize("name", list(ablations.REQUESTS))
+def test_every_setting_of_the_ablations_is_one(name, tmp_path):
+    arguments = argparse.Namespace(first_seed=320, out=tmp_path, limit=10_000)
+    config = ablations.configured(name, arguments)
+    found = ablations.settings(config, ablations.GRIDS[name], None)
+    assert next(iter(found)) == ablations.DEFAULT
+    for changes in found.values():
+        assert len(changes) <= 1
+        other = changed(config, {key: Path(v) if key == "mllm.ratings" else v for key, v in changes.items()})
+        assert (other != config) == bool(changes)
+    assert set(ablations.settings(config, ablations.GRIDS[name], ["labels.source"])) == {
+        ablations.DEFAULT, *(f"labels.source={source}" for source in ("transition", "prediction", "random"))
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ablations_are_kept_and_drawn(tmp_path, monkeypatch, capsys):
+    file = write_config(tmp_path, seed=320, mllm={"backend": "recorded"})
+    monkeypatch.setattr(ablations, "configured", lambda name, arguments: load_config(file))
+    words = ["--only", "coat", "--keys", "mllm.ratings", "noise.use", "--seeds", "2", "--out", str(tmp_path / "out")]
+    ablations.main(words)
+    result = json.loads((tmp_path / "out" / "ablations.json").read_text())
+    found = result["requests"]["coat"]
+    varied = [*(f"noise.use={use}" for use in ("both", "positive", "none")),
+              *(f"mllm.ratings={kind}" for kind in ablations.RATINGS)]  # fmt: skip
+    assert list(found["settings"]) == ["default", *varied]
+    seeds = found["settings"]["noise.use=none"]["seeds"]
+    apart = [[rows[seed]["js_divergence"] for seed in ("320", "321")] for rows in
+             (seeds, found["settings"]["default"]["seeds"])]  # fmt: skip
+    pair = found["settings"]["noise.use=none"]["from_default"]["js_divergence"]
+    low, high = stats.ttest_rel(*apart).confidence_interval(0.95)
+    assert [pair["mean"] - pair["interval"], pair["mean"] + pair["interval"]] == pytest.approx([low, high])
+
+    # Labels do not depend on the noise: those of the default were handed over, and none were made anew.
+    folder = tmp_path / "run" / "compare" / "321"
+    assert (folder / "default" / "labels.safetensors").read_bytes() == (
+        folder / "noise.use=both" / "labels.safetensors"
+    ).read_bytes()
+    assert (folder / "noise.use=both" / "runs.jsonl").read_text().count('"stage": "labels"') == 1
+    raters = {kind: Recorded(folder / f"ratings-{kind}.json").rater for kind in ablations.RATINGS}
+    assert len(set(raters.values())) == 3
+    assert raters["shuffled"].endswith("each row shuffled (seed 321)")
+    scores = Recorded(folder / "ratings-confusions.json").scores["8"]
+    assert (min(scores.values()), max(scores.values())) == (0, 10)
+
+    capsys.readouterr()
+    ablations.main(words)
+    again = json.loads((tmp_path / "out" / "ablations.json").read_text())["requests"]["coat"]
+    assert again["settings"] == found["settings"]
+    assert ": running" not in capsys.readouterr().out
+
+    tables.main(["none.json", str(tmp_path / "out" / "ablations.json"), "--out", str(tmp_path / "docs")])
+    page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "| `noise.use=none` |" in page
+    assert (tmp_path / "docs" / "figures" / "ablations-coat.svg").exists()
