@@ -259,6 +259,8 @@ def verdict(pair: dict[str, Any] | None) -> str:
     """What a paired difference says of megu: better, worse, same, or (a single seed, no figure) unknown."""
     if not pair or pair["interval"] is None:
         return "unknown"
+    if abs(pair["mean"]) < 1e-9:  # rounding, where both did the same
+        return "same"
     low, high = pair["mean"] - pair["interval"], pair["mean"] + pair["interval"]
     return "better" if low > 0 else "worse" if high < 0 else "same"
 

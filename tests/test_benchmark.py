@@ -193,6 +193,7 @@ def test_what_a_paired_difference_says():
     said = [tables.verdict({"mean": mean, "interval": 0.1}) for mean in (0.2, 0.05, 0.0, -0.2)]
     assert said == ["better", "same", "same", "worse"]
     assert tables.verdict({"mean": 0.0, "interval": 0.0}) == "same"
+    assert tables.verdict({"mean": 1e-17, "interval": 0.0}) == "same"
     assert tables.verdict({"mean": 9.0, "interval": None}) == tables.verdict(None) == "unknown"
 
 
