@@ -112,7 +112,7 @@ class Comparison:
         settings: dict[str, dict[str, Any] | None] = {name: self._given(name) for name in self.names}
         for name in self.names if tune else ():
             trials = []
-            for number, point in enumerate(self._grid(name)):
+            for number, point in enumerate(_grid(name, self.base.request.kind)):
                 action, reason, score = self.tuning.plan_trial(name, number, {**self._given(name), **point})
                 rows.append((f"tune {name} {_told(point)}", action, reason))
                 trials.append({"settings": dict(point), "score": score})
@@ -146,7 +146,7 @@ class Comparison:
         trials: dict[str, list[dict[str, Any]]] = {}
         if tune:
             self.tuning.prepare()
-            trials = {name: self._trials(name, force) for name in self.names if self._grid(name)}
+            trials = {name: self._trials(name, force) for name in self.names if _grid(name, self.base.request.kind)}
             self.tuning.forget_loaded()
         for name, tried in trials.items():
             settings[name] |= _winner(tried)
@@ -187,15 +187,10 @@ class Comparison:
         rival = self.arenas[(place + 1) % len(self.arenas)]
         return rival if rival is not arena else None
 
-    def _grid(self, name: str) -> Sequence[Mapping[str, Any]]:
-        if name == "megu" and self.base.request.kind == "classes":
-            return _CLASSES_GRID
-        return _OUR_GRIDS[name] if name in OURS else methods()[name].grid
-
     def _trials(self, name: str, force: bool) -> list[dict[str, Any]]:
         """Each point of a method's grid with its score; ``None`` where the method failed."""
         trials: list[dict[str, Any]] = []
-        for number, point in enumerate(self._grid(name)):
+        for number, point in enumerate(_grid(name, self.base.request.kind)):
             score = None
             try:
                 score = self.tuning.trial(name, number, {**self._given(name), **point}, force).body["score"]
@@ -628,6 +623,13 @@ def paired(
 def _figures(cell: Row) -> dict[str, float | None]:
     time = {"seconds": cell["seconds"], "time_ratio": cell["time_ratio"]}
     return {**cell["metrics"], **cell["comparison"], **cell["entanglement"], **time}
+
+
+def _grid(name: str, kind: str) -> Sequence[Mapping[str, Any]]:
+    """The settings that are tried for a method and a kind of request; see `megu_cli.forget.Kind`."""
+    if name == "megu" and kind == "classes":
+        return _CLASSES_GRID
+    return _OUR_GRIDS[name] if name in OURS else methods()[name].grid
 
 
 def _winner(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

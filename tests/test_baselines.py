@@ -320,7 +320,7 @@ def test_grids_are_equally_small_and_name_real_settings():
             method.settings(point)
         if method.grid:
             sizes.add(len(method.grid))
-    sizes |= {len(_grid(name)) for name in OURS}
+    sizes |= {len(_grid(name, kind)) for name in OURS for kind in ("classes", "subclasses", "random")}
     assert sizes == {baselines.GRID_SIZE}
 
 

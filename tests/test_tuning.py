@@ -8,7 +8,7 @@ from conftest import write_config
 from scipy import stats
 
 from megu_cli import artifacts, baselines
-from megu_cli.compare import OURS, Comparison, distances, paired
+from megu_cli.compare import Comparison, _grid, distances, paired
 from megu_cli.config import load_config
 from megu_cli.errors import ConfigError
 from megu_cli.workspace import Workspace
@@ -62,14 +62,10 @@ def test_a_distance_is_to_the_oracle_of_the_seed_or_to_a_fixed_target():
     assert set(distances(own, {})) == {"avg_gap", "agreement"}
 
 
-@pytest.mark.parametrize("forget", [{"classes": ["8"]}, {"random": {"fraction": 0.1}}])
-def test_what_is_tuned_has_an_effect_for_the_kind_of_request(tmp_path, forget):
-    built = comparison(write_config(tmp_path, forget=forget))
-    for name in OURS:
-        points = built._grid(name)
-        assert len(points) == baselines.GRID_SIZE
-        # Alignment needs hard labels, which whole classes alone have.
-        assert ("finetune.align" in points[0]) == (name == "megu" and "classes" in forget)
+@pytest.mark.parametrize("kind", ["classes", "subclasses", "samples", "subjects", "random"])
+def test_what_is_tuned_has_an_effect_for_the_kind_of_request(kind):
+    # Alignment needs hard labels, which whole classes alone have.
+    assert ("finetune.align" in _grid("megu", kind)[0]) == (kind == "classes")
 
 
 def test_settings_are_chosen_on_fewer_images_another_seed_and_another_draw(tmp_path):
