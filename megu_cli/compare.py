@@ -318,8 +318,8 @@ class Arena:
 
     def plan(self, name: str, given: Mapping[str, Any], rival: Arena | None) -> tuple[str, str]:
         """Whether a cell would be kept or run, and why."""
-        if rival and (missing := rival._unprepared()):
-            return "run", f"{missing} of seed {rival.seed}"
+        if name == "retrain" and rival and (missing := rival._unprepared()):
+            return "run", f"seed {rival.seed}: {missing}"
         action, reason, _ = self._planned(name, given, self.folder / name, self.work, rival)
         return action, reason
 
