@@ -47,10 +47,11 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "mllm.ratings": RATINGS,
     "transition.temperature": (1.0, 10.0),
     "labels.alpha": (0.0, 0.25, 1.5),
-    "finetune.weight": (0.05, 0.2, 0.5),
+    "finetune.weight": (0.05, 0.1, 0.2, 0.5),
     "finetune.retain_fraction": (0.35, 0.7, 2.8),
     "finetune.epochs": (1, 4),
-    "finetune.lr": (0.005, 0.01, 0.05, 0.1),
+    "finetune.lr": (0.005, 0.01, 0.02, 0.1),
+    "finetune.forget_batch": (8, 64),
 }
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "coat": {
@@ -65,6 +66,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "finetune.align": (0.0, 0.05, 0.2),
         "finetune.reassign": (False,),
         "finetune.beta": (0.0, 0.1, 1.0),
+        "finetune.temperature": (0.0, 1.0),
     },
     # Its labels are not hard, so nothing is aligned or reassigned, and by default there is no noise to vary.
     "random-3": {

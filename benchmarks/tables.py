@@ -252,7 +252,7 @@ def tuned(cell: dict[str, Any], name: str) -> str:
     if name not in cell["tuned"]:
         return ""
     keys, used = cell["tuned"][name][0]["settings"], cell["methods"][name]["settings"]
-    return ", ".join(f"{key.removeprefix('finetune.')} {used[key]:g}" for key in keys)
+    return ", ".join(f"{key.removeprefix('finetune.')} {used[key]}" for key in keys)
 
 
 def verdict(pair: dict[str, Any] | None) -> str:

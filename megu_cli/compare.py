@@ -51,7 +51,6 @@ _PAIRED: dict[str, float | None] = {
     "relearn_epochs": None,
     "time_ratio": 0.0,
 }
-_SIZES = ("finetune.batch", "finetune.forget_batch", "finetune.retain_fraction")
 _VERSION = 1
 
 Say = Callable[[str], None]
@@ -319,8 +318,8 @@ class Arena:
 
     def plan(self, name: str, given: Mapping[str, Any], rival: Arena | None) -> tuple[str, str]:
         """Whether a cell would be kept or run, and why."""
-        if rival and (missing := rival._unprepared()):
-            return "run", f"{missing} of seed {rival.seed}"
+        if name == "retrain" and rival and (missing := rival._unprepared()):
+            return "run", f"seed {rival.seed}: {missing}"
         action, reason, _ = self._planned(name, given, self.folder / name, self.work, rival)
         return action, reason
 
@@ -481,6 +480,7 @@ class Arena:
     ) -> dict[str, Any]:
         """The key of a cell or of a score."""
         from megu_cli import measuring
+        from megu_cli.stages import task
 
         version, own = "1", dict(given)
         settings = {"seed": self.seed, **({} if score else work.settings(measuring.SETTINGS))}
@@ -496,7 +496,8 @@ class Arena:
         else:
             method = methods()[name]
             own, version = method.settings(given), method.version
-            settings |= work.settings(_SIZES)
+            shared = task(work)
+            settings |= {"samples": shared.samples, "batch": shared.batch, "forget_batch": shared.forget_batch}
         if not score:
             inputs["oracle"] = self._oracle_content
         return {

@@ -155,7 +155,7 @@ def comparison(result: dict[str, Any]) -> None:
         for seed, message in failures.items():
             console.print(f"[bold red]failed[/]: {name}, seed {seed}: {message}")
     for name, trials in result["tuned"].items():
-        told = ", ".join(f"{key}={value:g}" for key, value in rows[name]["settings"].items() if key in
+        told = ", ".join(f"{key}={value}" for key, value in rows[name]["settings"].items() if key in
                          trials[0]["settings"]) if name in rows else "failed"  # fmt: skip
         console.print(f"tuned {name}: {told}", style="dim")
 
