@@ -285,7 +285,7 @@ class FinetuneConfig(_Section):
     )
     batch: Count = Field(128, description="retained samples per step")
     forget_batch: Literal["auto"] | Count = Field(
-        "auto", description="forgotten samples per step; auto: as make three passes over them, from 8 to 32"
+        "auto", description="forgotten samples per step; auto: as make three passes over them, from 8 to 64"
     )
     weight: Literal["auto"] | Positive = Field(
         "auto", description="weight of the loss on forgotten samples; auto: 0.1 for hard labels, else 0.2"

@@ -91,7 +91,7 @@ class Problem:
             return settings.forget_batch
         # What is shown too often is learned by heart, with its perturbing labels.
         steps = settings.epochs * math.ceil(self.retain_samples / settings.batch)
-        return min(32, max(8, math.ceil(_FORGET_PASSES * len(self.request.forget) / steps)))
+        return min(64, max(8, math.ceil(_FORGET_PASSES * len(self.request.forget) / steps)))
 
     @property
     def weight(self) -> float:
