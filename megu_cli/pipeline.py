@@ -106,7 +106,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
-            version=5,
+            version=6,
         ),
         Stage(
             "eval",
