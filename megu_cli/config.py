@@ -300,7 +300,6 @@ class FinetuneConfig(_Section):
         True, description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]"
     )
     beta: NonNegative = Field(0.3, description="weight of the transition matrix when labels are reassigned")
-    temperature: NonNegative = Field(0.5, description="of reassigned labels: 0 makes them hard, 1 keeps them soft")
     lr: Literal["auto"] | Positive = Field(
         "auto",
         description="SGD learning rate at the start; it falls to 0 as a cosine; auto: 0.02, and up to 0.05 where whole "

@@ -106,7 +106,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
-            version=6,
+            version=7,
         ),
         Stage(
             "eval",

@@ -335,7 +335,6 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         clean=settings.clean,
         reassign=settings.reassign and labels.mode == "hard",
         beta=settings.beta,
-        temperature=settings.temperature,
         weight=problem.weight,
         align=settings.align if labels.mode == "hard" and has_head(model, len(data.classes)) else 0.0,
         epochs=settings.epochs,

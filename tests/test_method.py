@@ -186,7 +186,7 @@ def test_a_heavier_penalty_makes_smaller_noise():
 
 FINETUNE = {
     "positive": None, "negative": None, "uniform": True, "clean": 0.5, "reassign": False, "beta": 0.3,
-    "temperature": 0.0, "weight": 1.0,
+    "weight": 1.0,
     "align": 0.0, "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9,
     "weight_decay": 0.0,
     "seed": 0,
@@ -292,7 +292,7 @@ def test_own_features_are_told_by_the_head_that_gives_the_logits():
         model = Headed(spare)
         finetune(
             model, halves(), index[20:], forgotten, positive=None, negative=None, uniform=True, clean=1,
-            reassign=False, beta=0, temperature=0, weight=1, align=1, epochs=2, retain_samples=40, batch=10,
+            reassign=False, beta=0, weight=1, align=1, epochs=2, retain_samples=40, batch=10,
             forget_batch=10, lr=0.05, momentum=0.9, weight_decay=0, seed=0,
         )  # fmt: skip
         states.append(model.state_dict())

@@ -66,7 +66,6 @@ def finetune(
     clean: float,
     reassign: bool,
     beta: float,
-    temperature: float,
     weight: float,
     align: float,
     epochs: int,
@@ -99,10 +98,9 @@ def finetune(
         negative: (G, R, C, H, W) noises N-, or none.
         uniform: Noise strength u ~ U(0, 1) per sample and epoch, rather than 1.
         clean: Share of the forgotten samples left without noise.
-        reassign: On clean samples, the target is softmax_k((log p_now(k|x) + beta * prior(k)) / temperature), taken
-            anew at every step from the model as it is; noised samples keep their given target.
+        reassign: On clean samples, the label is argmax_k of log p_now(k|x) + beta * prior(k), taken anew at every
+            step from the model as it is; noised samples keep their given target.
         beta: Weight of the prior.
-        temperature: Of reassigned labels; at 0 they are hard, the argmax.
         weight: Of the loss on forgotten samples.
         align: Of `own_features` at the first step; it falls to 0 at the last, so that behaviour settles after depth.
         epochs: Passes; each draws samples, noises and strengths anew.
@@ -172,10 +170,7 @@ def finetune(
         if reassign:
             now = functional.log_softmax(gone.detach().double(), 1) + beta * step.prior
             now = now.masked_fill(step.prior.isneginf(), float("-inf"))  # with beta = 0, too, no label goes there
-            if temperature:
-                moved = (now / temperature).softmax(1).to(target)
-            else:
-                moved = functional.one_hot(now.argmax(1), gone.shape[1]).to(target)
+            moved = functional.one_hot(now.argmax(1), gone.shape[1]).to(target)
             target = torch.where(step.clean[:, None], moved, target)
         retained = functional.cross_entropy(kept, step.retained_labels) * step.retained_weight
         value = retained + weight * functional.cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
