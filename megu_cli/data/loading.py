@@ -162,9 +162,9 @@ def holding_out(data: Dataset, share: float, borrow: bool) -> Dataset:
 def _borrowing(data: Dataset, share: float) -> Dataset:
     """The data set with a part of its test images behind its training images, to be held out.
 
-    They leave the test split. Of each of the finest classes there are as many as
-    ``share`` of its training images, and at least 50, but never more than half of its test images; by hash of identity,
-    a person's images all or none.
+    They leave the test split. Of each of the finest classes there are as many as ``share`` of its training images, and
+    at least 50, but never more than half of its test images; by hash of identity, a person's images all or none (where
+    that does not come out even, fewer).
 
     Args:
         data: The data set, with nothing borrowed.
