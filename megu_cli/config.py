@@ -25,6 +25,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+# What holds, or lists, the weights in a directory of transformers.
+HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class _Section(BaseModel):
@@ -57,6 +59,11 @@ class DataConfig(_Section):
     )
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="share of the training images held out (by hash of their identity) for validation"
+    )
+    validation_from: Literal["auto", "train", "test"] = Field(
+        "auto",
+        description="auto | train | test: where the images held out come from; those of the test split leave it. auto: "
+        "test for trained weights of your own, which may know all training images by heart; else train",
     )
     limit: Count | None = Field(
         None, description="use only this many training images (chosen by hash of their identity); null: all"
@@ -116,6 +123,13 @@ class ModelConfig(_Section):
     expected_accuracy: Fraction | None = Field(
         None, description="preflight: accuracy on training images to expect of the checkpoint, such as 0.95"
     )
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are the user's: named, or in the hf: directory; a hub id always comes with some."""
+        source, _, folder = self.name.partition(":")
+        own = source == "hf" and (not _is_path(folder) or any((Path(folder) / name).is_file() for name in HF_WEIGHTS))
+        return own or self.checkpoint is not None
 
     @model_validator(mode="after")
     def _pair(self) -> ModelConfig:
@@ -394,6 +408,15 @@ class Config(_Section):
             raise ValueError(
                 "labels.keep: auto looks at held-out images; raise data.validation or give labels.keep a number"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _resolved(self) -> Config:
+        # Once and for all: a config derived from this one that names a checkpoint of megu's has the same data.
+        if self.data.validation_from == "auto":
+            resolved = {"validation_from": "test" if self.model.trained else "train"}
+            # The only way to a section of a frozen model while it is validated.
+            object.__setattr__(self, "data", self.data.model_copy(update=resolved))
         return self
 
 

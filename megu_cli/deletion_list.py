@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def listed(path: Path, data: Dataset, key: str, gone: bool = False) -> list[int]
     Raises:
         DataError: The file is missing, or lines are out of range, unknown or there twice; up to five are named.
     """
-    names = data.train.names
+    names, number = data.train.names, data.own
     # The few that are listed are looked for among all: a table of all names would take the memory of the data set.
     wanted: dict[str, list[tuple[int, str]]] = {}
     seen: dict[int, int] = {}
@@ -40,13 +41,13 @@ def listed(path: Path, data: Dataset, key: str, gone: bool = False) -> list[int]
     for line, cell in _cells(path, key):
         if not cell.lstrip("-").isdigit():
             wanted.setdefault(_tidy(cell), []).append((line, cell))
-        elif 0 <= int(cell) < len(names):
+        elif 0 <= int(cell) < number:
             take(line, cell, int(cell))
         else:
-            faults.add(f"{key}: line {line}: {cell} is no index below {len(names)}")
+            faults.add(f"{key}: line {line}: {cell} is no index below {number}")
 
     def search(form: Any) -> None:
-        for position, name in enumerate(names):
+        for position, name in zip(range(number), names, strict=False):
             for known in dict.fromkeys((form(name), form(name.removeprefix("train/")))):
                 for line, cell in wanted.pop(known, []):
                     take(line, cell, position)
@@ -57,7 +58,7 @@ def listed(path: Path, data: Dataset, key: str, gone: bool = False) -> list[int]
         wanted = {composed(name): cells for name, cells in wanted.items()}
         search(composed)
     if wanted and not gone:
-        unseen = _among(wanted, data.test.names)
+        unseen = _among(wanted, chain(data.test.names, islice(names, number, None)))
         for name, cells in wanted.items():
             for line, cell in cells:
                 why = "is a test image: nothing was trained on it" if name in unseen else "is no image of the data"
@@ -93,6 +94,6 @@ def _tidy(cell: str) -> str:
         return cell  # it names no image, which is said where it is looked up
 
 
-def _among(wanted: Iterable[str], names: Sequence[str]) -> set[str]:
+def _among(wanted: Iterable[str], names: Iterable[str]) -> set[str]:
     keys = set(wanted)
     return {key for name in names for key in (name, name.removeprefix("test/")) if key in keys}

@@ -12,7 +12,7 @@ import torch
 from megu_cli import artifacts
 from megu_cli.checkpoints import UNLEARNED
 from megu_cli.config import load_config
-from megu_cli.data import Dataset
+from megu_cli.data import Dataset, holding_out
 from megu_cli.deletion_list import listed
 from megu_cli.errors import ConfigError, DataError
 from megu_cli.forget import Earlier, Request, asked, class_positions, resolve
@@ -70,7 +70,9 @@ class Already:
                 result = result.joined(of_list(data, path))
             elif path.suffix in (".yaml", ".yml"):
                 config = load_config(path)
-                then = resolve(data, **asked(config.forget), seed=config.seed)
+                # A random request was drawn from what was not held out then.
+                there = holding_out(data, config.data.validation, config.data.validation_from == "test")
+                then = resolve(there, **asked(config.forget), seed=config.seed)
                 result = result.joined(Earlier(then.forget, then.concepts))
         return result
 

@@ -35,7 +35,8 @@ class Request:
         forget: (N_f,) int64, sorted positions of D_f in the training split. A requested image always belongs to it,
             also where it would have been held out for validation.
         retain: (N_r,) int64, positions of D_r without the validation sample.
-        validation: (N_v,) int64, held-out positions of retained images.
+        validation: (N_v,) int64, held-out positions of retained images. Images that are borrowed from the test split
+            are in here or, where they are of a class or a subject to forget or copies of what is, nowhere.
         classes: Wholly forgotten classes of the model, sorted, those of earlier requests among them.
         concepts: Wholly forgotten concepts (finest classes), sorted, those of earlier requests among them.
         asked: Concepts that occur in D_f, sorted: the rows that the transition matrix needs.
@@ -108,6 +109,7 @@ def resolve(
     earlier = earlier or Earlier()
     forgotten: list[int] = []
     mask = torch.zeros(len(data.train), dtype=torch.bool)
+    lent = torch.arange(len(data.train)) >= data.own
     same = _none()
     if classes is not None:
         kind: Kind = "classes"
@@ -130,8 +132,9 @@ def resolve(
             kind = "subjects"
             mask = torch.isin(_whose(data), torch.tensor(_known(subjects or [], data), dtype=torch.int64))
         contents = data.train.images.contents()
-        same = torch.where(torch.isin(contents, contents[mask]) & ~mask)[0]
+        same = torch.where(torch.isin(contents, contents[mask & ~lent]) & ~mask)[0]
         mask[same] = copies
+        same = same[same < data.own]
     else:
         kind = "random"
         # Drawn among the images that `megu train` trains on: forgetting one that was held out means nothing.
@@ -143,14 +146,17 @@ def resolve(
             raise DataError(f"forget.random asks for {number} of {len(trained)} images")
         order = torch.randperm(len(trained), generator=generator(seed, "forget", "random"))
         mask[trained[order[:number]]] = True
-    if not mask.any():
-        raise DataError(f"the forget set is empty: forget.{kind} matches no training image")
     before = torch.zeros_like(mask)
     before[earlier.positions] = True
+    forgotten = sorted({*forgotten, *earlier.concepts})
+    # What is borrowed was never trained on: of what is forgotten it is no part, nor of what is kept.
+    nowhere = lent & (mask | before | torch.isin(data.train.concepts, torch.tensor(forgotten, dtype=torch.int64)))
+    mask &= ~lent
+    if not mask.any():
+        raise DataError(f"the forget set is empty: forget.{kind} matches no training image")
     if not (mask & ~before).any():
         raise DataError(f"forget.{kind} names nothing that forget.already does not name")
-    before &= ~mask
-    forgotten = sorted({*forgotten, *earlier.concepts})
+    before &= ~mask & ~lent
     gone = torch.ones(len(data.classes), dtype=torch.bool)
     kept = torch.ones(len(data.concepts), dtype=torch.bool)
     kept[torch.tensor(forgotten, dtype=torch.int64)] = False
@@ -164,7 +170,7 @@ def resolve(
         kind=kind,
         forget=torch.where(mask)[0],
         retain=torch.where(~mask & ~before & ~data.validation)[0],
-        validation=torch.where(~mask & ~before & data.validation)[0],
+        validation=torch.where(~mask & ~before & ~nowhere & data.validation)[0],
         classes=torch.where(gone)[0].tolist(),
         concepts=forgotten,
         asked=data.train.concepts[mask].unique().tolist(),

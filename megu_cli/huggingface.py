@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from megu_cli.config import HF_WEIGHTS
 from megu_cli.errors import CheckpointError, ConfigError
 from megu_cli.models import HF, Preprocessing, State
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 # Of config.json, what says nothing of the architecture.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "id2label", "label2id", "dtype", "torch_dtype", "architectures")
@@ -66,7 +66,7 @@ def folder_of(name: str) -> Path:
 
 def has_weights(folder: Path) -> bool:
     """Whether trained weights lie in a directory, or only the config of a model to be trained."""
-    return any((folder / name).is_file() for name in _WEIGHTS)
+    return any((folder / name).is_file() for name in HF_WEIGHTS)
 
 
 def config_of(name: str, trust_remote_code: bool = False) -> Any:

@@ -91,7 +91,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model says of both splits."""
+    """What a model says of both splits; images that are borrowed from the test are in neither."""
 
     train: Said
     test: Said
@@ -108,13 +108,16 @@ class Seen:
         """The predictions of ``model``, and those with the logits of ``classes`` masked, in one pass."""
         chosen, data = Chosen.of(work), work.data
         plain, masked = [], []
-        kept = ((data.train, work.request.forget, chosen.train), (data.test, _NOBODY, chosen.test))
-        for split, outputs, sampled in kept:
-            sides = [Said(len(split), len(data.classes), outputs, sampled) for _ in range(1 if classes is None else 2)]
+        kept = (
+            (data.train, data.own, work.request.forget, chosen.train),
+            (data.test, len(data.test), _NOBODY, chosen.test),
+        )
+        for split, number, outputs, sampled in kept:
+            sides = [Said(number, len(data.classes), outputs, sampled) for _ in range(1 if classes is None else 2)]
             passes = training.outputs(
                 model,
                 split,
-                torch.arange(len(split)),
+                torch.arange(number),
                 classes=len(data.classes),
                 batch=work.config.eval.batch,
                 device=work.device,
@@ -164,6 +167,7 @@ class Chosen:
 
         probed = torch.ones(len(data.train), dtype=torch.bool)
         probed[request.already] = False
+        probed[data.own :] = False
         owners = data.train.labels[request.forget].unique()
         others = torch.tensor(sorted({*range(len(data.classes))} - {*owners.tolist()}), dtype=torch.int64)
         if len(others) > _PROBED_CLASSES:
@@ -321,7 +325,7 @@ def relearned(models: Mapping[str, nn.Module], target: float, work: Workspace) -
 def per_class(seen: Mapping[str, Seen], names: Iterable[str], work: Workspace) -> dict[str, Any]:
     """Accuracy per class of each model on both splits."""
     data = work.data
-    sides = {"train": data.train.labels, "test": data.test.labels}
+    sides = {"train": data.train.labels[: data.own], "test": data.test.labels}
     return {
         name: {
             split: dict(zip(

@@ -253,14 +253,14 @@ class _Rehearsal:
         work, settings = self.work, self.work.config.eval
         oracle = settings.oracle or (work.out / "oracle.safetensors").exists()
         models = 3 if oracle else 2
-        images = len(work.data.train) + len(work.data.test)
+        images = work.data.own + len(work.data.test)
         seconds = (models * images + len(work.request.forget)) * self._per_sample + (models + 1) * self._metrics()
         if settings.relearn_epochs:
             batches = math.ceil(len(work.request.forget) / 64)
             per_step = 3 * 64 * self._per_sample  # forward, and backward at about twice that
             seconds += models * settings.relearn_epochs * batches * per_step
         # `measuring.Said`: four figures of every image, outputs of D_f, features of a sample of each kind of image.
-        sampled = 4 * min(settings.probe_samples, len(work.data.train))
+        sampled = 4 * min(settings.probe_samples, work.data.own)
         numbers = len(work.request.forget) * self._outputs.logits.shape[1] + sampled * self._outputs.features.shape[1]
         kept = (models + 1) * (20 * images + 4 * numbers)
         return Estimate(0, 0, seconds, None if self._reading is None else self._reading + kept, _EVAL_BYTES)
@@ -279,7 +279,7 @@ class _Rehearsal:
             probe.probe_acc(self._outputs.features, y, self._outputs.features, y)
         probing = time.perf_counter() - begun
         attacked = min(settings.attack_samples, len(self.work.request.retain), len(data.test))
-        probed = min(settings.probe_samples, len(data.train))
+        probed = min(settings.probe_samples, data.own)
         # A support vector machine is quadratic in its samples, a regression linear.
         return attack * (attacked / max(half, 1)) ** 2 + probing * probed / len(y)
 

@@ -46,6 +46,7 @@ def check(
     *,
     expected: float | None = None,
     own: tuple[Sequence[float], Sequence[float]] | None = None,
+    number: int | None = None,
     device: torch.device | str = "cpu",
 ) -> str:
     """See that a model classifies a sample of its training images.
@@ -60,6 +61,7 @@ def check(
         classes: (K,) names.
         expected: Accuracy that the user expects, from 0 to 1.
         own: Mean and deviation that the data set would be normalised with by itself.
+        number: So many images of ``split``, the first ones, are training images; ``None``: all.
         device: Where the model is.
 
     Returns:
@@ -68,7 +70,8 @@ def check(
     Raises:
         CheckpointError: It fails; the likeliest cause is named.
     """
-    sample = _sample(split, _IMAGES)
+    known = range(len(split) if number is None else number)
+    sample = _sample(split, known, _IMAGES)
     with frozen(model):
         right = _says(model, sample, device) == sample.labels
         accuracy = right.double().mean().item()
@@ -84,7 +87,10 @@ def check(
             fine = not low
         if fine:
             return line
-        causes = [*_other_order(model, split, classes, accuracy, device), *_other_input(model, sample, own, device)]
+        causes = [
+            *_other_order(model, split, known, classes, accuracy, device),
+            *_other_input(model, sample, own, device),
+        ]
     if causes:
         cause = max(causes, key=lambda found: found.accuracy)
         raise CheckpointError(
@@ -100,19 +106,16 @@ def check(
     return line
 
 
-def _sample(split: Split, number: int) -> Split:
-    """Up to ``number`` images by hash, decoded."""
-    index = torch.tensor(sorted(sampled(split, range(len(split)), number)))
-    pixels = torch.cat(list(split.images.at(index).batches(list(torch.arange(len(index)).split(100)))))
-    names = [split.names[i] for i in index.tolist()]
-    return replace(split, images=MemoryImages(pixels), labels=split.labels[index], concepts=split.concepts[index],
-                   names=names)  # fmt: skip
+def _sample(split: Split, known: Sequence[int], number: int) -> Split:
+    """Up to ``number`` of the images at ``known`` by hash, decoded."""
+    index = torch.tensor(sorted(sampled(split, known, number)))
+    chosen = split.at(index)
+    pixels = torch.cat(list(chosen.images.batches(list(torch.arange(len(index)).split(100)))))
+    return replace(chosen, images=MemoryImages(pixels))
 
 
 def _first(split: Split, number: int) -> Split:
-    index = torch.arange(min(number, len(split)))
-    return replace(split, images=split.images.at(index), labels=split.labels[index], concepts=split.concepts[index],
-                   names=split.names[: len(index)])  # fmt: skip
+    return split.at(torch.arange(min(number, len(split))))
 
 
 def _says(model: nn.Module, split: Split, device: torch.device | str) -> Tensor:
@@ -128,14 +131,19 @@ def _better(now: float, then: float, images: int) -> bool:
 
 
 def _other_order(
-    model: nn.Module, split: Split, classes: Sequence[str], accuracy: float, device: torch.device | str
+    model: nn.Module,
+    split: Split,
+    known: Sequence[int],
+    classes: Sequence[str],
+    accuracy: float,
+    device: torch.device | str,
 ) -> list[_Cause]:
     """The classes in another order: the best one-to-one match of outputs and labels, judged on other images.
 
     One half of the images gives the match and the other half its accuracy, both ways; a match that is judged on what
     made it is better than chance for nothing.
     """
-    sample = _sample(split, min(max(_IMAGES, 4 * len(classes)), 2000))
+    sample = _sample(split, known, min(max(_IMAGES, 4 * len(classes)), 2000))
     says, labels = _says(model, sample, device).numpy(), sample.labels.numpy()
     halves = np.arange(len(labels)) % 2 == 0
     hits = 0

@@ -33,6 +33,7 @@ def _shown(concept: int, data: Dataset, request: Request, settings: MLLMConfig) 
     if settings.backend == "recorded" or settings.images == "none":
         return []
     shown = data.train.concepts == concept
+    shown[data.own :] = False
     if settings.images == "retain-only" or concept not in request.concepts:
         shown[request.forget] = False
     positions = torch.where(shown)[0].tolist()

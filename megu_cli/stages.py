@@ -160,7 +160,7 @@ def labels(work: Workspace, inputs: Inputs) -> Product:
     if made.target is not None:
         tensors["target"] = made.target
     notes = []
-    if made.keep and work.config.labels.keep == "auto" and work.own.foreign:
+    if made.keep and work.config.labels.keep == "auto" and work.own.foreign and not work.data.borrowed:
         notes.append(
             f"{_kept(made.keep)} of the forgotten images keep their labels, as the model does on the images that "
             "data.validation holds out; if it was trained on these as well, set labels.keep to its accuracy on images "

@@ -97,6 +97,7 @@ class Workspace:
             root=settings.root,
             superclasses=settings.superclasses,
             validation=settings.validation,
+            borrow=settings.validation_from == "test",
             limit=settings.limit,
             image_size=prepare.image_size,
             memory_limit=settings.memory_limit,
@@ -170,6 +171,11 @@ class Workspace:
             lines.append(
                 "the test split was made here (data.test_fraction): if the checkpoint was trained on its images too, "
                 "figures on test images flatter, and membership attacks see no difference"
+            )
+        if self.data.borrowed:
+            lines.append(
+                f"{self.data.borrowed} of {self.data.borrowed + len(self.data.test)} test images are held out for "
+                "validation (data.validation_from: test) and are in no figure of test images"
             )
         return lines
 
@@ -315,6 +321,7 @@ class Workspace:
             self.data.classes,
             expected=self.config.model.expected_accuracy,
             own=NORMALISATION.get(self.config.data.name),
+            number=self.data.own,
             device=self.device,
         )
 

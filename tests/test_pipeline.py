@@ -230,7 +230,7 @@ def test_a_pth_checkpoint_gives_the_same_model_as_its_safetensors_twin(megu, fin
     torch.save(state, folder / "mine.pth")
     for name in ("mine.safetensors", "mine.pth"):
         answer = megu("run", "-c", finished, "-o", folder / f"out-{name}", "--set", f"model.checkpoint={folder / name}",
-                      "--set", "eval.oracle=false")  # fmt: skip
+                      "--set", "eval.oracle=false", "--set", "data.validation_from=train")  # fmt: skip
         assert answer.code == 0, answer.err
     twins = [folder / f"out-{name}" / "model.safetensors" for name in ("mine.safetensors", "mine.pth")]
     assert twins[0].read_bytes() == twins[1].read_bytes() == (folder / "run" / "model.safetensors").read_bytes()

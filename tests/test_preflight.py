@@ -154,7 +154,7 @@ def test_the_command_line_says_what_it_found(megu, tmp_path, state):
     command = mine(tmp_path, state)
     answer = megu(*command)
     assert answer.code == 0, answer.err
-    assert answer.err.startswith("preflight: 9")
+    assert "\npreflight: 9" in answer.err
     assert "of 400 training images classified right (chance 13.0%)" in answer.err
     assert "preflight" not in megu(*command).err  # nothing is computed
     assert "preflight" not in megu(*command, "--force", "--set", "model.preflight=false").err

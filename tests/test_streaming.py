@@ -55,7 +55,7 @@ def peak(folder: Path, number: int, workers: int = 0) -> int:
     file = write_config(
         folder,
         data={"name": "imagefolder", "root": "images", "image_size": 8, "limit": None, "memory_limit": 1e-6,
-              "workers": workers},
+              "workers": workers, "validation_from": "test"},
         # As many forgotten and finetuned samples in both: the data set alone is larger.
         forget={"random": {"count": 100}},
         finetune={"retain_fraction": "auto", "epochs": 1},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megu_cli.data.names import Names
+from megu_cli.data.names import Names, picked
 from megu_cli.errors import DataError, Faults
 
 
@@ -151,6 +151,73 @@ class EncodedImages:
         return self._contents
 
 
+class Joined:
+    """Images of two rows behind one row of positions. Each stays as it is: in memory, or streamed from disk.
+
+    Args:
+        first: Images.
+        second: Images of the same size.
+        order: (N,) int64, for each position the place in ``first`` followed by ``second``; ``None``: that very order.
+    """
+
+    def __init__(self, first: Images, second: Images, order: Tensor | None = None) -> None:
+        self.first, self.second = first, second
+        self.order = torch.arange(len(first) + len(second)) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> Tensor:
+        place, before = int(self.order[position]), len(self.first)
+        return self.first[place] if place < before else self.second[place - before]
+
+    def batches(self, order: Sequence[Tensor]) -> Iterator[Tensor]:
+        """See `Images.batches`."""
+        sides = [self._sides(index) for index in order]
+        # A row is asked for nothing but images: a batch without any cannot be stacked.
+        first = _asked(self.first, [own for own, other, _ in sides if len(own) or not len(other)])
+        second = _asked(self.second, [other for _, other, _ in sides if len(other)])
+        for own, other, mine in sides:
+            if not len(other):
+                yield next(first)
+            elif not len(own):
+                yield next(second)
+            else:
+                one, two = next(first), next(second)
+                mixed = one.new_empty((len(mine), *one.shape[1:]))
+                mixed[mine], mixed[~mine] = one, two
+                yield mixed
+
+    def _sides(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions in the first and in the second row, and (len(index),) bool, which of ``index`` are the first's."""
+        place = self.order[index]
+        mine = place < len(self.first)
+        return place[mine], place[~mine] - len(self.first), mine
+
+    def at(self, index: Tensor) -> Joined:
+        """The images at ``index`` alone."""
+        own, other, mine = self._sides(index)
+        order = torch.empty_like(index)
+        order[mine], order[~mine] = torch.arange(len(own)), len(own) + torch.arange(len(other))
+        return Joined(self.first.at(own), self.second.at(other), order)
+
+    def contents(self) -> Tensor:
+        """See `Images.contents`."""
+        return torch.cat([self.first.contents(), self.second.contents()])[self.order]
+
+
+def _asked(images: Images, order: Sequence[Tensor]) -> Iterator[Tensor]:
+    # What is to be kept in memory is decoded even if nothing of it is asked for.
+    return iter(images.batches(order)) if order else iter(())
+
+
+def joined(first: Images, second: Images) -> Images:
+    """The images of both, one after the other."""
+    if isinstance(first, MemoryImages) and isinstance(second, MemoryImages):
+        return MemoryImages(torch.cat([first.pixels, second.pixels]))
+    return Joined(first, second)
+
+
 def _all_decoded(images: Images, workers: int) -> MemoryImages:
     """All images decoded.
 
@@ -251,6 +318,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def at(self, index: Tensor) -> Split:
+        """The images at ``index`` alone, with all that is known of them."""
+        chosen = index.numpy()
+        return replace(
+            self,
+            images=self.images.at(index),
+            labels=self.labels[index],
+            concepts=self.concepts[index],
+            names=picked(self.names, chosen),
+            digest=hashlib.sha256(self.digest.encode() + chosen.tobytes()).hexdigest(),
+            subjects=None if self.subjects is None else self.subjects[index],
+        )
+
     def batches(self, order: Sequence[Tensor], device: torch.device | str = "cpu") -> Iterator[Tensor]:
         """Normalised float32 images (B, C, H, W), channels_last, for each tensor of positions in ``order``."""
         mean, std = self.mean.to(device), self.std.to(device)
@@ -275,11 +355,13 @@ class Dataset:
         classes: Names of the K classes.
         concepts: Names of the finest classes; equals ``classes`` without superclasses.
         concept_class: (len(concepts),) int64, the class of each concept.
-        train: All training images.
+        train: All training images, and behind them those that are borrowed from the test split.
         test: Test images.
         validation: (N,) bool over ``train``: held out by hash of identity, never trained on by `megu train`.
         subjects: Ids of the people, or other subjects, whose images these are; empty where that is not known.
         test_made: The data came without a test split, and it was made here.
+        borrowed: How many images of ``train``, the last ones, came as test images and are held out instead: no model
+            was trained on them, and they are never forgotten, retained or counted as training images.
     """
 
     name: str
@@ -291,6 +373,12 @@ class Dataset:
     validation: Tensor
     subjects: Sequence[str] = ()
     test_made: bool = False
+    borrowed: int = 0
+
+    @property
+    def own(self) -> int:
+        """Number of images that came as training images: the positions below it."""
+        return len(self.train) - self.borrowed
 
     @property
     def channels(self) -> int:

@@ -15,8 +15,8 @@ from torch import Tensor
 from megu_cli.data.builtin import CIFAR20, LOADERS, resized
 from megu_cli.data.decode import Resizing
 from megu_cli.data.hub import hf_dataset
-from megu_cli.data.images import Dataset, Split
-from megu_cli.data.names import hashed
+from megu_cli.data.images import Dataset, Split, joined
+from megu_cli.data.names import chained, hashed
 from megu_cli.data.own import Own, Reserved, imagefolder, manifest
 from megu_cli.errors import DataError, Faults
 from megu_cli.memo import Memo
@@ -34,6 +34,8 @@ NORMALISATION = {
     "cifar100": _CIFAR,
     **dict.fromkeys(OWN, _IMAGENET),
 }
+# Of each class, images that are borrowed from the test split at least: the accuracy on fewer is hardly known.
+_FEW = 50
 # Data sets of small images of one size, which models take as they are.
 SMALL = frozenset(LOADERS)
 
@@ -44,6 +46,7 @@ def load(
     root: Path | None = None,
     superclasses: dict[str, list[str]] | None = None,
     validation: float = 0.05,
+    borrow: bool = False,
     limit: int | None = None,
     image_size: int | None = None,
     memory_limit: float = 2.0,
@@ -68,6 +71,8 @@ def load(
         root: Where the files are, or are downloaded to.
         superclasses: Superclass name to its member classes; every class belongs to exactly one.
         validation: Share of the training images held out.
+        borrow: Hold out test images instead, which a model that was trained elsewhere has not seen. A test split that
+            is made here is no such thing: the model may have been trained on all of it.
         limit: Number of training images to use.
         image_size: Side in pixels to resize to.
         memory_limit: GiB of decoded images to keep in memory.
@@ -134,8 +139,70 @@ def load(
     train, test = splits
     if limit is not None and limit < len(train):
         train = _limited(train, limit)
-    held_out = torch.from_numpy(_identity(train, raw.subjects, "validation") < validation)
-    return Dataset(name, classes, raw.classes, concept_class, train, test, held_out, raw.subjects, raw.test_made)
+    nothing = torch.zeros(len(train), dtype=torch.bool)
+    data = Dataset(name, classes, raw.classes, concept_class, train, test, nothing, raw.subjects, raw.test_made)
+    return holding_out(_borrowing(data, validation) if borrow and not raw.test_made else data, validation, borrow)
+
+
+def holding_out(data: Dataset, share: float, borrow: bool) -> Dataset:
+    """The data set with other training images held out, beside those that are borrowed.
+
+    Args:
+        data: The data set.
+        share: Share of the training images, chosen by hash of identity.
+        borrow: Test images are held out instead, where they came with the data: no training image is.
+    """
+    held_out = torch.from_numpy(_identity(data.train, data.subjects, "validation") < share)
+    if borrow and not data.test_made:
+        held_out[:] = False
+    held_out[data.own :] = True
+    return replace(data, validation=held_out)
+
+
+def _borrowing(data: Dataset, share: float) -> Dataset:
+    """The data set with a part of its test images behind its training images, to be held out.
+
+    They leave the test split. Of each of the finest classes there are as many as ``share`` of its training images, and
+    at least 50, but never more than half of its test images; by hash of identity, a person's images all or none (where
+    that does not come out even, fewer).
+
+    Args:
+        data: The data set, with nothing borrowed.
+        share: From 0 to 1; 0: none.
+    """
+    train, test = data.train, data.test
+    if not share:
+        return data
+    known, there = (torch.bincount(split.concepts, minlength=len(data.concepts)) for split in (train, test))
+    number = torch.minimum((share * known).round().long().clamp_min(_FEW), there // 2)
+    # Of each class those are taken whose hash is below that of the first that is not.
+    rank = torch.from_numpy(_identity(test, data.subjects, "validation"))
+    order = torch.from_numpy(np.lexsort((rank, test.concepts)))
+    first = (there.cumsum(0) - there + number)[test.concepts]
+    limit = rank[order[first]]
+    if test.subjects is not None:
+        # A person whose images are of several classes counts where there is least room.
+        somebody = test.subjects >= 0
+        person = test.subjects[somebody]
+        least = torch.ones(len(data.subjects), dtype=torch.float64)
+        limit[somebody] = least.scatter_reduce(0, person, limit[somebody], "amin")[person]
+    taken = rank < limit
+    lent, rest = test.at(torch.where(taken)[0]), test.at(torch.where(~taken)[0])
+    if not len(lent):
+        return data
+    whose = train.subjects
+    if whose is not None and lent.subjects is not None:
+        whose = torch.cat([whose, lent.subjects])
+    both = replace(
+        train,
+        images=joined(train.images, lent.images),
+        labels=torch.cat([train.labels, lent.labels]),
+        concepts=torch.cat([train.concepts, lent.concepts]),
+        names=chained(train.names, lent.names),
+        digest=hashlib.sha256(f"{train.digest} {lent.digest}".encode()).hexdigest(),
+        subjects=whose,
+    )
+    return replace(data, train=both, test=rest, borrowed=len(lent))
 
 
 def _per_channel(given: Sequence[float] | None, own: Sequence[float], channels: int) -> Tensor:
@@ -200,16 +267,8 @@ def sampled(split: Split, positions: Sequence[int], number: int) -> list[int]:
 
 def _limited(split: Split, limit: int) -> Split:
     keep = np.sort(np.argsort(hashed(split.names, "limit"), kind="stable")[:limit])
-    index = torch.from_numpy(keep)
-    return replace(
-        split,
-        images=split.images.at(index),
-        labels=split.labels[index],
-        concepts=split.concepts[index],
-        names=[split.names[i] for i in keep],
-        digest=hashlib.sha256(f"{split.digest} {limit}".encode()).hexdigest(),
-        subjects=None if split.subjects is None else split.subjects[index],
-    )
+    digest = hashlib.sha256(f"{split.digest} {limit}".encode()).hexdigest()
+    return replace(split.at(torch.from_numpy(keep)), digest=digest)
 
 
 def _coarse(fine: list[str], superclasses: dict[str, list[str]] | None) -> tuple[list[str], Tensor]:

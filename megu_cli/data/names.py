@@ -63,6 +63,18 @@ class Names(Sequence[str]):
         return Names.of(self[int(i)] for i in index)
 
 
+def picked(names: Sequence[str], index: np.ndarray[Any, Any]) -> Sequence[str]:
+    """The names at positions, packed where they were."""
+    return names.at(index) if isinstance(names, Names) else [names[i] for i in index]
+
+
+def chained(first: Sequence[str], second: Sequence[str]) -> Sequence[str]:
+    """Names after names, packed where they were."""
+    if isinstance(first, Names) and isinstance(second, Names):
+        return Names(first.text + second.text, np.concatenate([first.ends, second.ends + len(first.text)]))
+    return [*first, *second]
+
+
 def hashed(names: Iterable[str], purpose: str) -> np.ndarray[Any, Any]:
     """A number in [0, 1) for each name that depends on nothing but the name and the purpose."""
     digests = (hashlib.sha256(f"{purpose}/{name}".encode()).digest() for name in names)

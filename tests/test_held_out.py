@@ -1,0 +1,408 @@
+"""Held-out images that come from the test split, for a model that has seen every training image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_config
+from PIL import Image
+from torch import Tensor
+
+from megu_cli import data, measuring
+from megu_cli.config import Config, MLLMConfig, changed, load_config
+from megu_cli.data.images import EncodedImages, Joined, MemoryImages, joined
+from megu_cli.data.loading import holding_out
+from megu_cli.data.names import hashed
+from megu_cli.earlier import Already, of_record
+from megu_cli.errors import DataError
+from megu_cli.forget import Earlier, Request, resolve
+from megu_cli.preflight import check
+from megu_cli.questions import questions
+from megu_cli.workspace import Workspace
+
+COARSE = {"round": ["0", "6", "8", "9"], "other": ["1", "2", "3", "4", "5", "7"]}
+
+
+@pytest.fixture(scope="module")
+def plain() -> data.Dataset:
+    return data.load("digits", validation=0.05)
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Dataset:
+    return data.load("digits", validation=0.05, borrow=True)
+
+
+def folders(root: Path, train: int = 6, test: int = 5, size: int = 12) -> Path:
+    """Images of their own in train/CLASS and test/CLASS."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", train), ("test", test)):
+        for name in ("cat", "dog", "eel"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def photos(root: Path, **settings: object) -> data.Dataset:
+    return data.load("imagefolder", root=root, image_size=8, **{"borrow": True, **settings})
+
+
+def people(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
+    """A manifest of (label, split, subject) with a picture for each line."""
+    rng = np.random.default_rng(1)
+    lines = ["path,label,split,subject"]
+    for i, row in enumerate(rows):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        lines.append(",".join((f"{i}.png", *row)))
+    (folder / "m.csv").write_text("\n".join(lines) + "\n")
+    return folder / "m.csv"
+
+
+def everything(images: data.Images) -> Tensor:
+    return next(iter(images.batches([torch.arange(len(images))])))
+
+
+# -- which ---------------------------------------------------------------------------------------------------------
+
+
+def source(name: str = "small_cnn", **model: object) -> str:
+    config = Config(data={"name": "digits"}, model={"name": name, **model}, forget={"classes": ["8"]})
+    return config.data.validation_from
+
+
+def test_auto_is_test_for_weights_of_the_users_own(tmp_path):
+    assert source() == "train"
+    assert source(checkpoint="weights.pth") == "test"
+    assert source("torchvision:resnet18") == "train"
+    bare, full = tmp_path / "bare", tmp_path / "full"
+    for folder in (bare, full):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    (full / "model.safetensors.index.json").write_text("{}")
+    assert source(f"hf:{bare}") == "train"
+    assert source(f"hf:{full}") == "test"
+    assert source(f"hf:{bare}", checkpoint=bare / "mine.pth") == "test"
+    assert source("hf:somebody/vit") == "test"  # a hub id without weights is refused
+
+
+def test_what_is_said_is_kept_and_what_was_resolved_stays(tmp_path):
+    mine = write_config(tmp_path / "mine", model={"checkpoint": "mine.pth"})
+    assert load_config(mine).data.validation_from == "test"
+    assert load_config(mine, ["data.validation_from=train"]).data.validation_from == "train"
+    assert load_config(mine, ["model.checkpoint=null"]).data.validation_from == "train"
+    # `megu compare` names the original that megu trained: on the data that it was trained with.
+    base = load_config(write_config(tmp_path / "base"))
+    assert changed(base, {"model.checkpoint": tmp_path / "original.safetensors"}).data == base.data
+
+
+# -- how many ------------------------------------------------------------------------------------------------------
+
+
+def test_test_images_are_held_out_and_no_training_image(digits, plain):
+    assert plain.borrowed == 0
+    assert (digits.own, len(digits.train)) == (len(plain.train), len(plain.train) + digits.borrowed)
+    assert torch.equal(torch.where(digits.validation)[0], torch.arange(digits.own, len(digits.train)))
+    # Of 30 or 40 test images a class there are no 50: half of them, and nothing is there twice or lost.
+    there = torch.bincount(plain.test.labels)
+    assert torch.equal(torch.bincount(digits.train.labels[digits.own :]), there // 2)
+    assert torch.equal(torch.bincount(digits.test.labels), there - there // 2)
+    lent = digits.train.names[digits.own :]
+    assert set(lent).isdisjoint(digits.test.names)
+    assert {*lent, *digits.test.names} == set(plain.test.names)
+    place = {name: i for i, name in enumerate(plain.test.names)}
+    assert torch.equal(
+        everything(digits.train.images)[digits.own :], everything(plain.test.images)[[place[name] for name in lent]]
+    )
+    assert torch.equal(
+        everything(digits.test.images), everything(plain.test.images)[[place[n] for n in digits.test.names]]
+    )
+
+
+@pytest.mark.parametrize(("train", "test", "share", "taken"),
+                         [(10, 8, 0.1, 4), (10, 160, 0.1, 50), (90, 170, 0.9, 81), (10, 1, 0.1, 0),
+                          (10, 8, 0, 0)])  # fmt: skip
+def test_as_many_as_are_asked_for_and_fifty_and_never_more_than_half(tmp_path, train, test, share, taken):
+    pixels = np.zeros((1, 1), np.uint8)
+    for split, number in (("train", train), ("test", test)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(number):
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.bmp")
+    made = data.load("imagefolder", root=tmp_path, image_size=1, validation=share, borrow=True)
+    assert made.borrowed == 2 * taken
+    assert torch.bincount(made.train.labels[made.own :], minlength=2).tolist() == [taken, taken]
+    assert int(made.validation.sum()) == made.borrowed
+    assert len(made.test) == 2 * (test - taken)
+
+
+def test_the_choice_follows_the_name_alone(tmp_path):
+    few = photos(folders(tmp_path / "few", test=20))
+    more = photos(folders(tmp_path / "more", train=9, test=20))
+    assert few.train.names[few.own :] != []
+    assert list(few.train.names)[few.own :] == list(more.train.names)[more.own :]
+    ranks = hashed(list(few.train.names)[few.own :], "validation")
+    assert max(ranks[:10]) < min(hashed([n for n in few.test.names if "/cat/" in n], "validation"))
+
+
+def test_a_persons_images_are_borrowed_all_or_none(tmp_path):
+    rows = [(label, "train", "") for label in ("cat", "dog") for _ in range(4)]
+    rows += [(label, "test", f"p{i}") for i in range(12) for label in ("cat", "cat", "dog")]
+    rows += [("dog", "test", "")] * 6
+    made = data.load("manifest", table=people(tmp_path, rows), image_size=8, borrow=True)
+    lent, rest = made.train.subjects[made.own :], made.test.subjects
+    assert not set(lent.tolist()) & set(rest.tolist()) - {-1}
+    cats, dogs = torch.bincount(made.train.labels[made.own :], minlength=2).tolist()
+    # Of 24 cats, two with each person, and of 18 dogs.
+    assert 0 < cats <= 12
+    assert 0 < dogs <= 9
+    assert made.own == 8
+
+
+def test_a_test_split_that_is_made_here_may_have_been_seen(tmp_path):
+    root = folders(tmp_path) / "train"
+    made, given = (photos(root, validation=0.3, borrow=borrow) for borrow in (True, False))
+    assert made.test_made
+    assert made.borrowed == 0
+    assert made.validation.any()
+    assert torch.equal(made.validation, given.validation)
+    assert (made.train.digest, made.test.digest) == (given.train.digest, given.test.digest)
+
+
+def test_digests_follow_what_is_borrowed(digits, plain):
+    again = data.load("digits", validation=0.05, borrow=True)
+    assert (again.train.digest, again.test.digest) == (digits.train.digest, digits.test.digest)
+    assert {digits.train.digest, digits.test.digest}.isdisjoint({plain.train.digest, plain.test.digest})
+    assert data.load("digits", validation=0, borrow=True).train.digest == plain.train.digest
+
+
+def test_another_share_is_another_digest(tmp_path):
+    root = folders(tmp_path, train=60, test=120, size=2)
+    some, more = (data.load("imagefolder", root=root, image_size=2, validation=v, borrow=True) for v in (0.05, 0.9))
+    assert (some.borrowed, more.borrowed) == (150, 162)
+    assert some.train.digest != more.train.digest
+    assert some.test.digest != more.test.digest
+
+
+# -- images of two rows --------------------------------------------------------------------------------------------
+
+
+def test_images_in_memory_are_one_tensor(digits):
+    assert isinstance(digits.train.images, MemoryImages)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_streamed_images_are_those_in_memory(tmp_path, workers):
+    root = folders(tmp_path, test=8)
+    whole = photos(root)
+    streamed = photos(root, memory_limit=1e-9, workers=workers)
+    assert isinstance(streamed.train.images, Joined)
+    assert len(streamed.train.images) == len(streamed.train) == 18 + 12
+    expected = everything(whole.train.images)
+    order = [torch.tensor(index) for index in ([29, 0, 18, 17], [1, 2], [20, 25], [18, 3, 3], [29])]
+    for images in (streamed.train.images, whole.train.images):
+        found = list(images.batches(order))
+        assert [len(block) for block in found] == [4, 2, 2, 3, 1]
+        assert all(torch.equal(block, expected[index]) for block, index in zip(found, order, strict=True))
+    assert not any(part._kept for part in (streamed.train.images.first, streamed.train.images.second))
+    assert all(torch.equal(streamed.train.images[i], expected[i]) for i in (0, 17, 18, 29))
+    contents = streamed.train.images.contents()
+    assert torch.equal(contents, whole.train.images.contents())
+    # In any order, and of one row alone.
+    for index in ([25, 3, 18, 0], [4, 2], [29, 19], [5]):
+        part = streamed.train.images.at(torch.tensor(index))
+        assert torch.equal(everything(part), expected[index])
+        assert torch.equal(part[len(index) - 1], expected[index[-1]])
+        assert torch.equal(part.contents(), contents[index])
+        last = torch.tensor([len(index) - 1])
+        assert torch.equal(everything(part.at(last)), expected[index[-1:]])
+
+
+def test_one_row_in_memory_and_one_streamed(tmp_path):
+    root = folders(tmp_path)
+    streamed, kept = photos(root, memory_limit=1e-9).train.images, photos(root).train.images
+    expected = everything(kept)
+    mixed = Joined(MemoryImages(expected[:18]), streamed.second)
+    assert torch.equal(everything(mixed), expected)
+    assert isinstance(joined(mixed.first, mixed.second), Joined)
+    # What is to be kept is not decoded for nothing.
+    assert isinstance(kept.second, EncodedImages)
+    fresh = photos(root).train.images
+    assert torch.equal(next(iter(fresh.batches([torch.tensor([4, 2])]))), expected[[4, 2]])
+    assert fresh.second._kept is None
+
+
+def test_a_batch_is_decoded_when_it_is_asked_for(tmp_path):
+    images = photos(folders(tmp_path), memory_limit=1e-9).train.images
+    decoded = []
+    for part in (images.first, images.second):
+        decode = part.decode
+        part.decode = lambda name, content, decode=decode: (decoded.append(name), decode(name, content))[1]
+    blocks = iter(images.batches([torch.tensor([i, len(images) - 1 - i]) for i in range(5)]))
+    next(blocks)
+    assert len(decoded) == 2
+    next(blocks)
+    assert len(decoded) == 4
+
+
+# -- in no set but the held-out one --------------------------------------------------------------------------------
+
+
+def fits(request: Request, dataset: data.Dataset) -> Tensor:
+    """The positions of borrowed images that are held out, after a look at all sets."""
+    for positions in (request.forget, request.retain, request.already, request.copies):
+        assert (positions < dataset.own).all()
+    assert (request.validation >= dataset.own).all()
+    assert not torch.isin(dataset.train.concepts[request.validation], torch.tensor(request.concepts)).any()
+    both = torch.cat([request.forget, request.retain, request.already])
+    assert len(both.unique()) == len(both) == dataset.own
+    return request.validation
+
+
+def test_whole_classes_and_random_images(digits):
+    request = resolve(digits, classes=["8"])
+    held = fits(request, digits)
+    assert len(held) == int((digits.train.labels[digits.own :] != 8).sum())
+    assert torch.equal(request.forget, torch.where(digits.train.labels[: digits.own] == 8)[0])
+    for seed in range(3):
+        assert len(fits(resolve(digits, fraction=0.5, seed=seed), digits)) == digits.borrowed
+    assert len(resolve(digits, fraction=0.5).forget) == round(0.5 * digits.own)
+
+
+def test_sub_classes():
+    coarse = data.load("digits", borrow=True, superclasses=COARSE)
+    request = resolve(coarse, subclasses=["8"])
+    held = fits(request, coarse)
+    assert len(held) == int((coarse.train.concepts[coarse.own :] != 8).sum())
+    assert set(coarse.train.concepts[request.forget].tolist()) == {8}
+
+
+def test_people_their_copies_and_what_was_forgotten_before(tmp_path):
+    rows = [("cat", "train", "ann"), ("dog", "train", "bob"), ("eel", "train", ""), ("eel", "train", "")]
+    rows += [(label, "test", person) for person in ("ann", "bob", "cyd", "dan") for label in ("cat", "dog", "eel")] * 3
+    file = people(tmp_path, rows)
+    # Line 2 holds the image of a training line that nobody is named for, in the test.
+    album = data.load("manifest", table=file, image_size=8, borrow=True)
+    lent = {album.subjects[i]: album.own + torch.where(album.train.subjects[album.own :] == i)[0] for i in range(4)}
+    person = next(name for name in ("ann", "bob") if len(lent[name]))
+    request = resolve(album, subjects=[person])
+    held = fits(request, album)
+    assert request.forget.tolist() == [0 if person == "ann" else 1]
+    assert sorted(held.tolist()) == sorted(i for name, where in lent.items() if name != person for i in where.tolist())
+    unknown = next(name for name in ("cyd", "dan") if len(lent[name]))
+    with pytest.raises(DataError, match="matches no training image"):
+        resolve(album, subjects=[unknown])
+
+    # A borrowed image that is a copy of one to forget, and one that an earlier request has named.
+    name = album.train.names[int(lent[person][0])]
+    (tmp_path / "3.png").write_bytes((tmp_path / name).read_bytes())
+    album = data.load("manifest", table=file, image_size=8, borrow=True)
+    (tmp_path / "list.csv").write_text("3.png\n")
+    request = resolve(album, samples=tmp_path / "list.csv")
+    assert request.forget.tolist() == [3]
+    assert len(request.copies) == 0
+    assert len(fits(request, album)) == album.borrowed - 1
+    stays = resolve(album, samples=tmp_path / "list.csv", copies=False)
+    assert len(fits(stays, album)) == album.borrowed
+    earlier = of_record(album, [], album.train.images.contents()[[3]].tolist())
+    request = resolve(album, subjects=["ann"], earlier=earlier)
+    assert request.already.tolist() == [3]
+    fits(request, album)
+    request = resolve(album, subjects=["ann"], earlier=Earlier(torch.tensor([2]), [2]))
+    assert not (album.train.labels[fits(request, album)] == 2).any()
+
+
+def test_lists_name_training_images_only(digits, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(f"{digits.own - 1}\n{digits.train.names[0]}\n")
+    assert resolve(digits, samples=file).forget.tolist() == [0, digits.own - 1]
+    file.write_text(f"{digits.own}\n")
+    with pytest.raises(DataError, match=f"{digits.own} is no index below {digits.own}"):
+        resolve(digits, samples=file)
+    for name in (digits.train.names[digits.own], digits.test.names[0]):
+        file.write_text(f"{name}\n")
+        with pytest.raises(DataError, match="is a test image"):
+            resolve(digits, samples=file)
+    # Named without their folder, images of test/ that have no namesake in train/ are told as well.
+    album = photos(folders(tmp_path, train=1, test=6))
+    for name in (*album.train.names[album.own :], *album.test.names):
+        if not name.endswith("/0.png"):
+            file.write_text(f"{name.removeprefix('test/')}\n")
+            with pytest.raises(DataError, match="is a test image"):
+                resolve(album, samples=file)
+
+
+def test_an_earlier_random_request_is_drawn_from_what_was_held_out_then(tmp_path):
+    random = {"random": {"count": 40}}
+    first = load_config(write_config(tmp_path / "first", forget=random))
+    file = write_config(tmp_path / "second", model={"checkpoint": "mine.safetensors"}, forget={"classes": ["3"]})
+    data_then, data_now = (Workspace(config).data for config in (first, load_config(file)))
+    then = resolve(data_then, count=40)
+    assert data_now.borrowed
+    known = Already([tmp_path / "first" / "megu.yaml"], None).resolved(data_now)
+    assert torch.equal(known.positions, then.forget)
+    assert not torch.equal(resolve(data_now, count=40).forget, then.forget)
+    assert torch.equal(holding_out(data_now, 0.1, borrow=False).validation[: data_now.own], data_then.validation)
+
+
+# -- what is measured ----------------------------------------------------------------------------------------------
+
+
+def test_no_figure_of_training_images_counts_what_is_borrowed(tmp_path):
+    """Those of a data set with nothing held out, to the last digit."""
+    settings = {"data": {"limit": 150, "validation": 0}, "forget": {"classes": ["8"]},
+                "eval": {"probe_samples": 10_000, "batch": 64}}  # fmt: skip
+    plain = Workspace(load_config(write_config(tmp_path, **settings)))
+    lent = Workspace(load_config(tmp_path / "megu.yaml", ["data.validation=0.1", "data.validation_from=test"]))
+    assert lent.data.borrowed
+    assert torch.equal(lent.request.retain, plain.request.retain)
+    assert measuring.Chosen.of(lent).probed.tolist() == measuring.Chosen.of(plain).probed.tolist()
+    figures = []
+    for work in (plain, lent):
+        model = measuring.fresh(work, "some").eval()
+        seen = measuring.Seen.by(model, work, "some")
+        other = measuring.Seen.by(measuring.fresh(work, "other").eval(), work, "other")
+        assert len(seen.train.predicted) == 150
+        assert len(seen.test.predicted) == len(work.data.test)
+        own = measuring.metrics(seen, work, measuring.ignorant(work))
+        figures.append([
+            own["retain_train_acc"], own["forget_train_acc"], own["zrf"],
+            measuring.per_class({"some": seen}, ["some"], work)["some"]["train"],
+            measuring.entangled(seen, other, work),
+        ])  # fmt: skip
+    assert figures[0] == figures[1]
+    assert measuring.described(plain) == measuring.described(lent)
+
+
+def test_neither_rater_nor_preflight_is_shown_what_is_borrowed(digits):
+    request = resolve(digits, fraction=0.1)
+    settings = MLLMConfig(backend="clip", model="some", images_per_class=1000)
+    asked = questions(digits, request, settings)
+    assert len(asked) == 10
+    assert max(i for question in asked for i in question.positions) < digits.own
+
+    class Knows(torch.nn.Module):
+        """Right on training images, and on no other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.unseen = next(digits.train.batches([torch.arange(digits.own, len(digits.train))])).flatten(1)
+            self.seen = next(digits.train.batches([torch.arange(digits.own)])).flatten(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert torch.cdist(x.flatten(1), self.unseen).min() > 0
+            near = digits.train.labels[torch.cdist(x.flatten(1), self.seen).argmin(1)]
+            return torch.nn.functional.one_hot(near, 10).float()
+
+    told = check(Knows().eval(), digits.train, digits.classes, number=digits.own)
+    assert told.startswith("100.0% of 500 training images")
+
+
+def test_the_user_is_told_what_leaves_the_test(tmp_path):
+    mine = Workspace(load_config(write_config(tmp_path, model={"checkpoint": "mine.pth"})))
+    assert f"{mine.data.borrowed} of 325 test images are held out for validation" in mine.notes[-1]
+    assert Workspace(load_config(write_config(tmp_path))).notes == []
