@@ -66,7 +66,6 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "finetune.align": (0.0, 0.05, 0.2),
         "finetune.reassign": (False,),
         "finetune.beta": (0.0, 0.1, 1.0),
-        "finetune.temperature": (0.0, 1.0),
     },
     # Its labels are not hard, so nothing is aligned or reassigned, and by default there is no noise to vary.
     "random-3": {
