@@ -13,12 +13,14 @@ from conftest import subprocess_environment, write_config
 from scipy import stats
 
 from megu_cli.config import changed, load_config
+from megu_cli.errors import MeguError
 from megu_cli.mllm.recorded import Recorded
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import ablations  # noqa: E402
 import benchmark  # noqa: E402
+import speed  # noqa: E402
 import tables  # noqa: E402
 
 CONFIGS = sorted(BENCHMARKS.glob("*/*.yaml"))
@@ -261,3 +263,25 @@ def test_ablations_are_kept_and_drawn(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "| `noise.use=none` |" in page
     assert (tmp_path / "docs" / "figures" / "ablations-coat.svg").exists()
+
+
+def test_the_line_through_measured_times_and_what_is_said_of_them(tmp_path):
+    seconds = {100: [3.0, 2.0, 9.0], 200: [5.0], 400: [9.0, 9.0]}
+    assert speed.slope(seconds) == pytest.approx((1.0, 0.02))
+    overhead = {name: {"overhead": [2.0, 1.0, 4.0]} for name in ("labels", "noise", "finetune")}
+    result = {"loop": {"median": 0.954}, "overhead": overhead, "noise": seconds, "finetune": seconds, "share": None}
+    assert "95.4% of a bare loop's" in speed.told(result)
+    assert "labels: 2.0 s beside" in speed.told(result)
+    speed.draw(result, tmp_path / "a.svg")
+    speed.draw(result, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_the_share_of_retraining_is_that_of_a_run_with_an_oracle(finished):
+    run = finished.parent / "run"
+    share = speed.share(run)
+    assert share["time_ratio"] == pytest.approx(
+        (share["labels_s"] + share["noise_s"] + share["finetune_s"]) / share["oracle_s"]
+    )
+    with pytest.raises(MeguError):
+        speed.share(run.parent)
