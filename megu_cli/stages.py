@@ -162,9 +162,9 @@ def labels(work: Workspace, inputs: Inputs) -> Product:
     notes = []
     if made.keep and work.config.labels.keep == "auto" and work.own.foreign and not work.data.borrowed:
         notes.append(
-            f"{_kept(made.keep)} of the forgotten images keep their labels, as the model does on the images that "
-            "data.validation holds out; if it was trained on these as well, set labels.keep to its accuracy on images "
-            "that it has not seen"
+            f"the forgotten images keep {_kept(made.keep)} of their labels, as much as the model gives those of the "
+            "images that data.validation holds out; if it was trained on these as well, set labels.keep to its "
+            "accuracy on images that it has not seen"
         )
     return Product(Artifact(body, tensors), notes=notes)
 

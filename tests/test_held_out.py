@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import write_config
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from megu_cli import data, measuring
@@ -406,3 +407,14 @@ def test_the_user_is_told_what_leaves_the_test(tmp_path):
     mine = Workspace(load_config(write_config(tmp_path, model={"checkpoint": "mine.pth"})))
     assert f"{mine.data.borrowed} of 325 test images are held out for validation" in mine.notes[-1]
     assert Workspace(load_config(write_config(tmp_path))).notes == []
+
+
+@pytest.mark.parametrize(("source", "said"), [("train", True), ("test", False)])
+def test_labels_say_when_the_model_may_know_what_is_held_out(megu, finished, source, said):
+    folder = finished.parent
+    torch.save(load_file(folder / "run" / "original.safetensors"), folder / "mine.pth")
+    settings = [f"model.checkpoint={folder / 'mine.pth'}", f"data.validation_from={source}",
+                "forget={random: {count: 20}}", "eval.oracle=false"]  # fmt: skip
+    answer = megu("run", "-c", finished, "-o", folder / "again", *(w for s in settings for w in ("--set", s)))
+    assert answer.code == 0, answer.err
+    assert ("of their labels, as much as the model gives" in " ".join(answer.err.split())) == said
