@@ -26,7 +26,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 # What holds, or lists, the weights in a directory of transformers.
-HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class _Section(BaseModel):
@@ -128,7 +128,7 @@ class ModelConfig(_Section):
     def trained(self) -> bool:
         """Whether the weights are the user's: named, or in the hf: directory; a hub id always comes with some."""
         source, _, folder = self.name.partition(":")
-        own = source == "hf" and (not _is_path(folder) or any((Path(folder) / name).is_file() for name in HF_WEIGHTS))
+        own = source == "hf" and (not _is_path(folder) or has_weights(Path(folder)))
         return own or self.checkpoint is not None
 
     @model_validator(mode="after")
@@ -587,6 +587,11 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     if rest and (source == "python" or (source == "hf" and (_is_path(rest) or place.is_dir()))):
         return {**raw, "model": {**section, "name": f"{source}{colon}{place}"}}
     return raw
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether trained weights lie in a directory of transformers, or only the config of a model to be trained."""
+    return any((folder / name).is_file() for name in _HF_WEIGHTS)
 
 
 def _is_path(value: str | Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megu_cli.config import HF_WEIGHTS
+from megu_cli.config import has_weights
 from megu_cli.errors import CheckpointError, ConfigError
 from megu_cli.models import HF, Preprocessing, State
 
@@ -62,11 +62,6 @@ def folder_of(name: str) -> Path:
         f"model.name: {HF}{name} is no directory here, not in the local cache, and cannot be downloaded ({trouble})",
         "Give a directory (relative to the YAML), or a hub id.",
     )
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether trained weights lie in a directory, or only the config of a model to be trained."""
-    return any((folder / name).is_file() for name in HF_WEIGHTS)
 
 
 def config_of(name: str, trust_remote_code: bool = False) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_cli import artifacts
-from megu_cli.config import DataConfig, ModelConfig
+from megu_cli.config import DataConfig, ModelConfig, has_weights
 
 if TYPE_CHECKING:
     from megu_cli.models import Preprocessing
@@ -40,8 +40,6 @@ class OwnModel:
         given, folder = self.settings.checkpoint, self.folder
         if folder is None:
             return given
-        from megu_cli.huggingface import has_weights
-
         if given is None:
             return folder if has_weights(folder) else None
         # transformers may rename what is in such a file while it reads its directory.
@@ -106,6 +104,6 @@ class OwnModel:
 
             labels = huggingface.class_names(str(folder), self.settings.trust_remote_code)
             # Where there is nothing but a config, its names are kept if they fit.
-            if labels and (huggingface.has_weights(folder) or sorted(labels) == sorted(classes)):
+            if labels and (has_weights(folder) or sorted(labels) == sorted(classes)):
                 return match(labels, classes, f"id2label of hf:{folder.name}")
         return list(range(len(classes)))

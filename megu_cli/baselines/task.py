@@ -106,27 +106,31 @@ class Task:
             lr: Learning rate at the start.
             weight_decay: Of SGD.
         """
-        return self.fit(
-            model,
-            name,
-            epochs=epochs,
-            steps=self.steps,
-            batches=lambda epoch: self.pairs(name, epoch),
-            loss=lambda net, batch: loss(net, *batch),
-            lr=lr,
-            weight_decay=weight_decay,
-        )
+        return self._fit_drawn(model, name, self.pairs, loss, epochs, lr, weight_decay)
 
     def fit_retained(self, model: nn.Module, name: str, loss: RetainedLoss, *, epochs: int, lr: float) -> History:
         """`fit` on retained samples alone; as `fit_pairs`, but ``loss`` takes their images and labels only."""
+        return self._fit_drawn(model, name, self.retained, loss, epochs, lr)
+
+    def _fit_drawn(
+        self,
+        model: nn.Module,
+        name: str,
+        drawn: Callable[..., Iterator[tuple[Tensor, ...]]],
+        loss: Callable[..., Tensor],
+        epochs: int,
+        lr: float,
+        weight_decay: float = 5e-4,
+    ) -> History:
         return self.fit(
             model,
             name,
             epochs=epochs,
             steps=self.steps,
-            batches=lambda epoch: self.retained(name, epoch),
+            batches=lambda epoch: drawn(name, epoch),
             loss=lambda net, batch: loss(net, *batch),
             lr=lr,
+            weight_decay=weight_decay,
         )
 
     def fit(
