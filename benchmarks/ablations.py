@@ -62,12 +62,12 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "noise.penalty": (0.01, 1.0),
         "noise.batch": (1, 32),
         "noise.steps": (15, 240),
-        "finetune.clean": (0.0, 0.25, 1.0),
-        "finetune.align": (0.0, 0.05, 0.2),
+        "finetune.clean": (0.0, 0.2, 0.6, 1.0),
+        "finetune.adversary": (0.0, 0.05, 0.1, 0.5),
         "finetune.reassign": (False,),
         "finetune.beta": (0.0, 0.1, 1.0),
     },
-    # Its labels are not hard, so nothing is aligned or reassigned, and by default there is no noise to vary.
+    # Its labels are not hard: no adversary, nothing is reassigned, and by default there is no noise to vary.
     "random-3": {
         "noise.use": ("both", "positive", "negative"),  # by default none
         **SHARED,

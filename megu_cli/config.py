@@ -304,12 +304,12 @@ class FinetuneConfig(_Section):
     weight: Literal["auto"] | Positive = Field(
         "auto", description="weight of the loss on forgotten samples; auto: 0.1 for hard labels, else 0.2"
     )
-    align: NonNegative = Field(
-        0.1,
-        description="hard labels: weight of the loss that draws forgotten samples to the retained ones of their label "
-        "in the features that no retained class uses; it fades out",
+    adversary: NonNegative = Field(
+        0.2,
+        description="hard labels: weight of the loss on how surely a linear discriminant finds the forgotten in the "
+        "features; it acts while it finds more of them than one on thumbnails of the images",
     )
-    clean: Fraction = Field(0.5, description="share of forgotten samples left without noise")
+    clean: Fraction = Field(0.4, description="share of forgotten samples left without noise")
     reassign: bool = Field(
         True, description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]"
     )
@@ -424,7 +424,7 @@ class Config(_Section):
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "noise": {"use": "both", "negative": "away"},
-        "finetune": {"reassign": False, "clean": 0.0, "align": 0.0},
+        "finetune": {"reassign": False, "clean": 0.0, "adversary": 0.0},
     }
 }
 

@@ -481,19 +481,8 @@ def classifier(model: nn.Module, classes: int) -> nn.Module:
     return heads(model, classes)[-1]
 
 
-class Features(list[Tensor]):
-    """The classifier's inputs, as (B, D), of each forward pass.
-
-    Attributes:
-        head: The classifier: of the layers with an output per class, the one that ran last. It is known once a pass is
-            over.
-    """
-
-    head: Any = None
-
-
 @contextlib.contextmanager
-def penultimate(model: nn.Module, classes: int, attached: bool = False) -> Iterator[Features]:
+def penultimate(model: nn.Module, classes: int, attached: bool = False) -> Iterator[list[Tensor]]:
     """Collect the classifier's inputs, as (B, D), of each forward pass in the block.
 
     Where several layers have an output per class, the one that ran last in a pass is the classifier.
@@ -506,12 +495,11 @@ def penultimate(model: nn.Module, classes: int, attached: bool = False) -> Itera
     Raises:
         CheckpointError: The model has no such layer.
     """
-    collected = Features()
+    collected: list[Tensor] = []
     latest: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         latest[:] = inputs[:1]
-        collected.head = module
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         if latest:

@@ -106,7 +106,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
-            version=7,
+            version=8,
         ),
         Stage(
             "eval",

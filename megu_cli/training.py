@@ -59,6 +59,7 @@ def fit(
     validate: Callable[[nn.Module], float] | None = None,
     patience: int | None = None,
     limit: int | None = None,
+    memory: dict[str, Tensor] | None = None,
     checkpoints: Checkpoints | None = None,
     crew: Crew = ALONE,
     track: Track = silent,
@@ -81,6 +82,7 @@ def fit(
         validate: Model in eval mode -> validation accuracy, called after each epoch.
         patience: Stop after so many epochs without a gain in validation accuracy.
         limit: Stop after so many steps, where that is earlier.
+        memory: What the loss keeps from one step to the next, the same in all processes.
         checkpoints: Where to go on from, and where to leave what a later call goes on from.
         crew: The processes that share the work; ``batches`` gives this one's part.
         track: Reports progress.
@@ -93,11 +95,13 @@ def fit(
     total = torch.zeros((), device=device)
     losses: list[float] = []
     scores: list[float] = []
+    memory = {} if memory is None else memory
     draws: list[Tensor] | None = None
     if checkpoints is not None and (saved := checkpoints.load()) is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
+        memory.update({name: value.to(device) for name, value in saved["memory"].items()})
         done, at = saved["done"], saved["at"]
         # An epoch seeds its own. (A copy: torch misreads a state that does not begin its storage.)
         draws = [row[crew.rank].clone() for row in saved["draws"]] if at else None
@@ -112,6 +116,7 @@ def fit(
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
+            "memory": memory,
             "done": done,
             "at": at,
             "draws": [crew.gather(row[None]) for row in draws_so_far(device)],

@@ -336,7 +336,7 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         reassign=settings.reassign and labels.mode == "hard",
         beta=settings.beta,
         weight=problem.weight,
-        align=settings.align if labels.mode == "hard" and has_head(model, len(data.classes)) else 0.0,
+        adversary=settings.adversary if labels.mode == "hard" and has_head(model, len(data.classes)) else 0.0,
         epochs=settings.epochs,
         retain_samples=problem.retain_samples,
         batch=settings.batch,

@@ -77,7 +77,7 @@ def main(file: Path) -> None:
     unlearned = finetune(
         model, digits.train, retain, Forgotten(forget, target, prior, zero, zero), positive=None,
         negative=results["noise"], uniform=True, clean=0.5, reassign=True, beta=0.3,
-        weight=0.2, align=0.2, epochs=2, retain_samples=320, batch=32, forget_batch=16, lr=0.01, momentum=0.9,
+        weight=0.2, adversary=0.2, epochs=2, retain_samples=320, batch=32, forget_batch=16, lr=0.01, momentum=0.9,
         weight_decay=5e-4, seed=0,
         validate=lambda net: training.accuracy(net, digits.train, index, crew=shared), patience=2, crew=shared,
     )  # fmt: skip

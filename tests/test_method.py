@@ -11,7 +11,7 @@ from torch import nn
 
 from megu_cli.artifacts import state_digest
 from megu_cli.data import MemoryImages, Split
-from megu_cli.method.finetune import Forgotten, finetune, own_features
+from megu_cli.method.finetune import Discriminant, Forgotten, finetune
 from megu_cli.method.labels import as_unseen, by_concept, draw_labels, hard_labels, label_scores, ranks, soft_labels
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
@@ -187,7 +187,7 @@ def test_a_heavier_penalty_makes_smaller_noise():
 FINETUNE = {
     "positive": None, "negative": None, "uniform": True, "clean": 0.5, "reassign": False, "beta": 0.3,
     "weight": 1.0,
-    "align": 0.0, "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9,
+    "adversary": 0.0, "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9,
     "weight_decay": 0.0,
     "seed": 0,
 }  # fmt: skip
@@ -252,48 +252,95 @@ def test_early_stop_follows_validation_accuracy():
     assert history.validation == [0.5, 0.9, 0.8, 0.9]
 
 
-def test_own_features_are_those_that_no_retained_logit_uses():
-    # Two retained classes differ along the first axis; classes 0 and 2 stay, 1 is forgotten.
-    weight = torch.tensor([[1.0, 0, 3], [-1.0, 0, 3]])
-    retained = torch.tensor([[5.0, 1, 0], [7.0, 3, 0], [-6.0, 0, 4]])
-    labels = torch.tensor([0, 0, 2])
-    forgotten = torch.tensor([[100.0, 2, 2], [-50.0, 0, 1]], requires_grad=True)
-    # Orthogonal to (1, 0, 0): means (2, 0) and (0, 4), spread (1 + 1 + 0) / 3; distances 4 and 9.
-    value = own_features(retained, labels, forgotten, torch.tensor([0, 2]), weight, 3)
-    assert value.item() == pytest.approx(6.5 / (2 / 3 + 0.65))
-    value.backward()
-    assert forgotten.grad is not None
-    assert forgotten.grad[:, 0].abs().max() < 1e-5
-    assert forgotten.grad[0, 2] > 0 > forgotten.grad[1, 2]
-    # A label of which the batch has no retained sample does not count.
-    lone = own_features(retained, labels, forgotten, torch.tensor([0, 1]), weight, 3)
-    assert lone.item() == pytest.approx(4 / (2 / 3 + 0.4))
-    # No room beside the retained logits.
-    full = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    assert own_features(retained, labels, forgotten, labels[:2], full, 5).item() == 0
+def clouds(n: int, apart: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3n, 3) features and labels: the forgotten class 1 between 0 and 2, `apart` beside the line through them."""
+    draw = torch.Generator().manual_seed(seed)
+    spread = torch.tensor([1.0, 0.5, 2.0])
+    means = torch.tensor([[-3.0, 0, 0], [0, apart, 0], [3.0, 0, 0]])
+    labels = torch.arange(3).repeat(n)
+    return means[labels] + spread * torch.randn(3 * n, 3, generator=draw), labels
 
 
-def test_own_features_are_told_by_the_head_that_gives_the_logits():
-    class Headed(nn.Module):
-        def __init__(self, spare):
-            super().__init__()
-            self.body = nn.Linear(16, 6)
-            self.head = nn.Linear(6, 3)
-            if spare:  # declared later, and of no use
-                self.spare = nn.Linear(6, 3)
+def test_the_discriminant_is_that_of_normal_distributions_with_one_covariance():
+    x, labels = clouds(400, 1.0)
+    memory: dict[str, torch.Tensor] = {}
+    told = Discriminant(memory, "a", torch.tensor([0, 2]), 3, 1)
+    for rows, own in zip(x.split(300), labels.split(300), strict=True):
+        told.see(rows, own)
 
-        def forward(self, x):
-            return self.head(self.body(x.flatten(1)))
+    means = torch.stack([x[labels == k].mean(0) for k in range(3)]).double()
+    rest = x.double() - means[labels]
+    covariance = rest.T @ rest / len(x)
+    covariance += 0.01 * covariance.diagonal().mean() * torch.eye(3)
+    normal = torch.distributions.MultivariateNormal(means[:, None], covariance)
+    own = x[labels == 1][:50].clone().requires_grad_()
+    likelihood = normal.log_prob(own.detach().double())  # (3, 50)
+    value = likelihood.logsumexp(0) - likelihood[[0, 2]].logsumexp(0)
+    loss = told.loss(own)
+    assert loss.item() == pytest.approx((value / (1 + value)).mean().item(), rel=1e-4)
+    loss.backward()
+    assert own.grad is not None
+    assert (own.grad[:, 1] > 0).all()  # down to the line between the others
+    assert torch.isfinite(told.loss(1e6 * own)).all()
 
-    states, index = [], torch.arange(60)
-    forgotten = Forgotten(index[:20:2], torch.eye(3)[[1] * 10], torch.zeros(10, 3), index[:10] * 0, index[:10] * 0)
-    for spare in (False, True):
+
+def test_a_discriminant_counts_what_it_finds_before_it_takes_it_in():
+    found = {}
+    for apart in (0.0, 5.0):
+        told = Discriminant({}, "a", torch.tensor([0, 2]), 3, 1)
+        for seed in range(60):
+            told.see(*clouds(20, apart, seed))
+        found[apart] = told.found.item()
+    assert found[5.0] > 0.99
+    assert found[0.0] == pytest.approx(0.86, abs=0.06)  # |x| < 1.5, a standard deviation of 1
+    # Random labels: none is found but by chance, though the last steps would fit them well.
+    told = Discriminant({}, "a", torch.tensor([0, 2]), 3, 0.5)
+    draw = torch.Generator().manual_seed(3)
+    for _ in range(60):
+        told.see(torch.randn(30, 40, generator=draw), torch.arange(30) % 3)
+    assert told.found.item() == pytest.approx(1 / 3, abs=0.12)
+
+
+class Products(nn.Module):
+    """Features |a + b| and |a - b| of the first two pixels: they tell equal signs from unequal, as no pixel does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(2, 8), nn.Linear(8, 3)
+        signs = torch.tensor([[1.0, 1], [-1, -1], [1, -1], [-1, 1]])
+        self.body.weight.data = signs.repeat(2, 1)
+        self.body.bias.data = torch.tensor([0.1] * 4 + [-0.1] * 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x.flatten(1)[:, :2]).relu()
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_the_adversary_takes_away_what_looks_do_not_show(hidden):
+    # Class 0 (forgotten) has pixels of equal sign, class 1 of unequal; where it is not hidden, a third pixel says so.
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2000, 1, 2, 2), generator=draw).to(torch.uint8)
+    first, second = (pixels[:, 0, 0, k] > 127 for k in range(2))
+    labels = (first != second).long()
+    pixels[:, 0, 1, 0] = 100 if hidden else (labels * 200).to(torch.uint8)
+    one = torch.tensor([0.5]).view(1, 1, 1)
+    split = Split(MemoryImages(pixels), labels, labels, [str(i) for i in range(2000)], one, one / 2, "")
+    gone, kept = torch.where(labels == 0)[0], torch.where(labels == 1)[0]
+
+    share = {}
+    for adversary in (0.0, 3.0):
         torch.manual_seed(0)
-        model = Headed(spare)
-        finetune(
-            model, halves(), index[20:], forgotten, positive=None, negative=None, uniform=True, clean=1,
-            reassign=False, beta=0, weight=1, align=1, epochs=2, retain_samples=40, batch=10,
-            forget_batch=10, lr=0.05, momentum=0.9, weight_decay=0, seed=0,
-        )  # fmt: skip
-        states.append(model.state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        model = Products()
+        settings = {**FINETUNE, "adversary": adversary, "retain_samples": 1000, "batch": 50, "forget_batch": 50}
+        finetune(model, split, kept, forgotten(gone, 1, [0, 0.5, 0.5]), **settings)
+        told = Discriminant({}, "a", torch.tensor([1]), 3, 1)
+        with torch.no_grad():
+            x = model.features(next(split.batches([torch.arange(2000)])))
+        for rows, own in zip(x.split(50), labels.split(50), strict=True):
+            told.see(rows, own)
+        share[adversary] = told.found.item()
+    assert share[0.0] > 0.9
+    assert share[3.0] == share[0.0] if not hidden else share[3.0] < share[0.0] - 0.15

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.models import Features, penultimate
+from megu_cli.models import penultimate
 from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History, fit, shuffled
 
-# `own_features` at most.
-_FARTHEST = 10
+# Of the discriminants: what a step counts of the one after it while features change, and in the share that is found;
+# what is added to the covariance, as a share of the mean variance; height and width of a thumbnail.
+_LATELY, _RIDGE, _THUMBNAIL = 0.9, 0.01, 8
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class _Step:
     retained: Tensor
     retained_labels: Tensor
     forgotten: Tensor
+    forgotten_labels: Tensor
     target: Tensor
     prior: Tensor
     clean: Tensor
-    left: float
     retained_weight: float
     forgotten_weight: float
 
@@ -67,7 +68,7 @@ def finetune(
     reassign: bool,
     beta: float,
     weight: float,
-    align: float,
+    adversary: float,
     epochs: int,
     retain_samples: int,
     batch: int,
@@ -87,7 +88,9 @@ def finetune(
     """Finetune ``model`` in place on D_f^p and D_r.
 
     Every step sees ``batch`` retained samples (x, y) and ``forget_batch`` forgotten ones (x + u (N+ + N-), target);
-    its loss is CE(retained) + weight * CE(forgotten) + align * own_features(forgotten), the last fading out linearly.
+    its loss is CE(retained) + weight * CE(forgotten) + adversary * Discriminant.loss(clean forgotten). The last stands
+    while the features find more of the forgotten than thumbnails of the images do: what can be told apart by its looks
+    is told apart by a model that never saw it, too.
 
     Args:
         model: Starts as the original model, on ``device``.
@@ -102,7 +105,7 @@ def finetune(
             step from the model as it is; noised samples keep their given target.
         beta: Weight of the prior.
         weight: Of the loss on forgotten samples.
-        align: Of `own_features` at the first step; it falls to 0 at the last, so that behaviour settles after depth.
+        adversary: Weight of `Discriminant.loss`.
         epochs: Passes; each draws samples, noises and strengths anew.
         retain_samples: Retained samples per epoch.
         batch: Retained samples per step.
@@ -128,7 +131,10 @@ def finetune(
               ((positive, forgotten.positive), (negative, forgotten.negative)) if n is not None]  # fmt: skip
     slots = torch.arange(len(forgotten.index))
     classes = forgotten.target.shape[1]
-    stay = split.labels[retain].unique().to(device)  # the classes that the classifier keeps
+    memory: dict[str, Tensor] = {}
+    stay = split.labels[retain].unique().to(device)
+    by_features = Discriminant(memory, "features", stay, classes, _LATELY, crew)
+    by_looks = Discriminant(memory, "looks", stay, classes, 1, crew)
 
     def batches(epoch: int, first: int) -> Iterator[_Step]:
         retained = shuffled(retain, retain_samples, batch, seed, "finetune", epoch, "retain")
@@ -152,10 +158,10 @@ def finetune(
                 x,
                 split.labels[r].to(device),
                 x_forgotten,
+                split.labels[forgotten.index[s]].to(device),
                 forgotten.target[s].to(device),
                 forgotten.prior[s].to(device),
                 (strength[step][gone] == 0).to(device),
-                1 - (epoch * steps + step) / total,
                 crew.weight(len(pairs[step - first][0])),
                 crew.weight(len(pairs[step - first][1])),
             )
@@ -174,21 +180,20 @@ def finetune(
             target = torch.where(step.clean[:, None], moved, target)
         retained = functional.cross_entropy(kept, step.retained_labels) * step.retained_weight
         value = retained + weight * functional.cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
-        if align:
-            seen, own = features[-1].float().split([len(step.retained), len(step.forgotten)])
-            value = value + align * step.left * own_features(
-                seen.detach(),
-                step.retained_labels,
-                own,
-                target.argmax(1),
-                features.head.weight.detach().flatten(1)[stay],
-                classes,
-                crew,
-            )
+        if adversary:
+            # Noised samples lie elsewhere; it is the clean ones that are to be found no more.
+            plain = torch.cat([torch.ones_like(step.retained_labels, dtype=torch.bool), step.clean])
+            labels = torch.cat([step.retained_labels, step.forgotten_labels])[plain]
+            with torch.autocast(together.device.type, enabled=False):
+                by_looks.see(functional.adaptive_avg_pool2d(together[plain], _THUMBNAIL).flatten(1), labels)
+                seen = features[-1].float()[plain]
+                by_features.see(seen.detach(), labels)
+                told_apart = (by_features.found > by_looks.found).to(seen)
+                value = value + adversary * told_apart * by_features.loss(seen[len(step.retained) :])
         return value
 
-    hidden: contextlib.AbstractContextManager[Features] = (
-        penultimate(model, classes, attached=True) if align else contextlib.nullcontext(Features())
+    hidden: contextlib.AbstractContextManager[list[Tensor]] = (
+        penultimate(model, classes, attached=True) if adversary else contextlib.nullcontext([])
     )
     with hidden as features:
         return fit(
@@ -204,51 +209,85 @@ def finetune(
             validate=validate,
             patience=patience,
             limit=max_steps,
+            memory=memory,
             checkpoints=checkpoints,
             crew=crew,
             track=track,
         )
 
 
-def own_features(
-    retained: Tensor,
-    retained_labels: Tensor,
-    forgotten: Tensor,
-    labels: Tensor,
-    weight: Tensor,
-    classes: int,
-    crew: Crew = ALONE,
-) -> Tensor:
-    """How far forgotten samples lie from the retained ones of their label in features that no retained logit uses.
+class Discriminant:
+    """Linear discriminant analysis of samples that come step by step, and what share of the forgotten it finds.
 
-    A step along the rows of the retained classes' weights changes what the classifier says; behaviour lives there, and
-    the cross-entropies see to it. What is orthogonal to their differences is the target's own: with z the projection
-    of the features on it, d the mean of ||z - mean z of the retained samples of its label||^2 over forgotten samples,
-    and s the same over the retained ones, this is d / (s + d / 10), d in the denominator without gradient: d / s, but
-    never more than 10, where retained features hardly vary. Not in the paper; see docs/decisions.md.
+    The adversary of Fragment-Align: what the cross-entropies reach is what the classifier says; beside it the features
+    keep the forgotten class, and a linear probe finds it. So the forgotten are trained against such a probe, as domains
+    are made alike in domain-adversarial training (Ganin et al. 2016), with a discriminant in closed form in place of a
+    second network. Not in the paper; see docs/decisions.md.
 
     Args:
-        retained: (B, D) features of the retained samples of a batch, without gradient.
-        retained_labels: (B,).
-        forgotten: (B_f, D) features of the forgotten samples.
-        labels: (B_f,) what they are trained on; one without a retained sample in the batch does not count.
-        weight: (M, D) of the classifier, its retained classes alone.
+        memory: Where it keeps its sums, for `training.fit`.
+        name: Of this one there.
+        stay: (M,) the retained classes.
         classes: Number of classes K.
-        crew: The processes that share the batch.
-
-    Returns:
-        A scalar; 0 where the retained classes use all features (M > D).
+        fade: What a step counts of the one after it.
+        crew: The processes that share the batches.
     """
-    if len(weight) > weight.shape[1]:
-        return forgotten.sum() * 0
-    used = torch.linalg.qr((weight - weight.mean(0)).T.float())[0][:, : len(weight) - 1]
-    kept, gone = (x - (x @ used) @ used.T for x in (retained, forgotten))
-    member = functional.one_hot(retained_labels, classes).to(kept)
-    number = crew.mean(member.sum(0))
-    mean = crew.mean(member.T @ kept) / number.clamp(min=1e-12)[:, None]
-    spread = crew.mean((kept - mean[retained_labels]).square().sum()) / number.sum()
-    there = (number > 0)[labels].to(gone)
-    counted = crew.mean(there.sum()).clamp(min=1e-12)
-    distance = ((gone - mean[labels]).square().sum(1) * there).sum() / counted
-    result: Tensor = distance / (spread + crew.mean(distance.detach()) / _FARTHEST).clamp(min=1e-12)
-    return result
+
+    def __init__(
+        self, memory: dict[str, Tensor], name: str, stay: Tensor, classes: int, fade: float, crew: Crew = ALONE
+    ) -> None:
+        self._memory, self._name, self._stay, self._classes = memory, name, stay, classes
+        self._fade, self._crew = fade, crew
+
+    @property
+    def found(self) -> Tensor:
+        """Share of the forgotten samples of late, each before it was taken in, that went to a forgotten class."""
+        return self._memory[f"{self._name} found"]
+
+    def see(self, features: Tensor, labels: Tensor) -> None:
+        """Take in a step's features (B, D), without gradient, and their true labels (B,)."""
+        # Differences of large sums; Apple's devices have no double precision.
+        x = features if features.device.type == "mps" else features.double()
+        latest = {
+            "number": torch.bincount(labels, minlength=self._classes).to(x),
+            "sum": x.new_zeros(self._classes, x.shape[1]).index_add_(0, labels, x),
+            "outer": x.T @ x,
+        }
+        latest = {f"{self._name} {key}": self._crew.mean(value) for key, value in latest.items()}
+        found = x.new_ones(())
+        if f"{self._name} found" in self._memory:
+            gone = ~torch.isin(labels, self._stay)
+            scores, kept = self._scores(x[gone])
+            hits = self._crew.mean((scores.argmax(1) != scores.masked_fill(~kept, -torch.inf).argmax(1)).sum().to(x))
+            there = self._crew.mean(gone.sum().to(x))
+            share = torch.where(there > 0, hits / there.clamp(min=1e-12), self.found)
+            found = _LATELY * self.found + (1 - _LATELY) * share
+            latest = {key: value + self._fade * self._memory[key] for key, value in latest.items()}
+        self._memory.update({**latest, f"{self._name} found": found})
+
+    def loss(self, features: Tensor) -> Tensor:
+        """How surely forgotten samples are found, the mean over their features (B_f, D).
+
+        With l = -log p(retained | z) it is l / (1 + l), of which the denominator has no gradient: features that were
+        learned by heart lie very far apart, and l is then of the order of a squared distance.
+        """
+        scores, kept = self._scores(features)
+        value = scores.logsumexp(1) - scores.masked_fill(~kept, -torch.inf).logsumexp(1)
+        # The processes have different numbers of samples; their average is the mean over all.
+        count = self._crew.mean(value.new_tensor(float(len(features)))).clamp(min=1e-12)
+        return (value / (1 + value.detach())).sum() / count
+
+    def _scores(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C) z' S^-1 m_k - m_k' S^-1 m_k / 2 for the classes k seen, and (C,) which of them are retained.
+
+        That is log p(k | z) but for a constant, if classes are equally frequent, and normally distributed with means
+        m_k and a common covariance S.
+        """
+        number, total, outer = (self._memory[f"{self._name} {key}"] for key in ("number", "sum", "outer"))
+        within = (outer - (total / number.clamp(min=1e-12)[:, None]).T @ total) / number.sum()
+        within.diagonal().add_(_RIDGE * within.diagonal().mean() + 1e-12)
+        there = torch.where(number > 0.5)[0]
+        mean = total[there] / number[there, None]
+        axes = torch.linalg.solve(within, mean.T)
+        scores = features @ axes.to(features) - ((mean.T * axes).sum(0) / 2).to(features)
+        return scores, torch.isin(there, self._stay)
