@@ -63,9 +63,10 @@ def test_a_distance_is_to_the_oracle_of_the_seed_or_to_a_fixed_target():
 
 
 @pytest.mark.parametrize("kind", ["classes", "subclasses", "samples", "subjects", "random"])
-def test_what_is_tuned_has_an_effect_for_the_kind_of_request(kind):
-    # Alignment needs hard labels, which whole classes alone have.
-    assert ("finetune.adversary" in _grid("megu", kind)[0]) == (kind == "classes")
+def test_the_grid_starts_at_the_defaults_of_the_kind_of_request(kind):
+    # Hard labels, which whole classes alone have, weigh 0.1 by default, others 0.2.
+    assert _grid("megu", kind)[0]["finetune.weight"] == ("auto" if kind == "classes" else 0.2)
+    assert len({tuple(point.values()) for point in _grid("megu", kind)}) == 4
 
 
 def test_settings_are_chosen_on_fewer_images_another_seed_and_another_draw(tmp_path):
