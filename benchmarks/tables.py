@@ -330,13 +330,19 @@ def draw_methods(cells: dict[str, Any], path: Path) -> None:
             x, y = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
             colour = "tab:red" if method == "megu" else "tab:gray" if method in REFERENCES else "tab:blue"
             axis.plot(x, y, "o", color=colour, markersize=4)
-            axis.annotate(method, (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points", color=colour)
+            left = method in OURS  # off the others' names
+            axis.annotate(
+                method, (x, y), fontsize=6, xytext=(-3 if left else 3, 2), ha="right" if left else "left",
+                textcoords="offset points", color=colour, weight="bold" if left else "normal",
+            )  # fmt: skip
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("JS to the oracle, nats", fontsize=7)
         axis.set_ylabel(f"|{'probe' if depth == 'probe_acc' else 'loss AUC'} − oracle's|, points", fontsize=7)
         axis.tick_params(labelsize=6)
         axis.margins(x=0.2, y=0.1)  # room for the names
-        axis.set_xlim(left=0)
+        axis.set_xscale("log")  # the good ones lie close together
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
         axis.set_ylim(bottom=0)
     save(figure, path)
 

@@ -306,8 +306,8 @@ class FinetuneConfig(_Section):
     )
     adversary: NonNegative = Field(
         0.2,
-        description="hard labels: weight of the loss on how surely a linear discriminant finds the forgotten in the "
-        "features; it acts while it finds more of them than one on thumbnails of the images",
+        description="wholly forgotten classes: weight of the loss on how surely a linear discriminant finds "
+        "clean samples in the features; it acts while it finds more than one on thumbnails of the images",
     )
     clean: Fraction = Field(0.4, description="share of forgotten samples left without noise")
     reassign: bool = Field(

@@ -101,7 +101,7 @@ def fit(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
-        memory.update({name: value.to(device) for name, value in saved["memory"].items()})
+        memory.update(saved["memory"])
         done, at = saved["done"], saved["at"]
         # An epoch seeds its own. (A copy: torch misreads a state that does not begin its storage.)
         draws = [row[crew.rank].clone() for row in saved["draws"]] if at else None

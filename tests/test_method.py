@@ -15,6 +15,7 @@ from megu_cli.method.finetune import Discriminant, Forgotten, finetune
 from megu_cli.method.labels import as_unseen, by_concept, draw_labels, hard_labels, label_scores, ranks, soft_labels
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
+from megu_cli.processes import ALONE, Crew
 
 NAN = float("nan")
 
@@ -270,7 +271,7 @@ def test_the_discriminant_is_that_of_normal_distributions_with_one_covariance():
 
     means = torch.stack([x[labels == k].mean(0) for k in range(3)]).double()
     rest = x.double() - means[labels]
-    covariance = rest.T @ rest / len(x)
+    covariance = rest.T @ rest / (len(x) - 3)
     covariance += 0.01 * covariance.diagonal().mean() * torch.eye(3)
     normal = torch.distributions.MultivariateNormal(means[:, None], covariance)
     own = x[labels == 1][:50].clone().requires_grad_()
@@ -301,6 +302,28 @@ def test_a_discriminant_counts_what_it_finds_before_it_takes_it_in():
     assert told.found.item() == pytest.approx(1 / 3, abs=0.12)
 
 
+class Lone(Crew):
+    """The first of four processes, the others having no samples."""
+
+    world = 4
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        return value / 4
+
+
+def test_a_discriminant_counts_the_samples_of_all_processes():
+    # 60 classes in 32 samples a step: counted in means most would be taken for unseen.
+    draw = torch.Generator().manual_seed(0)
+    steps = [(torch.randn(32, 5, generator=draw), torch.randint(61, (32,), generator=draw)) for _ in range(30)]
+    values = []
+    for crew in (ALONE, Lone()):
+        told = Discriminant({}, "a", torch.arange(60), 61, 0.9, crew=crew)
+        for x, labels in steps:
+            told.see(x, labels)
+        values.append((told.loss(steps[0][0]).item() / crew.world, told.found.item()))
+    assert values[0] == pytest.approx(values[1])
+
+
 class Products(nn.Module):
     """Features |a + b| and |a - b| of the first two pixels: they tell equal signs from unequal, as no pixel does."""
 
@@ -318,23 +341,31 @@ class Products(nn.Module):
         return self.body(x.flatten(1)[:, :2]).relu()
 
 
-@pytest.mark.parametrize("hidden", [True, False])
-def test_the_adversary_takes_away_what_looks_do_not_show(hidden):
-    # Class 0 (forgotten) has pixels of equal sign, class 1 of unequal; where it is not hidden, a third pixel says so.
+def signs(hidden: bool) -> Split:
+    """Class 0 has two pixels of equal sign, class 1 of unequal; where it is not hidden, a third pixel says so."""
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2000, 1, 2, 2), generator=draw).to(torch.uint8)
     first, second = (pixels[:, 0, 0, k] > 127 for k in range(2))
     labels = (first != second).long()
     pixels[:, 0, 1, 0] = 100 if hidden else (labels * 200).to(torch.uint8)
     one = torch.tensor([0.5]).view(1, 1, 1)
-    split = Split(MemoryImages(pixels), labels, labels, [str(i) for i in range(2000)], one, one / 2, "")
+    return Split(MemoryImages(pixels), labels, labels, [str(i) for i in range(2000)], one, one / 2, "")
+
+
+ADVERSARY = {**FINETUNE, "adversary": 3.0, "retain_samples": 1000, "batch": 50, "forget_batch": 50}
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_the_adversary_takes_away_what_looks_do_not_show(hidden):
+    split = signs(hidden)
+    labels = split.labels
     gone, kept = torch.where(labels == 0)[0], torch.where(labels == 1)[0]
 
     share = {}
     for adversary in (0.0, 3.0):
         torch.manual_seed(0)
         model = Products()
-        settings = {**FINETUNE, "adversary": adversary, "retain_samples": 1000, "batch": 50, "forget_batch": 50}
+        settings = {**ADVERSARY, "adversary": adversary}
         finetune(model, split, kept, forgotten(gone, 1, [0, 0.5, 0.5]), **settings)
         told = Discriminant({}, "a", torch.tensor([1]), 3, 1)
         with torch.no_grad():

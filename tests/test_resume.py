@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import listing, process, subprocess_environment, weights, write_config
-from test_method import FINETUNE, Linear, forgotten, halves
+from test_method import ADVERSARY, FINETUNE, Linear, Products, forgotten, halves, signs
 from torch import nn
 
 from megu_cli import artifacts, data, training
@@ -134,6 +134,24 @@ def test_finetuning_cut_anywhere(tmp_path, limit, cut):
     # One that was killed when all was done but its artifact does nothing more.
     last = run("a", done := CutShort(tmp_path / "d", -1))
     assert run("a", Resume(done.path, "key", 1e9))[0] == last[0]
+
+
+def test_a_cut_finetuning_keeps_what_its_adversary_has_seen(tmp_path):
+    split = signs(hidden=True)
+    gone, kept = torch.where(split.labels == 0)[0], torch.where(split.labels == 1)[0]
+
+    def run(checkpoints=None, **changes):
+        torch.manual_seed(0)
+        model = Products()
+        settings = {**ADVERSARY, "checkpoints": checkpoints, **changes}
+        finetune(model, split, kept, forgotten(gone, 1, [0, 0.5, 0.5]), **settings)
+        return state_digest(model.state_dict())
+
+    whole = run()
+    assert whole != run(adversary=0.0)
+    with pytest.raises(CutError):
+        run(CutShort(tmp_path / "c", 50))
+    assert run(Resume(tmp_path / "c", "key", 1e9)) == whole
 
 
 def test_a_budget_ends_the_schedule_too():

@@ -18,8 +18,9 @@ from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History, fit, shuffled
 
 # Of the discriminants: what a step counts of the one after it while features change, and in the share that is found;
-# what is added to the covariance, as a share of the mean variance; height and width of a thumbnail.
-_LATELY, _RIDGE, _THUMBNAIL = 0.9, 0.01, 8
+# what is added to the covariance, as a share of the mean variance; how little is left of a class that was seen long
+# ago; height and width of a thumbnail.
+_LATELY, _RIDGE, _SEEN, _THUMBNAIL = 0.9, 0.01, 0.01, 8
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ def finetune(
     slots = torch.arange(len(forgotten.index))
     classes = forgotten.target.shape[1]
     memory: dict[str, Tensor] = {}
-    stay = split.labels[retain].unique().to(device)
-    by_features = Discriminant(memory, "features", stay, classes, _LATELY, crew)
-    by_looks = Discriminant(memory, "looks", stay, classes, 1, crew)
+    stay = split.labels[retain].unique()
+    by_features = Discriminant(memory, "features", stay, classes, _LATELY, device, crew)
+    by_looks = Discriminant(memory, "looks", stay, classes, 1, device, crew)
 
     def batches(epoch: int, first: int) -> Iterator[_Step]:
         retained = shuffled(retain, retain_samples, batch, seed, "finetune", epoch, "retain")
@@ -184,12 +185,13 @@ def finetune(
             # Noised samples lie elsewhere; it is the clean ones that are to be found no more.
             plain = torch.cat([torch.ones_like(step.retained_labels, dtype=torch.bool), step.clean])
             labels = torch.cat([step.retained_labels, step.forgotten_labels])[plain]
-            with torch.autocast(together.device.type, enabled=False):
-                by_looks.see(functional.adaptive_avg_pool2d(together[plain], _THUMBNAIL).flatten(1), labels)
-                seen = features[-1].float()[plain]
-                by_features.see(seen.detach(), labels)
-                told_apart = (by_features.found > by_looks.found).to(seen)
-                value = value + adversary * told_apart * by_features.loss(seen[len(step.retained) :])
+            looks = functional.adaptive_avg_pool2d(together[plain].to(by_looks.device), _THUMBNAIL)
+            by_looks.see(looks.flatten(1), labels)
+            seen = features[-1][plain]
+            by_features.see(seen.detach(), labels)
+            # What is told apart by its looks is told apart by a model that never saw it, too.
+            told_apart = (by_features.found > by_looks.found).to(value)
+            value = value + adversary * told_apart * by_features.loss(seen[len(step.retained) :])
         return value
 
     hidden: contextlib.AbstractContextManager[list[Tensor]] = (
@@ -224,70 +226,103 @@ class Discriminant:
     are made alike in domain-adversarial training (Ganin et al. 2016), with a discriminant in closed form in place of a
     second network. Not in the paper; see docs/decisions.md.
 
+    Sums and differences of large numbers: all in float64, and on the CPU where the device has none.
+
     Args:
         memory: Where it keeps its sums, for `training.fit`.
         name: Of this one there.
         stay: (M,) the retained classes.
         classes: Number of classes K.
         fade: What a step counts of the one after it.
+        device: Where the samples are.
         crew: The processes that share the batches.
     """
 
     def __init__(
-        self, memory: dict[str, Tensor], name: str, stay: Tensor, classes: int, fade: float, crew: Crew = ALONE
+        self,
+        memory: dict[str, Tensor],
+        name: str,
+        stay: Tensor,
+        classes: int,
+        fade: float,
+        device: torch.device | str = "cpu",
+        crew: Crew = ALONE,
     ) -> None:
-        self._memory, self._name, self._stay, self._classes = memory, name, stay, classes
+        self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
+        self._memory, self._name, self._stay, self._classes = memory, name, stay.to(self.device), classes
         self._fade, self._crew = fade, crew
+        self._rule: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def found(self) -> Tensor:
-        """Share of the forgotten samples of late, each before it was taken in, that went to a forgotten class."""
-        return self._memory[f"{self._name} found"]
+        """Share of the forgotten samples of late, judged before they were taken in, that went to a forgotten class.
+
+        1 before there were any.
+        """
+        return self._kept("found")
 
     def see(self, features: Tensor, labels: Tensor) -> None:
         """Take in a step's features (B, D), without gradient, and their true labels (B,)."""
-        # Differences of large sums; Apple's devices have no double precision.
-        x = features if features.device.type == "mps" else features.double()
+        x, labels = features.to(self.device).double(), labels.to(self.device)
         latest = {
             "number": torch.bincount(labels, minlength=self._classes).to(x),
             "sum": x.new_zeros(self._classes, x.shape[1]).index_add_(0, labels, x),
             "outer": x.T @ x,
         }
-        latest = {f"{self._name} {key}": self._crew.mean(value) for key, value in latest.items()}
+        latest = {key: self._crew.mean(value) * self._crew.world for key, value in latest.items()}
         found = x.new_ones(())
-        if f"{self._name} found" in self._memory:
+        if self._name_of("found") in self._memory:
             gone = ~torch.isin(labels, self._stay)
-            scores, kept = self._scores(x[gone])
-            hits = self._crew.mean((scores.argmax(1) != scores.masked_fill(~kept, -torch.inf).argmax(1)).sum().to(x))
+            hits = self._crew.mean((self._apart(x[gone]) > 0).sum().to(x))
             there = self._crew.mean(gone.sum().to(x))
             share = torch.where(there > 0, hits / there.clamp(min=1e-12), self.found)
             found = _LATELY * self.found + (1 - _LATELY) * share
-            latest = {key: value + self._fade * self._memory[key] for key, value in latest.items()}
-        self._memory.update({**latest, f"{self._name} found": found})
+            latest = {key: value + self._fade * self._kept(key) for key, value in latest.items()}
+        self._memory.update({self._name_of(key): value for key, value in {**latest, "found": found}.items()})
+        self._rule = None
 
     def loss(self, features: Tensor) -> Tensor:
         """How surely forgotten samples are found, the mean over their features (B_f, D).
 
-        With l = -log p(retained | z) it is l / (1 + l), of which the denominator has no gradient: features that were
-        learned by heart lie very far apart, and l is then of the order of a squared distance.
+        With l = -log p(retained | z) it is l / (1 + l), of which the denominator has no gradient: where features were
+        learned by heart, l is of the order of a squared distance in units of a very small spread.
         """
-        scores, kept = self._scores(features)
-        value = scores.logsumexp(1) - scores.masked_fill(~kept, -torch.inf).logsumexp(1)
+        kept, gone = self._scores(features.to(self.device).double())
+        value = functional.softplus(gone.logsumexp(1) - kept.logsumexp(1))
         # The processes have different numbers of samples; their average is the mean over all.
         count = self._crew.mean(value.new_tensor(float(len(features)))).clamp(min=1e-12)
-        return (value / (1 + value.detach())).sum() / count
+        return ((value / (1 + value.detach())).sum() / count).to(features)
+
+    def _apart(self, features: Tensor) -> Tensor:
+        """(B,) by how much the best forgotten class is ahead of the best retained one."""
+        kept, gone = self._scores(features)
+        return gone.max(1).values - kept.max(1).values
 
     def _scores(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C) z' S^-1 m_k - m_k' S^-1 m_k / 2 for the classes k seen, and (C,) which of them are retained.
+        """(B, C) scores of the C classes seen of late, twice: -inf but for the retained, and but for the forgotten.
 
-        That is log p(k | z) but for a constant, if classes are equally frequent, and normally distributed with means
-        m_k and a common covariance S.
+        z' S^-1 m_k - m_k' S^-1 m_k / 2 is log p(k | z) but for a constant, if classes k are equally frequent, and
+        normally distributed with means m_k and a common covariance S.
         """
-        number, total, outer = (self._memory[f"{self._name} {key}"] for key in ("number", "sum", "outer"))
-        within = (outer - (total / number.clamp(min=1e-12)[:, None]).T @ total) / number.sum()
+        if self._rule is None:
+            self._rule = self._solved()
+        axes, offset, kept = self._rule
+        scores = features @ axes - offset
+        return scores.masked_fill(~kept, -torch.inf), scores.masked_fill(kept, -torch.inf)
+
+    def _solved(self) -> tuple[Tensor, Tensor, Tensor]:
+        """S^-1 m (D, C), m' S^-1 m / 2 (C,) and which of the C classes are retained (C,)."""
+        number, total, outer = self._kept("number"), self._kept("sum"), self._kept("outer")
+        within = outer - (total / number.clamp(min=1e-12)[:, None]).T @ total
+        within = within / (number - 1).clamp(min=0).sum().clamp(min=1)
         within.diagonal().add_(_RIDGE * within.diagonal().mean() + 1e-12)
-        there = torch.where(number > 0.5)[0]
+        there = torch.where(number > _SEEN)[0]
         mean = total[there] / number[there, None]
         axes = torch.linalg.solve(within, mean.T)
-        scores = features @ axes.to(features) - ((mean.T * axes).sum(0) / 2).to(features)
-        return scores, torch.isin(there, self._stay)
+        return axes, (mean.T * axes).sum(0) / 2, torch.isin(there, self._stay)
+
+    def _name_of(self, key: str) -> str:
+        return f"{self._name} {key}"
+
+    def _kept(self, key: str) -> Tensor:
+        return self._memory[self._name_of(key)].to(self.device)  # from a checkpoint, perhaps
