@@ -31,7 +31,7 @@ FOLDER = "compare"
 # MeGU runs through its own stages: its settings are the config's.
 OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
 # The score sees no features, so the adversary is not among them.
-_CLASSES_GRID = tuple({"finetune.weight": w, "finetune.lr": lr} for w in ("auto", 0.2) for lr in ("auto", 0.02))
+_CLASSES_GRID = tuple({"finetune.weight": w, "finetune.lr": lr} for w in ("auto", 0.2) for lr in (0.02, 0.05))
 _OUR_GRIDS: dict[str, Sequence[Mapping[str, Any]]] = {
     "megu": tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.2, 0.4) for lr in (0.02, 0.01)),
     "megu-paper": tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.1, 0.25) for lr in (0.01, 0.03)),

@@ -314,11 +314,7 @@ class FinetuneConfig(_Section):
         True, description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]"
     )
     beta: NonNegative = Field(0.3, description="weight of the transition matrix when labels are reassigned")
-    lr: Literal["auto"] | Positive = Field(
-        "auto",
-        description="SGD learning rate at the start; it falls to 0 as a cosine; auto: 0.02, and up to 0.05 where whole "
-        "classes go, there is batch norm, and the finetuning passes over the retained images more than half a time",
-    )
+    lr: Positive = Field(0.02, description="SGD learning rate at the start; it falls to 0 as a cosine")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum")
     weight_decay: NonNegative = Field(5e-4, description="SGD weight decay")
     patience: Count = Field(2, description="stop after so many epochs without a gain in validation accuracy")

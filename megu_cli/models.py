@@ -529,6 +529,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def following(model: nn.Module) -> Iterator[None]:
+    """For a block, batch norm's running statistics follow as fast as torch's default lets them, or faster.
+
+    Some networks are made for long trainings (torchvision's MobileNetV3 has a momentum of 0.01): after the hundred
+    steps of an unlearning their statistics would still be those of the weights before it.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is not None]
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = max(layer.momentum or 0.0, 0.1)
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum
+
+
+@contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Eval mode and no parameter gradients for a block; all is restored after it."""
     needed = [parameter.requires_grad for parameter in model.parameters()]

@@ -100,18 +100,6 @@ class Problem:
             return self.finetune.weight
         return 0.1 if self.label_mode == "hard" else 0.2
 
-    def rate(self, model: nn.Module) -> float:
-        """Learning rate of the finetuning.
-
-        Higher the more often it passes over D_r, since what it disturbs there is mended as often; not where there is no
-        batch norm, which makes networks indifferent to the scale of their weights.
-        """
-        if self.finetune.lr != "auto":
-            return self.finetune.lr
-        passes = self.finetune.epochs * self.retain_samples / len(self.request.retain)
-        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-        return min(0.05, max(0.02, 0.04 * passes)) if normalised and self.label_mode == "hard" else 0.02
-
     @property
     def label_mode(self) -> str:
         """How perturbing labels are made: ``hard``, ``sample``, ``soft`` or ``matched``."""
@@ -341,7 +329,7 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         retain_samples=problem.retain_samples,
         batch=settings.batch,
         forget_batch=problem.forget_batch,
-        lr=problem.rate(model),
+        lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         seed=problem.seed,

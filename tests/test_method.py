@@ -272,7 +272,9 @@ def test_the_discriminant_is_that_of_normal_distributions_with_one_covariance():
     means = torch.stack([x[labels == k].mean(0) for k in range(3)]).double()
     rest = x.double() - means[labels]
     covariance = rest.T @ rest / (len(x) - 3)
-    covariance += 0.01 * covariance.diagonal().mean() * torch.eye(3)
+    n, trace, square = len(x) - 3, covariance.trace(), covariance.square().sum()
+    shrinkage = (square / 3 + trace**2) / ((n + 1 / 3) * (square - trace**2 / 3))  # Chen et al. 2010, in 3 dimensions
+    covariance = (1 - shrinkage) * covariance + shrinkage * trace / 3 * torch.eye(3)
     normal = torch.distributions.MultivariateNormal(means[:, None], covariance)
     own = x[labels == 1][:50].clone().requires_grad_()
     likelihood = normal.log_prob(own.detach().double())  # (3, 50)

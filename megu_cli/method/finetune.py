@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.models import penultimate
+from megu_cli.models import following, penultimate
 from megu_cli.processes import ALONE, Crew
 from megu_cli.runtime import Track, generator, silent
 from megu_cli.training import Checkpoints, History, fit, shuffled
 
 # Of the discriminants: what a step counts of the one after it while features change, and in the share that is found;
-# what is added to the covariance, as a share of the mean variance; how little is left of a class that was seen long
-# ago; height and width of a thumbnail.
-_LATELY, _RIDGE, _SEEN, _THUMBNAIL = 0.9, 0.01, 0.01, 8
+# how little is left of a class that was seen long ago; height and width of a thumbnail.
+_LATELY, _SEEN, _THUMBNAIL = 0.9, 0.01, 8
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ def finetune(
     hidden: contextlib.AbstractContextManager[list[Tensor]] = (
         penultimate(model, classes, attached=True) if adversary else contextlib.nullcontext([])
     )
-    with hidden as features:
+    with following(model), hidden as features:
         return fit(
             model,
             epochs=epochs,
@@ -314,8 +313,15 @@ class Discriminant:
         """S^-1 m (D, C), m' S^-1 m / 2 (C,) and which of the C classes are retained (C,)."""
         number, total, outer = self._kept("number"), self._kept("sum"), self._kept("outer")
         within = outer - (total / number.clamp(min=1e-12)[:, None]).T @ total
-        within = within / (number - 1).clamp(min=0).sum().clamp(min=1)
-        within.diagonal().add_(_RIDGE * within.diagonal().mean() + 1e-12)
+        n, d = (number - 1).clamp(min=0).sum().clamp(min=1), len(within)
+        within = within / n
+        # Oracle approximating shrinkage (Chen et al. 2010): to the mean variance in all directions, the more the fewer
+        # samples there are.
+        trace, square = within.trace(), within.square().sum()
+        rest = (n + 1 - 2 / d) * (square - trace.square() / d)
+        shrinkage = (((1 - 2 / d) * square + trace.square()) / rest.clamp(min=1e-300)).clamp(max=1)
+        within = (1 - shrinkage) * within
+        within.diagonal().add_(shrinkage * trace / d + 1e-12)
         there = torch.where(number > _SEEN)[0]
         mean = total[there] / number[there, None]
         axes = torch.linalg.solve(within, mean.T)
