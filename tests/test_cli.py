@@ -111,6 +111,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_partial_artifact(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-m", "megu_cli", "train", "-c", str(file)],
         env=subprocess_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored, where tests run in the background
     )  # fmt: skip
     run = tmp_path / "run"
     deadline = time.monotonic() + 60
