@@ -213,6 +213,13 @@ class Cosine(nn.Module):
         return nn.functional.normalize(x) @ nn.functional.normalize(self.weight).T
 
 
+def test_running_statistics_follow_a_finetuning_and_no_longer():
+    layers = [nn.BatchNorm1d(2, momentum=m) for m in (0.01, 0.3, None)]
+    with models.following(nn.Sequential(*layers)):
+        assert [layer.momentum for layer in layers] == [0.1, 0.3, None]
+    assert [layer.momentum for layer in layers] == [0.01, 0.3, None]
+
+
 def test_the_classifier_is_the_layer_that_runs_last():
     class Turned(nn.Module):
         def __init__(self):
