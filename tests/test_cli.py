@@ -127,6 +127,19 @@ def test_ctrl_c_ends_with_130_and_leaves_no_partial_artifact(tmp_path):
     assert {p.name for p in run.iterdir()} <= {".lock", ".digests.npy"}
 
 
+def test_an_interrupt_inside_an_exec_ends_with_130(tmp_path):
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from megu_cli.cli import app\n"
+        "@app.app.command()\n"
+        "def interrupted():\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "sys.argv = ['megu', 'interrupted']\n"
+        "app.main()\n"
+    )
+    assert process("-m", "interrupted", cwd=tmp_path).returncode == 130
+
+
 def test_progress_is_plain_lines_in_a_pipe(capsys, monkeypatch):
     from megu_cli.cli import progress
 

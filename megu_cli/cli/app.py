@@ -36,6 +36,11 @@ def main() -> None:
     verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
     try:
         app()
+    except SystemExit:
+        # CPython remembers an interrupt that passed through exec(), as imports call it, and `python -m` then dies of
+        # SIGINT, though Typer has made an exit of it. The next exec() forgets it.
+        exec("")
+        raise
     except MeguError as error:
         if verbose:
             raise
