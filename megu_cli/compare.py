@@ -32,10 +32,7 @@ FOLDER = "compare"
 OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
 # The score sees no features, so the adversary is not among them.
 _CLASSES_GRID = tuple({"finetune.weight": w, "finetune.lr": lr} for w in ("auto", 0.2) for lr in (0.02, 0.05))
-_OUR_GRIDS: dict[str, Sequence[Mapping[str, Any]]] = {
-    "megu": tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.2, 0.4) for lr in (0.02, 0.01)),
-    "megu-paper": tuple({"finetune.weight": w, "finetune.lr": lr} for w in (0.1, 0.25) for lr in (0.01, 0.03)),
-}
+_OUR_GRID = tuple({"finetune.weight": w, "finetune.lr": lr} for w in ("auto", 0.4) for lr in (0.02, 0.01))
 # What the paired differences are of, and the target: the oracle's own figure (None), 0 or 1.
 _PAIRED: dict[str, float | None] = {
     "avg_gap": 0.0,
@@ -628,9 +625,9 @@ def _figures(cell: Row) -> dict[str, float | None]:
 
 def _grid(name: str, kind: str) -> Sequence[Mapping[str, Any]]:
     """The settings that are tried for a method and a kind of request; see `megu_cli.forget.Kind`."""
-    if name == "megu" and kind == "classes":
-        return _CLASSES_GRID
-    return _OUR_GRIDS[name] if name in OURS else methods()[name].grid
+    if name in OURS:
+        return _CLASSES_GRID if kind == "classes" else _OUR_GRID
+    return methods()[name].grid
 
 
 def _winner(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -311,7 +311,9 @@ class FinetuneConfig(_Section):
     )
     clean: Fraction = Field(0.4, description="share of forgotten samples left without noise")
     reassign: bool = Field(
-        True, description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]"
+        True,
+        description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]; "
+        "not where labels.source leaves the prediction out",
     )
     beta: NonNegative = Field(0.3, description="weight of the transition matrix when labels are reassigned")
     lr: Positive = Field(0.02, description="SGD learning rate at the start; it falls to 0 as a cosine")

@@ -106,7 +106,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
-            version=9,
+            version=10,
         ),
         Stage(
             "eval",

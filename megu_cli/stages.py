@@ -88,7 +88,7 @@ def _trained(work: Workspace, model: nn.Module, samples: int, history: training.
 
 def task(work: Workspace) -> Task:
     """The forget request as the baselines see it, with the sizes of the method's own finetuning."""
-    settings, request = work.config.finetune, work.request
+    given, request = problem(work), work.request
     return Task(
         split=work.data.train,
         retain=request.retain,
@@ -97,9 +97,9 @@ def task(work: Workspace) -> Task:
         forgotten=request.classes,
         classes=len(work.data.classes),
         fresh=lambda purpose: measuring.fresh(work, purpose),
-        samples=problem(work).retain_samples,
-        batch=settings.batch,
-        **({} if settings.forget_batch == "auto" else {"forget_batch": settings.forget_batch}),
+        samples=given.retain_samples,
+        batch=given.finetune.batch,
+        forget_batch=given.forget_batch,
         seed=work.config.seed,
         device=work.device,
         track=work.track,

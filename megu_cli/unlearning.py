@@ -299,12 +299,15 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         pair: From `noise_pair`.
     """
     settings, data, request = problem.finetune, problem.data, problem.request
-    hard = labels.perturbing
+    hard, source = labels.perturbing, problem.labels.source
+    rows = _rows(problem, matrix)
+    if source == "prediction":
+        rows = (rows > 0).double()  # the current prediction alone, where a label may go
     target = functional.one_hot(hard, len(data.classes)).float() if labels.target is None else labels.target
     forgotten = fragment_align.Forgotten(
         index=request.forget,
         target=target,
-        prior=_rows(problem, matrix).log(),
+        prior=rows.log(),
         positive=_groups(hard, pair.get("positive_class")),
         negative=_groups(problem.true, pair.get("negative_class")),
     )
@@ -321,7 +324,7 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         negative=pair.get("negative"),
         uniform=problem.noise.strength == "uniform",
         clean=settings.clean,
-        reassign=settings.reassign and labels.mode == "hard",
+        reassign=settings.reassign and labels.mode == "hard" and "prediction" in source,
         beta=settings.beta,
         weight=problem.weight,
         adversary=settings.adversary if labels.mode == "hard" and has_head(model, len(data.classes)) else 0.0,

@@ -8,9 +8,11 @@ from conftest import write_config
 from scipy import stats
 
 from megu_cli import artifacts, baselines
-from megu_cli.compare import Comparison, _grid, distances, paired
-from megu_cli.config import load_config
+from megu_cli.baselines import methods
+from megu_cli.compare import OURS, Comparison, _grid, chosen, distances, paired
+from megu_cli.config import FinetuneConfig, load_config
 from megu_cli.errors import ConfigError
+from megu_cli.stages import problem, task
 from megu_cli.workspace import Workspace
 
 APART = {"methods": ["original", "retrain", "megu", "ssd"], "seeds": 2, "tune_limit": 200, "tune_seed": 7}
@@ -63,10 +65,23 @@ def test_a_distance_is_to_the_oracle_of_the_seed_or_to_a_fixed_target():
 
 
 @pytest.mark.parametrize("kind", ["classes", "subclasses", "samples", "subjects", "random"])
-def test_the_grid_starts_at_the_defaults_of_the_kind_of_request(kind):
-    # Hard labels, which whole classes alone have, weigh 0.1 by default, others 0.2.
-    assert _grid("megu", kind)[0]["finetune.weight"] == ("auto" if kind == "classes" else 0.2)
-    assert len({tuple(point.values()) for point in _grid("megu", kind)}) == 4
+def test_a_grid_has_four_points_and_the_defaults_are_one_of_them(kind):
+    default = FinetuneConfig()
+    for name in chosen(None):
+        grid = _grid(name, kind)
+        if not grid:
+            assert name in ("original", "retrain", "mask")
+            continue
+        assert len({tuple(point.values()) for point in grid}) == 4
+        own = {f"finetune.{key}": value for key, value in default} if name in OURS else methods()[name].settings({})
+        assert any(all(own[key] == value for key, value in point.items()) for point in grid), name
+
+
+def test_baselines_see_as_many_samples_a_step_as_megu(tmp_path):
+    work = Workspace(load_config(write_config(tmp_path, finetune={"forget_batch": "auto"})))
+    own, theirs = problem(work), task(work)
+    assert own.forget_batch != 64  # the size of a large request
+    assert (theirs.samples, theirs.forget_batch) == (own.retain_samples, own.forget_batch)
 
 
 def test_settings_are_chosen_on_fewer_images_another_seed_and_another_draw(tmp_path):

@@ -56,7 +56,7 @@ class Method:
         return result
 
 
-# Every grid has as many points, so that no method is tuned harder than another.
+# Every grid has as many points, so that no method is tuned harder than another; the defaults are one of them.
 GRID_SIZE = 4
 
 
@@ -78,9 +78,9 @@ _BUILTIN = {
         _builtin("original"),
         _builtin("retrain"),
         _builtin("finetune", lr=(0.02, 0.05, 0.1, 0.2)),
-        _builtin("neggrad_plus", beta=(0.01, 0.05), lr=(0.01, 0.03)),
+        _builtin("neggrad_plus", beta=(0.011, 0.05), lr=(0.01, 0.03)),
         _builtin("amnesiac", weight=(0.2, 1.0), lr=(0.01, 0.03)),
-        _builtin("bad_teacher", weight=(0.2, 1.0), lr=(0.005, 0.02)),
+        _builtin("bad_teacher", weight=(0.2, 1.0), lr=(0.01, 0.02)),
         _builtin("unsir", lr=(0.01, 0.02, 0.05, 0.1)),
         _builtin("ssd", alpha=(10.0, 20.0, 50.0, 100.0)),
         _builtin("scrub", alpha=(0.1, 0.5), lr=(0.0005, 0.001)),
