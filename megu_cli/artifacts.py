@@ -282,20 +282,25 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import filelock
 
+    # What fails in the body is another's fault, and is not told as the directory's.
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        with lock:
-            for leftover in folder.rglob(f"{_TEMPORARY}*"):
-                leftover.unlink()
-            yield
+        lock.acquire()
+        for leftover in folder.rglob(f"{_TEMPORARY}*"):
+            leftover.unlink()
     except filelock.Timeout:
         raise ArtifactError(
             f"another megu process is writing to {folder}",
             "Wait for it to end, or give another directory with -o.",
         ) from None
-    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+    except OSError as error:
+        lock.release()
         raise ArtifactError(
             f"the run directory {folder} cannot be written: {error.strerror or error}",
             "Give another with -o DIR.",
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -17,6 +17,15 @@ _TESTS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+# The figures of eval.json that a requirement can name: those of a model by itself, and those beside an oracle.
+_OWN = (
+    "retain_train_acc", "forget_train_acc", "retain_test_acc", "forget_test_acc", "already_train_acc",
+    "mia_entropy_lr", "mia_entropy_lr_ssd", "mia_confidence_svc", "mia_loss_auc", "mia_loss_tpr_at_1fpr",
+    "zrf", "probe_acc", "relearn_epochs",
+)  # fmt: skip
+_COMPARED = ("js_divergence", "activation_distance", "agreement", "avg_gap", "tow", "label_agreement")
+_TIMES = ("time_ratio", "time_ratio_total", "time_ratio_reached")
+NAMES = (*_OWN, *_COMPARED, *_TIMES)
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,19 @@ class Verdict:
         requirement = self.requirement
         return self.value is not None and _TESTS[requirement.test](self.value, requirement.bound)
 
+    @property
+    def measured(self) -> str:
+        """The figure, or why there is none."""
+        if self.value is not None:
+            return f"{self.value:.4f}"
+        return "no such figure " + ("in this run" if self.requirement.name in _OWN else "without an oracle")
+
 
 def parse(texts: Iterable[str]) -> list[Requirement]:
     """Parse requirements.
 
     Raises:
-        ConfigError: One is not of the form ``name<=number``.
+        ConfigError: One is not of the form ``name<=number``, or names no metric.
     """
     result = []
     for text in texts:
@@ -62,27 +78,14 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
             raise ConfigError(
                 f"requirement {text!r} is not of the form name<=number", "For example forget_test_acc<=0.02."
             ) from None
+        if result[-1].name not in NAMES:
+            raise ConfigError(
+                f"requirement {result[-1]}: there is no metric {result[-1].name}", f"Known: {', '.join(NAMES)}."
+            )
     return result
 
 
 def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) -> list[Verdict]:
-    """Hold an evaluation, the body of eval.json, against requirements.
-
-    Raises:
-        ConfigError: A requirement names no metric.
-    """
-    figures: dict[str, float | None] = {
-        **dict.fromkeys(("js_divergence", "activation_distance", "agreement", "avg_gap", "tow", "label_agreement")),
-        **evaluation["unlearned"],
-        **evaluation["comparison"].get("unlearned", {}),
-        **{name: evaluation["time"].get(name) for name in ("time_ratio", "time_ratio_total", "time_ratio_reached")},
-    }
-    verdicts = []
-    for requirement in requirements:
-        if requirement.name not in figures:
-            raise ConfigError(
-                f"requirement {requirement}: there is no metric {requirement.name}",
-                f"Known: {', '.join(figures)}.",
-            )
-        verdicts.append(Verdict(requirement, figures[requirement.name]))
-    return verdicts
+    """Hold an evaluation, the body of eval.json, against requirements."""
+    figures = {**evaluation["time"], **evaluation["comparison"].get("unlearned", {}), **evaluation["unlearned"]}
+    return [Verdict(requirement, figures.get(requirement.name)) for requirement in requirements]

@@ -12,6 +12,8 @@ import time
 import pytest
 from conftest import process, subprocess_environment, write_config
 
+from megu_cli.requirements import NAMES
+
 COMMANDS = ["demo", "init", "run", "status", "train", "similarity", "labels", "noise", "finetune", "eval"]
 
 
@@ -77,9 +79,15 @@ def test_requirements_are_a_gate(megu, finished):
     value = answer.json["unlearned"]["retain_test_acc"]
     assert answer.json["requirements"] == [{"requirement": "retain_test_acc>=1.5", "value": value, "met": False}]
     assert f"retain_test_acc is {value:.4f}" in answer.err
-    unknown = megu("eval", "-c", finished, "--require", "accuracy>=0.5")
-    assert unknown.code == 2
-    assert "there is no metric accuracy" in unknown.err
+    assert {*answer.json["unlearned"], *answer.json["comparison"]["unlearned"]} <= set(NAMES)
+
+
+def test_a_requirement_on_an_unknown_metric_is_refused_before_anything_runs(megu, tmp_path):
+    answer = megu("run", "-c", write_config(tmp_path), "--require", "accuracy>=0.5")
+    assert answer.code == 2
+    assert "there is no metric accuracy" in answer.err
+    assert "probe_acc" in answer.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_requirement_without_a_figure_is_not_met(megu, finished):
@@ -101,8 +109,12 @@ def test_a_traceback_only_when_asked(megu, finished, monkeypatch):
     assert answer.err.splitlines()[-2:] == [
         "error: ZeroDivisionError: boom", "This is a bug, or a limit of this machine; -v shows where."
     ]  # fmt: skip
-    with pytest.raises(ZeroDivisionError):
-        megu("labels", "-c", finished, "--force", "-v")
+    for flag in ("-v", "-qv", "--verbose"):
+        answer = megu("labels", "-c", finished, "--force", flag)
+        assert answer.code == 1
+        assert "Traceback" in answer.err
+        assert answer.err.splitlines()[-2] == "error: ZeroDivisionError: boom"
+    assert megu("labels", "-c", "nowhere.yaml", "-v").code == 2
 
 
 @pytest.mark.slow

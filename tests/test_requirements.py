@@ -19,6 +19,8 @@ def test_requirements():
     assert not bad.met
     assert absent.value is None
     assert not absent.met
+    assert (good.measured, absent.measured) == ("0.0200", "no such figure without an oracle")
+    assert judge(parse(["probe_acc<1"]), evaluation)[0].measured == "no such figure in this run"
     assert judge(parse(["time_ratio_total<0.2"]), evaluation)[0].met
     for text in ("x", "a==1", "a<=b", "a<=1.2.3"):
         with pytest.raises(ConfigError):

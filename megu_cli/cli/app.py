@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
+import traceback
 
 import typer
 
@@ -33,7 +35,8 @@ commands.register(app)
 
 def main() -> None:
     """Run the command line; called by the ``megu`` script."""
-    verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
+    # Read here, since what fails may fail before the options are parsed; -qv is -q -v.
+    verbose = any(argument == "--verbose" or re.fullmatch(r"-\w*v\w*", argument) for argument in sys.argv[1:])
     try:
         app()
     except SystemExit:
@@ -43,7 +46,7 @@ def main() -> None:
         raise
     except MeguError as error:
         if verbose:
-            raise
+            traceback.print_exc()
         if rank() > 0:
             _wait_for_the_first(error)
         _report(error.message, error.hint)
@@ -54,7 +57,7 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         if verbose:
-            raise
+            traceback.print_exc()
         _report(f"{type(error).__name__}: {error}", "This is a bug, or a limit of this machine; -v shows where.")
         sys.exit(1)
 

@@ -77,7 +77,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The run directory.")] = Path("megu-demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no log.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="The traceback of what fails.")] = False,
 ) -> None:
     """See it work: digits, forget the class 8, compare with retraining. No network, about a minute.
 
@@ -497,11 +497,7 @@ def _show_eval(options: Options, config: Config) -> None:
     if verdicts:
         result["requirements"] = [{"requirement": str(v.requirement), "value": v.value, "met": v.met} for v in verdicts]
     _show(options, result, tables.evaluation)
-    missed = [
-        f"{v.requirement} is not met: " + ("there is no such figure without an oracle" if v.value is None
-                                           else f"{v.requirement.name} is {v.value:.4f}")
-        for v in verdicts if not v.met
-    ]  # fmt: skip
+    missed = [f"{v.requirement} is not met: {v.requirement.name} is {v.measured}" for v in verdicts if not v.met]
     if missed:
         raise RequirementError("; ".join(missed))
 

@@ -58,7 +58,7 @@ class Options:
         False
     )
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Tracebacks and more log.", rich_help_panel=_OUTPUT)
+        bool, typer.Option("-v", "--verbose", help="The traceback of what fails.", rich_help_panel=_OUTPUT)
     ] = False
 
     def having(self, key: str, value: object) -> Options:

@@ -171,9 +171,13 @@ def _interval(mean: float | None, half: float | None, plain: bool) -> str:
 def _title(request: dict[str, Any]) -> str:
     # A class may be called anything, [red] as well: what is not escaped would be taken for markup.
     names = escape(", ".join(request["concepts"][:5])) + (", …" if len(request["concepts"]) > 5 else "")
-    what = {"classes": f"class {names}", "subclasses": f"sub-class {names}"}.get(
-        request["kind"], {"samples": "listed images", "random": "random images"}.get(request["kind"], "")
-    )
+    what = {
+        "classes": f"class {names}",
+        "subclasses": f"sub-class {names}",
+        "samples": "listed images",
+        "subjects": "images of the listed subjects",
+        "random": "random images",
+    }[request["kind"]]
     return f"Forgotten: {what} ({request['forget']:,} training images; {request['retain']:,} retained)"
 
 

@@ -51,8 +51,9 @@ def _what(request: dict[str, Any]) -> str:
     return {
         "classes": f"the class{'es' if many else ''} {names}",
         "subclasses": f"the sub-class{'es' if many else ''} {names}",
-        "samples": f"{counted(request['forget'], 'listed image')}",
-        "random": f"{counted(request['forget'], 'randomly drawn image')}",
+        "samples": counted(request["forget"], "listed image"),
+        "subjects": counted(request["forget"], "image") + " of the listed subjects",
+        "random": counted(request["forget"], "randomly drawn image"),
     }[request["kind"]]
 
 

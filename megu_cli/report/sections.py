@@ -42,9 +42,8 @@ def verdict(view: View) -> Section:
     )
     rows = []
     for verdict in verdicts:
-        name = verdict.requirement.name
-        value = "no such figure without a retrained model" if verdict.value is None else f"{verdict.value:.4f}"
-        rows.append([metric(name).label, str(verdict.requirement), value, "met" if verdict.met else "NOT MET"])
+        label, required = metric(verdict.requirement.name).label, str(verdict.requirement)
+        rows.append([label, required, verdict.measured, "met" if verdict.met else "NOT MET"])
     marked = [row for row, verdict in enumerate(verdicts) if not verdict.met]
     return Section("verdict", "Verdict", lead, tables=[Table(["What", "Required", "Measured", ""], rows, marked)])
 
