@@ -175,6 +175,7 @@ class _Floats:
             batch_sampler=[index.tolist() for index in order],
             num_workers=self.workers,
             collate_fn=torch.stack,
+            generator=torch.Generator(),  # of its own: by default it would draw from the stream that dropout draws from
         )
         return iter(loader)
 

@@ -543,15 +543,15 @@ def score(model: nn.Module, work: Workspace) -> float:
 
     from megu_cli.training import accuracy
 
-    data, request = work.data, work.request
+    data, request, size = work.data, work.request, work.config.eval.batch
     if not len(request.validation):
         raise ConfigError("--tune selects on held-out images, and there are none", "Raise data.validation.")
-    forgotten = accuracy(model, data.train, request.forget, work.device)
+    forgotten = accuracy(model, data.train, request.forget, work.device, batch=size)
     target = 0.0
     if not request.classes:
         same = data.validation & torch.isin(data.train.labels, data.train.labels[request.forget].unique())
-        target = accuracy(model, data.train, torch.where(same)[0], work.device)
-    return accuracy(model, data.train, request.validation, work.device) - abs(forgotten - target)
+        target = accuracy(model, data.train, torch.where(same)[0], work.device, batch=size)
+    return accuracy(model, data.train, request.validation, work.device, batch=size) - abs(forgotten - target)
 
 
 def summary(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:

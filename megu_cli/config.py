@@ -350,7 +350,7 @@ class EvalConfig(_Section):
     relearn_epochs: Annotated[int, Field(ge=0)] = Field(
         0, description="measure in how many epochs the forget set is relearned, up to so many; 0: do not"
     )
-    batch: Count = Field(1000, description="samples per forward pass")
+    batch: Count = Field(1000, description="samples per forward pass, wherever nothing is learned")
 
 
 class CompareConfig(_Section):

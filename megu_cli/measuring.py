@@ -315,6 +315,7 @@ def relearned(models: Mapping[str, nn.Module], target: float, work: Workspace) -
             target,
             limit=limit,
             seed=work.config.seed,
+            eval_batch=work.config.eval.batch,
             device=work.device,
             track=work.track,
         )

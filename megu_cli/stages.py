@@ -101,6 +101,7 @@ def task(work: Workspace) -> Task:
         batch=given.finetune.batch,
         forget_batch=given.forget_batch,
         seed=work.config.seed,
+        eval_batch=work.config.eval.batch,
         device=work.device,
         track=work.track,
     )
@@ -117,6 +118,7 @@ def problem(work: Workspace) -> Problem:
         noise=config.noise,
         finetune=config.finetune,
         seed=config.seed,
+        eval_batch=config.eval.batch,
         device=work.device,
         checkpoints=work.checkpoints,
         crew=work.crew,

@@ -377,12 +377,17 @@ def outputs(
 
 
 def accuracy(
-    model: nn.Module, split: Split, index: Tensor, device: torch.device | str = "cpu", crew: Crew = ALONE
+    model: nn.Module,
+    split: Split,
+    index: Tensor,
+    device: torch.device | str = "cpu",
+    crew: Crew = ALONE,
+    batch: int = 1000,
 ) -> float:
-    """Share of ``index`` that the model, in eval mode, classifies as labelled."""
+    """Share of ``index`` that the model, in eval mode, classifies as labelled; ``batch`` samples per forward pass."""
     hits = 0
     with torch.inference_mode():
-        for positions, x in split.pass_over(index[crew.slice(len(index))], 1000, device):
+        for positions, x in split.pass_over(index[crew.slice(len(index))], batch, device):
             hits += int((model(x).argmax(1).cpu() == split.labels[positions]).sum())
     if len(index) >= crew.world:
         hits = int(crew.gather(torch.tensor([hits])).sum())

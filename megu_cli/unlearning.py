@@ -47,6 +47,7 @@ class Problem:
         noise: Settings of the noise pair.
         finetune: Settings of the finetuning.
         seed: Of everything random.
+        eval_batch: Samples per forward pass where nothing is learned.
         device: Where to compute; the models given are there.
         checkpoints: Of the finetuning.
         crew: The processes that share noise and finetuning.
@@ -60,6 +61,7 @@ class Problem:
     noise: NoiseConfig
     finetune: FinetuneConfig
     seed: int = 0
+    eval_batch: int = 1000
     device: torch.device | str = "cpu"
     checkpoints: Checkpoints | None = field(default=None, compare=False)
     crew: Crew = field(default=ALONE, compare=False)
@@ -225,6 +227,7 @@ def _says(problem: Problem, model: nn.Module, index: Tensor) -> Tensor:
         problem.data.train,
         index,
         classes=len(problem.data.classes),
+        batch=problem.eval_batch,
         features=False,
         device=problem.device,
         label="labels",
@@ -313,7 +316,7 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
     )
 
     def validate(net: nn.Module) -> float:
-        return training.accuracy(net, data.train, request.validation, problem.device, problem.crew)
+        return training.accuracy(net, data.train, request.validation, problem.device, problem.crew, problem.eval_batch)
 
     return fragment_align.finetune(
         model,

@@ -93,6 +93,12 @@ def samples(task):
     return {"retain": of(task.retain), "forget": of(task.forget)}
 
 
+def test_nothing_is_drawn_from_the_stream_that_dropout_and_the_caller_draw_from(trained, samples):
+    before = torch.get_rng_state()
+    unlearn(trained, **samples, **SHORT)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_datasets_and_tensors_give_the_same(trained, samples):
     trained.zero_grad()
     before = state_digest(trained.state_dict())

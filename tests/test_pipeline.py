@@ -27,6 +27,22 @@ def states(config: Path, *overrides: str) -> dict[str, str]:
     return {name: state.status for name, state in pipeline.status().items()}
 
 
+def test_no_forward_pass_without_learning_is_larger_than_eval_batch(megu, config):
+    sizes = []
+
+    def note(module, inputs, output):
+        if torch.is_inference_mode_enabled():
+            sizes.append(len(inputs[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        answer = megu("run", "-c", config, "--set", "eval.batch=50", "--set", "eval.relearn_epochs=1")
+    finally:
+        hook.remove()
+    assert answer.code == 0, answer.err
+    assert max(sizes) == 50
+
+
 def test_a_run_writes_every_artifact_and_a_second_one_computes_nothing(megu, config):
     first = megu("run", "-c", config, "--set", "eval.oracle=true")
     assert first.code == 0, first.err

@@ -39,6 +39,7 @@ class Task:
         batch: Retained samples per step.
         forget_batch: Forgotten samples per step.
         seed: Of everything random.
+        eval_batch: Samples per forward pass where nothing is learned.
         device: Where to compute.
         track: Reports progress.
     """
@@ -54,6 +55,7 @@ class Task:
     batch: int = 128
     forget_batch: int = 64
     seed: int = 0
+    eval_batch: int = 1000
     device: torch.device | str = "cpu"
     track: Track = field(default=silent, compare=False)
 
@@ -74,7 +76,7 @@ class Task:
 
     def accuracy(self, model: nn.Module) -> float:
         """Accuracy on the retained validation images."""
-        return accuracy(model, self.split, self.validation, self.device)
+        return accuracy(model, self.split, self.validation, self.device, batch=self.eval_batch)
 
     def retained(self, *path: object) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of the `steps` batches of one epoch over D_r, in an order that ``path`` draws."""

@@ -25,6 +25,7 @@ def relearn_epochs(
     lr: float = 0.01,
     batch: int = 64,
     seed: int = 0,
+    eval_batch: int = 1000,
     device: torch.device | str = "cpu",
     track: Track = silent,
 ) -> int | None:
@@ -42,6 +43,7 @@ def relearn_epochs(
         lr: SGD learning rate, with momentum 0.9.
         batch: Samples per step.
         seed: Of the order.
+        eval_batch: Samples per forward pass where nothing is learned.
         device: Where to train.
         track: Reports progress.
 
@@ -52,7 +54,7 @@ def relearn_epochs(
     optimizer = torch.optim.SGD(learner.parameters(), lr, momentum=0.9)
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     for epoch in range(limit + 1):
-        if accuracy(learner, split, forget, device) >= target:
+        if accuracy(learner, split, forget, device, batch=eval_batch) >= target:
             return epoch
         if epoch == limit:
             break
