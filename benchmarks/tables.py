@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megu_cli.compare import distances
+from megu_cli.compare import distances, figures, nearest
 
 HERE = Path(__file__).parent
 # Neither is a way of forgetting: the starting point, the goal, and the cheat. None of them is ever the best.
@@ -151,7 +151,7 @@ def beside(cell: dict[str, Any], figure: str) -> str:
     """A cell of the overview; bold where megu is better than the best of the others by the paired interval."""
     show, methods = COLUMNS[figure][1], cell["methods"]
     values = {name: mean for name, own in methods.items() if (mean := own["mean"].get(figure)) is not None}
-    other = nearest(cell, figure, (*REFERENCES, *OURS))
+    other = nearest(cell["methods"], figure, (*REFERENCES, *OURS))
     if "megu" not in values or other is None:
         return "–"
     told = [show(values["megu"]), f"{show(values[other])} ({other})"]
@@ -201,7 +201,7 @@ def table(cell: dict[str, Any]) -> str:
         for figure, how in COLUMNS.items()
         if any(figure in own for m in methods.values() for own in flat(m).values())
     }
-    bold = {figure: nearest(cell, figure, REFERENCES) for figure in shown}
+    bold = {figure: nearest(cell["methods"], figure, REFERENCES) for figure in shown}
     head = ["", *(name for name, _ in shown.values()), "settings chosen"]
     lines = [row(head), row(["---"] * len(head))]
     for name, own in methods.items():
@@ -218,11 +218,8 @@ def table(cell: dict[str, Any]) -> str:
 
 def flat(method: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Seed -> all figures that a method has there."""
-    result = {}
-    for seed, own in method["seeds"].items():
-        given = {**own["metrics"], **own["comparison"], **own["entanglement"], "time_ratio": own["time_ratio"]}
-        result[seed] = {name: number for name, number in given.items() if number is not None}
-    return result
+    given = {seed: figures(own) for seed, own in method["seeds"].items()}
+    return {seed: {name: number for name, number in row.items() if number is not None} for seed, row in given.items()}
 
 
 def value(own: dict[str, Any], figure: str, show: Callable[[float], str]) -> str:
@@ -232,19 +229,6 @@ def value(own: dict[str, Any], figure: str, show: Callable[[float], str]) -> str
         never = [seed for seed, of in own["seeds"].items() if of["metrics"].get("relearn_epochs", 0) is None]
         return f"never ({len(never)} of {len(own['seeds'])})" if figure == "relearn_epochs" and never else "–"
     return show(mean) + (f" ± {show(half)}" if half is not None and figure != "time_ratio" else "")
-
-
-def nearest(cell: dict[str, Any], figure: str, excluded: Sequence[str]) -> str | None:
-    """The method whose figure is nearest to its target, in the mean over all seeds; ``None`` if none has it."""
-    methods = cell["methods"]
-    oracle = flat(methods["retrain"]) if "retrain" in methods else {}
-    apart = {}
-    for name, own in methods.items():
-        found = [distances(row, oracle.get(seed, {})).get(figure) for seed, row in flat(own).items()]
-        known = [distance for distance in found if distance is not None]
-        if name not in excluded and len(known) == len(cell["seeds"]):
-            apart[name] = sum(known) / len(known)
-    return min(apart, key=lambda name: apart[name]) if apart else None
 
 
 def tuned(cell: dict[str, Any], name: str) -> str:
@@ -323,7 +307,7 @@ def draw_methods(cells: dict[str, Any], path: Path) -> None:
         oracle = flat(cell["methods"]["retrain"]) if "retrain" in cell["methods"] else {}
         depth = "mia_loss_auc" if cell["request"]["kind"] not in ("classes", "subclasses") else "probe_acc"
         for method, own in cell["methods"].items():
-            apart = [distances(figures, oracle.get(seed, {})) for seed, figures in flat(own).items()]
+            apart = [distances(own_figures, oracle.get(seed, {})) for seed, own_figures in flat(own).items()]
             pairs = [(d["js_divergence"], 100 * d[depth]) for d in apart if "js_divergence" in d and depth in d]
             if not pairs:
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -144,14 +145,18 @@ class Comparison:
             self.tuning.prepare()
             trials = {name: self._trials(name, force) for name in self.names if _grid(name, self.base.request.kind)}
             self.tuning.forget_loaded()
+        failed: dict[str, dict[str, str]] = {}
         for name, tried in trials.items():
-            settings[name] |= _winner(tried)
+            try:
+                settings[name] |= _winner(tried)
+            except MeguError as error:
+                failed[name] = {str(arena.seed): error.message for arena in self.arenas}
+        untuned = set(failed)
 
         cells: dict[str, dict[str, Row]] = {name: {} for name in self.names}
         contents: dict[str, str] = {}
-        failed: dict[str, dict[str, str]] = {}
         for arena in self.arenas:
-            for name in self.names:
+            for name in (name for name in self.names if name not in untuned):
                 try:
                     cell = arena.cell(name, settings[name], self._rival(arena), force)
                 except Exception as error:  # one method that fails must not cost the others' results
@@ -170,7 +175,14 @@ class Comparison:
         return body
 
     def _failure(self, what: str, error: Exception) -> str:
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        """What is said of a method that failed; the traceback of a fault of its own goes to a file."""
+        if isinstance(error, MeguError):
+            message = error.message
+        else:
+            log = f"{FOLDER}/{what.replace('/', '-').replace(' ', '-')}.error.txt"
+            (self.base.out / FOLDER).mkdir(exist_ok=True)
+            (self.base.out / log).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            message = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({log})"
         self.say(f"{what}: FAILED: {message}")
         return message
 
@@ -191,7 +203,7 @@ class Comparison:
             try:
                 score = self.tuning.trial(name, number, {**self._given(name), **point}, force).body["score"]
             except Exception as error:
-                self._failure(f"tuning {name} with {dict(point)}", error)
+                self._failure(f"tuning {name} {number}", error)
             trials.append({"settings": dict(point), "score": score})
         return trials
 
@@ -201,7 +213,7 @@ class Comparison:
 
         oracles = {seed: cell["metrics"] for seed, cell in cells.get("retrain", {}).items()}
         apart = {
-            name: {seed: distances(_figures(cell), oracles.get(seed, {})) for seed, cell in by_seed.items()}
+            name: {seed: distances(figures(cell), oracles.get(seed, {})) for seed, cell in by_seed.items()}
             for name, by_seed in cells.items()
         }
         rows: dict[str, Any] = {}
@@ -209,7 +221,7 @@ class Comparison:
             if by_seed:
                 rows[name] = {
                     "settings": next(iter(by_seed.values()))["settings"],
-                    **summary([_figures(cell) for cell in by_seed.values()]),
+                    **summary([figures(cell) for cell in by_seed.values()]),
                     # Of retraining there is nothing to say: it is the target.
                     "paired": {} if name in ("megu", "retrain") else paired(apart[name], apart.get("megu", {})),
                     "seeds": by_seed,
@@ -618,7 +630,27 @@ def paired(
     return result
 
 
-def _figures(cell: Row) -> dict[str, float | None]:
+def nearest(rows: Mapping[str, Row], figure: str, excluded: Iterable[str] = ()) -> str | None:
+    """The method whose figure is nearest to its target, in the mean over all seeds; ``None`` if none has it.
+
+    Args:
+        rows: Name -> row of compare.json.
+        figure: One of those that `distances` gives.
+        excluded: Names of methods that cannot be it.
+    """
+    oracles = {seed: figures(cell) for seed, cell in rows.get("retrain", {}).get("seeds", {}).items()}
+    complete = max((len(row["seeds"]) for row in rows.values()), default=0)
+    apart = {}
+    for name, row in rows.items():
+        found = [distances(figures(cell), oracles.get(seed, {})).get(figure) for seed, cell in row["seeds"].items()]
+        known = [distance for distance in found if distance is not None]
+        if name not in {*excluded} and known and len(known) == complete:
+            apart[name] = sum(known) / complete
+    return min(apart, key=lambda name: apart[name]) if apart else None
+
+
+def figures(cell: Row) -> dict[str, float | None]:
+    """All figures of a method with one seed, as compare.json has them."""
     time = {"seconds": cell["seconds"], "time_ratio": cell["time_ratio"]}
     return {**cell["metrics"], **cell["comparison"], **cell["entanglement"], **time}
 
@@ -631,7 +663,13 @@ def _grid(name: str, kind: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _winner(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings with the best score; the first of equals, since a grid begins with its gentlest point."""
+    """The settings with the best score; the first of equals, since a grid begins with its gentlest point.
+
+    Raises:
+        MeguError: The method failed with all of them.
+    """
+    if all(trial["score"] is None for trial in trials):
+        raise MeguError("it failed with every setting that was tried", "What it said stands above.")
     best = max(trials, key=lambda trial: -math.inf if trial["score"] is None else trial["score"])
     return dict(best["settings"])
 
@@ -652,19 +690,3 @@ def _fresh(path: Path, parts: Mapping[str, Any]) -> Artifact | None:
     except ArtifactError:
         return None
     return found if found.meta.get("fingerprint") == artifacts.digest(parts) else None
-
-
-def best(rows: Mapping[str, Mapping[str, Any]], figure: str, excluded: Iterable[str] = ()) -> str | None:
-    """The method that is nearest to the figure's target: the oracle's mean, 0, or 1; ``None`` if none has it."""
-    excluded = set(excluded)
-    values = {
-        name: row["mean"][figure]
-        for name, row in rows.items()
-        if name not in excluded and row["mean"].get(figure) is not None
-    }
-    fixed = {"agreement": 1.0, "tow": 1.0, "mia_loss_auc": 0.5, "mia_loss_tpr_at_1fpr": 0.01}
-    zero = ("avg_gap", "js_divergence", "activation_distance", "seconds", "time_ratio")
-    target = fixed.get(figure, 0.0 if figure in zero else rows.get("retrain", {}).get("mean", {}).get(figure))
-    if target is None or not values:
-        return None
-    return min(values, key=lambda name: abs(values[name] - target))

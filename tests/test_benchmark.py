@@ -136,7 +136,13 @@ def method(**figures: list[float | None]) -> dict:
     for place in range(3):
         row = {name: values[place] for name, values in figures.items()}
         compared = {name: row.pop(name) for name in ("avg_gap", "js_divergence") if name in row}
-        seeds[str(300 + place)] = {"metrics": row, "comparison": compared, "entanglement": {}, "time_ratio": None}
+        seeds[str(300 + place)] = {
+            "metrics": row,
+            "comparison": compared,
+            "entanglement": {},
+            "seconds": None,
+            "time_ratio": None,
+        }
     means = {n: None if None in v else sum(v) / 3 for n, v in figures.items()}
     return {"mean": means, "interval": dict.fromkeys(means), "seeds": seeds, "settings": {"lr": 0.1}, "paired": {}}
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from megu_cli import artifacts, baselines, measuring
 from megu_cli.baselines import finetune as finetune_module
-from megu_cli.compare import Comparison, best, chosen, score, summary
+from megu_cli.compare import Comparison, chosen, nearest, score, summary
 from megu_cli.config import changed, load_config
 from megu_cli.errors import ConfigError
 from megu_cli.models import like
@@ -121,10 +121,11 @@ def test_a_method_that_fails_is_told_and_the_others_stand(small, monkeypatch, me
     called = megu("compare", "-c", small, "--methods", "explode,diverge,mask", "--seeds", "1", "--json")
     result = called.json
     assert called.code == 1
-    assert result["failed"]["explode"] == {"0": "it went wrong"}
+    assert result["failed"]["explode"] == {"0": "RuntimeError: it went wrong (compare/0-explode.error.txt)"}
+    assert "in _explode" in (small.parent / "run" / "compare" / "0-explode.error.txt").read_text()
     assert "NaN" in result["failed"]["diverge"]["0"]
     assert result["methods"]["mask"]["seeds"]["0"]["metrics"]["forget_train_acc"] == 0
-    assert "failed: explode (it went wrong)" in called.err
+    assert "failed: explode (RuntimeError: it went wrong" in called.err
 
 
 def test_the_table_the_plan_and_wrong_names(small, megu):
@@ -264,18 +265,26 @@ def test_summary_by_hand_and_against_scipy():
     assert summary(rows[:1])["interval"]["a"] is None
 
 
-def test_best_is_nearest_to_the_target_of_its_figure():
+def test_nearest_to_the_target_of_a_figure_in_the_mean_over_seeds():
+    def row(probes, agreements):
+        cells = {
+            str(seed): {"metrics": {"probe_acc": p}, "comparison": {"agreement": a}, "entanglement": {}}
+            for seed, (p, a) in enumerate(zip(probes, agreements, strict=True))
+        }
+        return {"seeds": {seed: {**cell, "seconds": 1.0, "time_ratio": 0.1} for seed, cell in cells.items()}}
+
     rows = {
-        "retrain": {"mean": {"mia": 0.4, "agreement": 1.0, "avg_gap": 0.0}},
-        "near": {"mean": {"mia": 0.45, "agreement": 0.7, "avg_gap": 0.02}},
-        "far": {"mean": {"mia": 0.1, "agreement": 0.9, "avg_gap": 0.01}},
-        "none": {"mean": {"mia": None}},
+        "retrain": row([0.4, 0.6], [1.0, 1.0]),
+        "near": row([0.45, 0.55], [0.7, 0.7]),
+        "mean": row([0.6, 0.4], [0.8, 0.8]),  # the oracle's in the mean, of no seed
+        "none": row([None, None], [None, None]),
+        "once": row([0.4], [1.0]),
     }
-    excluded = ("retrain",)
-    assert best(rows, "mia", excluded) == "near"
-    assert best(rows, "agreement", excluded) == "far"
-    assert best(rows, "avg_gap", excluded) == "far"
-    assert best({"near": rows["near"]}, "mia") is None
+    assert nearest(rows, "probe_acc", ("retrain",)) == "near"
+    assert nearest(rows, "probe_acc") == "retrain"
+    assert nearest(rows, "agreement", ("retrain",)) == "mean"
+    assert nearest({"none": rows["none"]}, "agreement") is None
+    assert nearest({"near": rows["near"]}, "probe_acc") is None  # no oracle to be near to
 
 
 def test_share_of_a_training_after_which_it_had_reached_its_end():

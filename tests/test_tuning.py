@@ -9,9 +9,9 @@ from scipy import stats
 
 from megu_cli import artifacts, baselines
 from megu_cli.baselines import methods
-from megu_cli.compare import OURS, Comparison, _grid, chosen, distances, paired
+from megu_cli.compare import OURS, Comparison, _grid, _winner, chosen, distances, paired
 from megu_cli.config import FinetuneConfig, load_config
-from megu_cli.errors import ConfigError
+from megu_cli.errors import ConfigError, MeguError
 from megu_cli.stages import problem, task
 from megu_cli.workspace import Workspace
 
@@ -75,6 +75,13 @@ def test_a_grid_has_four_points_and_the_defaults_are_one_of_them(kind):
         assert len({tuple(point.values()) for point in grid}) == 4
         own = {f"finetune.{key}": value for key, value in default} if name in OURS else methods()[name].settings({})
         assert any(all(own[key] == value for key, value in point.items()) for point in grid), name
+
+
+def test_a_method_that_fails_with_all_settings_has_no_best_of_them():
+    point = {"settings": {"lr": 0.1}, "score": None}
+    assert _winner([point, {"settings": {"lr": 0.2}, "score": -0.5}]) == {"lr": 0.2}
+    with pytest.raises(MeguError, match="every setting"):
+        _winner([point, point])
 
 
 def test_baselines_see_as_many_samples_a_step_as_megu(tmp_path):

@@ -124,11 +124,11 @@ _REFERENCES = ("original", "retrain", "mask")
 
 def comparison(result: dict[str, Any]) -> None:
     """Methods as rows: mean ± 95% interval over seeds, the best of each column in bold."""
-    from megu_cli.compare import best
+    from megu_cli.compare import nearest
 
     rows, seeds = result["methods"], result["seeds"]
     shown = [f for f in _COMPARISON if any(row["mean"].get(f) is not None for row in rows.values())]
-    bold = {figure: best(rows, figure, _REFERENCES) for figure in shown}
+    bold = {figure: nearest(rows, figure, _REFERENCES) for figure in shown}
     title = f"{_title(result['request'])}\nmean ± 95% interval over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     table = Table(title=title, title_justify="left")
     table.add_column("in percent", no_wrap=True)
