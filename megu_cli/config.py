@@ -276,7 +276,8 @@ class NoiseConfig(_Section):
     )
     negative: Literal["away", "carry"] = Field(
         "carry",
-        description="away: moves forgotten images off their class | carry: puts its features on retained ones",
+        description="away: moves forgotten images off their class | carry: learned on retained images, to make them "
+        "look like it",
     )
     strength: Literal["uniform", "full"] = Field(
         "uniform", description="uniform: strength drawn from U(0,1) per sample | full: always 1"

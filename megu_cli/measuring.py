@@ -80,10 +80,6 @@ class Said:
             first, last = torch.searchsorted(positions, torch.tensor([here.start, here.stop])).tolist()
             kept[first:last] = values[positions[first:last] - start]
 
-    def logits_of(self, index: Tensor) -> Tensor:
-        """(len(index), K) logits of images whose logits are kept."""
-        return self.logits[torch.searchsorted(self._outputs, index)]
-
     def features_of(self, index: Tensor) -> Tensor:
         """(len(index), D) features of images whose features are kept."""
         return self.features[torch.searchsorted(self._sampled, index)]

@@ -21,6 +21,7 @@ from megu_cli.errors import ConfigError
 from megu_cli.forget import Request
 from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
+from megu_cli.method import unseen
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
 from megu_cli.models import has_head
@@ -188,7 +189,7 @@ def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
     concepts, names = problem.concepts, problem.data.concepts
     keep = _keep(problem, model, mode, logits)
     told = {names[c]: float(keep[concepts == c].mean()) for c in problem.request.asked}
-    target = perturbing.soft_labels(scores, problem.true, keep)
+    target = unseen.soft_labels(scores, problem.true, keep)
     if mode == "matched":
         return Labels(mode, target.argmax(1), target.float(), told)
     if mode == "sample":
@@ -199,7 +200,7 @@ def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
 def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor) -> Tensor:
     """(N_f,) how much of its true label each forgotten sample keeps; nothing where the class is wholly forgotten."""
     data, given = problem.data, problem.labels.keep
-    rank = perturbing.ranks(logits, problem.true, problem.concepts)
+    rank = unseen.ranks(logits, problem.true, problem.concepts)
     if given == "auto":
         held_out = torch.where(data.validation)[0]
         if not len(held_out):
@@ -210,9 +211,9 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor) -> Tens
         there, concepts = data.train.labels[held_out], data.train.concepts[held_out]
         sure = _says(problem, model, held_out).double().softmax(1).gather(1, there[:, None])[:, 0]
         if mode == "matched":
-            keep = perturbing.as_unseen(rank, problem.concepts, sure, concepts)
+            keep = unseen.as_unseen(rank, problem.concepts, sure, concepts)
         else:
-            keep = perturbing.by_concept(sure, concepts, problem.concepts)
+            keep = unseen.by_concept(sure, concepts, problem.concepts)
     elif mode == "matched":
         keep = (rank >= 1 - given).double()
     else:
@@ -310,7 +311,7 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
     forgotten = fragment_align.Forgotten(
         index=request.forget,
         target=target,
-        prior=rows.log(),
+        log_prior=rows.log(),
         positive=_groups(hard, pair.get("positive_class")),
         negative=_groups(problem.true, pair.get("negative_class")),
     )

@@ -11,10 +11,12 @@ from torch import nn
 
 from megu_cli.artifacts import state_digest
 from megu_cli.data import MemoryImages, Split
-from megu_cli.method.finetune import Discriminant, Forgotten, finetune
-from megu_cli.method.labels import as_unseen, by_concept, draw_labels, hard_labels, label_scores, ranks, soft_labels
+from megu_cli.method.adversary import Discriminant
+from megu_cli.method.finetune import Forgotten, finetune
+from megu_cli.method.labels import draw_labels, hard_labels, label_scores
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
+from megu_cli.method.unseen import as_unseen, by_concept, ranks, soft_labels
 from megu_cli.processes import ALONE, Crew
 
 NAN = float("nan")
