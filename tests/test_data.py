@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import process
 from PIL import Image
 
 from megu_cli import data
@@ -87,6 +88,13 @@ def test_validation_depends_on_identity_alone():
     assert len(fewer.train) == 300
     held = {n for n, v in zip(digits.train.names, digits.validation, strict=True) if v}
     assert {n for n, v in zip(fewer.train.names, fewer.validation, strict=True) if v} == held & set(fewer.train.names)
+
+
+def test_fashion_mnist_has_torchvisions_names_and_does_not_wait_for_it(tmp_path):
+    assert list(data.builtin.FASHION_MNIST) == torchvision.datasets.FashionMNIST.classes
+    write_idx(tmp_path)
+    read = f"from megu_cli import data; data.load('fashion_mnist', root=__import__('pathlib').Path({str(tmp_path)!r}))"
+    assert process("-c", f"{read}; import sys; sys.exit('torchvision' in sys.modules)").returncode == 0
 
 
 def test_fashion_mnist_from_idx_files(tmp_path):

@@ -16,6 +16,9 @@ from megu_cli.data.images import MemoryImages, Part, Raw
 from megu_cli.data.names import hashed
 from megu_cli.errors import DataError
 
+FASHION_MNIST = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+)  # fmt: skip
 # Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # The 20 superclasses of CIFAR-100 (Krizhevsky, 2009).
@@ -82,12 +85,12 @@ def _digits(root: Path | None) -> Raw:
 
 
 def _fashion_mnist(root: Path | None) -> Raw:
-    import torchvision
-
-    classes = list(torchvision.datasets.FashionMNIST.classes)
-    folder = root or DEBIAN_FASHION_MNIST
+    classes, folder = list(FASHION_MNIST), root or DEBIAN_FASHION_MNIST
     if (folder / "train-images-idx3-ubyte.gz").exists():
         return _in_memory(classes, *(_idx_pair(folder, prefix) for prefix in ("train", "t10k")))
+
+    import torchvision  # as slow as torch itself: only where it is needed
+
     train, test = _downloaded(
         torchvision.datasets.FashionMNIST,
         root,
