@@ -43,15 +43,15 @@ RATINGS = ("uniform", "shuffled", "confusions")
 
 # Key -> values beside the default's.
 SHARED: dict[str, tuple[Any, ...]] = {
-    "labels.source": ("transition", "prediction", "random"),
     "mllm.ratings": RATINGS,
+    "labels.source": ("transition", "prediction", "random"),
+    "labels.stand_in": (0.0, 0.3),
+    "labels.alpha": (0.0, 1.5),
     "transition.temperature": (1.0, 10.0),
-    "labels.alpha": (0.0, 0.25, 1.5),
-    "finetune.weight": (0.05, 0.1, 0.2, 0.5),
-    "finetune.retain_fraction": (0.35, 0.7, 2.8),
+    "finetune.weight": (0.05, 0.2, 0.5),
+    "finetune.retain_fraction": (0.35, 2.8),
     "finetune.epochs": (1, 4),
-    "finetune.lr": (0.005, 0.01, 0.02, 0.1),
-    "finetune.forget_batch": (8, 64),
+    "finetune.lr": (0.005, 0.01, 0.02, 0.05),
 }
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "coat": {
@@ -62,16 +62,16 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "noise.penalty": (0.01, 1.0),
         "noise.batch": (1, 32),
         "noise.steps": (15, 240),
-        "finetune.clean": (0.0, 0.2, 0.6, 1.0),
-        "finetune.adversary": (0.0, 0.05, 0.1, 0.5),
+        "finetune.clean": (0.0, 0.4, 1.0),
+        "finetune.adversary": (0.0, 0.1, 0.5),
         "finetune.reassign": (False,),
-        "finetune.beta": (0.0, 0.1, 1.0),
+        "finetune.beta": (0.0, 1.0),
     },
     # Its labels are not hard: no adversary, nothing is reassigned, and by default there is no noise to vary.
     "random-3": {
         "noise.use": ("both", "positive", "negative"),  # by default none
         **SHARED,
-        "labels.mode": ("hard", "sample", "soft"),
+        "labels.mode": ("hard", "soft"),
         "labels.keep": (0.8, 0.95, 1.0),
     },
 }

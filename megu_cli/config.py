@@ -260,6 +260,11 @@ class LabelsConfig(_Section):
         "auto", description="auto (hard for wholly forgotten classes, else matched) | hard | sample | soft | matched"
     )
     alpha: NonNegative = Field(0.75, description="exponent of the model's own prediction in T[y,k] * p(k|x)^alpha")
+    stand_in: NonNegative = Field(
+        0.1,
+        description="exponent of what a linear discriminant on thumbnails of retained images says: a stand-in for a "
+        "model that never saw what is forgotten; with transition+prediction only",
+    )
     keep: Literal["auto"] | Fraction = Field(
         "auto",
         description="soft, sample: mass that stays on the true label; matched: share of the images that keep it; "
@@ -310,7 +315,7 @@ class FinetuneConfig(_Section):
         description="wholly forgotten classes: weight of the loss on how surely a linear discriminant finds "
         "clean samples in the features; it acts while it finds more than one on thumbnails of the images",
     )
-    clean: Fraction = Field(0.4, description="share of forgotten samples left without noise")
+    clean: Fraction = Field(0.2, description="share of forgotten samples left without noise")
     reassign: bool = Field(
         True,
         description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]; "
@@ -422,6 +427,7 @@ class Config(_Section):
 # What the paper's method is without our additions; a user's own keys still win over these.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
+        "labels": {"stand_in": 0.0},
         "noise": {"use": "both", "negative": "away"},
         "finetune": {"reassign": False, "clean": 0.0, "adversary": 0.0},
     }

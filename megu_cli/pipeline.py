@@ -86,7 +86,7 @@ STAGES = {
             ("seed", "model.name", "labels"),
             _METHOD,
             ("transition", "checkpoint"),
-            version=2,
+            version=3,
         ),
         Stage(
             "noise",

@@ -181,7 +181,9 @@ def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
     """
     settings, mode = problem.labels, problem.label_mode
     logits = _says(problem, model, problem.request.forget)
-    scores = perturbing.label_scores(_rows(problem, matrix), logits.log_softmax(1), settings.source, settings.alpha)
+    scores = perturbing.label_scores(
+        _rows(problem, matrix), logits.log_softmax(1), settings.source, settings.alpha, _stand_in(problem)
+    )
     draw = generator(problem.seed, "labels")
     hard = perturbing.hard_labels(scores, settings.source, draw)
     if mode == "hard":
@@ -219,6 +221,24 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor) -> Tens
     else:
         keep = torch.full(problem.true.shape, given, dtype=torch.float64)
     return keep.masked_fill(torch.isin(problem.true, torch.tensor(problem.request.classes, dtype=torch.int64)), 0)
+
+
+def _stand_in(problem: Problem) -> Tensor | float:
+    """(N_f, K): the weighted log-probabilities of `unseen.stand_in`, or 0 where the labels go without it."""
+    settings, data = problem.labels, problem.data
+    if not settings.stand_in or settings.source != "transition+prediction":
+        return 0.0
+    said = unseen.stand_in(
+        data.train,
+        problem.request.retain,
+        problem.request.forget,
+        len(data.classes),
+        batch=problem.eval_batch,
+        seed=problem.seed,
+        device=problem.device,
+        track=problem.track,
+    )
+    return settings.stand_in * said
 
 
 def _says(problem: Problem, model: nn.Module, index: Tensor) -> Tensor:
@@ -305,13 +325,13 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
     settings, data, request = problem.finetune, problem.data, problem.request
     hard, source = labels.perturbing, problem.labels.source
     rows = _rows(problem, matrix)
-    if source == "prediction":
-        rows = (rows > 0).double()  # the current prediction alone, where a label may go
+    log_prior = rows.log() * settings.beta if "transition" in source else torch.zeros_like(rows)
+    log_prior = log_prior.masked_fill(rows == 0, float("-inf"))  # with beta = 0, too, no label goes there
     target = functional.one_hot(hard, len(data.classes)).float() if labels.target is None else labels.target
     forgotten = fragment_align.Forgotten(
         index=request.forget,
         target=target,
-        log_prior=rows.log(),
+        log_prior=log_prior,
         positive=_groups(hard, pair.get("positive_class")),
         negative=_groups(problem.true, pair.get("negative_class")),
     )
@@ -329,7 +349,6 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         uniform=problem.noise.strength == "uniform",
         clean=settings.clean,
         reassign=settings.reassign and labels.mode == "hard" and "prediction" in source,
-        beta=settings.beta,
         weight=problem.weight,
         adversary=settings.adversary if labels.mode == "hard" and has_head(model, len(data.classes)) else 0.0,
         epochs=settings.epochs,

@@ -71,12 +71,12 @@ def main(file: Path) -> None:
         penalty=0.1, seed=0, label="negative", crew=shared,
     )  # fmt: skip
     target = nn.functional.one_hot(torch.full((len(forget),), 3), 10).float()
-    prior = torch.full((len(forget), 10), 1 / 9).index_fill(1, torch.tensor([8]), 0).log()
+    prior = torch.full((len(forget), 10), 1 / 9).index_fill(1, torch.tensor([8]), 0).log() * 0.3
     zero = torch.zeros(len(forget), dtype=torch.long)
     results["accuracy"] = torch.tensor(training.accuracy(model, digits.train, index, crew=shared))
     unlearned = finetune(
         model, digits.train, retain, Forgotten(forget, target, prior, zero, zero), positive=None,
-        negative=results["noise"], uniform=True, clean=0.5, reassign=True, beta=0.3,
+        negative=results["noise"], uniform=True, clean=0.5, reassign=True,
         weight=0.2, adversary=0.2, epochs=2, retain_samples=320, batch=32, forget_batch=16, lr=0.01, momentum=0.9,
         weight_decay=5e-4, seed=0,
         validate=lambda net: training.accuracy(net, digits.train, index, crew=shared), patience=2, crew=shared,

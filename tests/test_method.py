@@ -7,16 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
 from megu_cli.artifacts import state_digest
 from megu_cli.data import MemoryImages, Split
-from megu_cli.method.adversary import Discriminant
+from megu_cli.method.discriminant import Discriminant, thumbnails
 from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.labels import draw_labels, hard_labels, label_scores
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
-from megu_cli.method.unseen import as_unseen, by_concept, ranks, soft_labels
+from megu_cli.method.unseen import as_unseen, by_concept, ranks, soft_labels, stand_in
 from megu_cli.processes import ALONE, Crew
 
 NAN = float("nan")
@@ -188,7 +189,7 @@ def test_a_heavier_penalty_makes_smaller_noise():
 
 
 FINETUNE = {
-    "positive": None, "negative": None, "uniform": True, "clean": 0.5, "reassign": False, "beta": 0.3,
+    "positive": None, "negative": None, "uniform": True, "clean": 0.5, "reassign": False,
     "weight": 1.0,
     "adversary": 0.0, "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9,
     "weight_decay": 0.0,
@@ -287,6 +288,46 @@ def test_the_discriminant_is_that_of_normal_distributions_with_one_covariance():
     assert own.grad is not None
     assert (own.grad[:, 1] > 0).all()  # down to the line between the others
     assert torch.isfinite(told.loss(1e6 * own)).all()
+
+
+def test_the_log_probabilities_of_a_discriminant_are_those_of_linear_discriminant_analysis():
+    x, labels = clouds(400, 1.0)
+    told = Discriminant({}, "a", torch.tensor([0, 1, 2]), 5, 1)
+    told.see(x, labels)
+    found = told.log_probabilities(x[:50])
+    fitted = LinearDiscriminantAnalysis(solver="lsqr").fit(x.numpy(), labels.numpy())
+    assert np.allclose(found[:, :3].softmax(1), fitted.predict_proba(x[:50].numpy()), atol=0.01)
+    # Classes that were not seen are as unlikely as the least likely of those that were.
+    assert torch.equal(found[:, 3], found.min(1).values)
+    assert torch.equal(found[:, 4], found[:, 3])
+
+
+def test_a_stand_in_says_of_the_forgotten_what_they_look_like():
+    # Class 0 is forgotten: half of its images are bright on the left as those of 1, half on the right as those of 2.
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1, 2]).repeat(60)
+    like = torch.where(labels > 0, labels, 1 + torch.arange(180) % 2)
+    pixels = torch.randint(0, 120, (180, 1, 16, 16), generator=draw)
+    pixels[like == 1, :, :, :8] += 100
+    pixels[like == 2, :, :, 8:] += 100
+    split = Split(
+        MemoryImages(pixels.to(torch.uint8)), labels, labels, [str(i) for i in range(180)], torch.zeros(1, 1, 1),
+        torch.ones(1, 1, 1), "halves",
+    )  # fmt: skip
+    gone, kept = torch.where(labels == 0)[0], torch.where(labels > 0)[0]
+    said = stand_in(split, kept, gone, 3, batch=50)
+    assert said.argmax(1).tolist() == like[gone].tolist()
+    assert torch.equal(said, stand_in(split, kept, gone, 3, batch=50))
+    scores = label_scores(torch.tensor([[0, 0.5, 0.5]]).expand(60, 3), torch.zeros(60, 3), "transition+prediction",
+                          0.75, 0.1 * said)  # fmt: skip
+    assert scores.argmax(1).tolist() == like[gone].tolist()
+    assert (scores[:, 0] == 0).all()
+
+
+def test_thumbnails_are_means_by_area():
+    image = torch.arange(16.0 * 16).reshape(1, 1, 16, 16)
+    assert thumbnails(image)[0, 0] == image[0, 0, :2, :2].mean()
+    assert thumbnails(torch.zeros(5, 3, 28, 20)).shape == (5, 192)
 
 
 def test_a_discriminant_counts_what_it_finds_before_it_takes_it_in():

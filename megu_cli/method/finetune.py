@@ -26,8 +26,8 @@ class Forgotten:
     Attributes:
         index: (N_f,) positions in the split.
         target: (N_f, K) distributions to learn: one-hot perturbing labels, or soft ones.
-        log_prior: (N_f, K) log of each sample's row of the transition matrix, -inf where no label may go; used where
-            labels are reassigned.
+        log_prior: (N_f, K) what is added to the log-probabilities where labels are reassigned; -inf where no label
+            may go.
         positive: (N_f,) which group of the positive noises a sample takes.
         negative: (N_f,) which group of the negative noises a sample takes.
     """
@@ -65,7 +65,6 @@ def finetune(
     uniform: bool,
     clean: float,
     reassign: bool,
-    beta: float,
     weight: float,
     adversary: float,
     epochs: int,
@@ -99,9 +98,8 @@ def finetune(
         negative: (G, R, C, H, W) noises N-, or none.
         uniform: Noise strength u ~ U(0, 1) per sample and epoch, rather than 1.
         clean: Share of the forgotten samples left without noise.
-        reassign: On clean samples, the label is argmax_k of log p_now(k|x) + beta * log_prior(k), taken anew at every
-            step from the model as it is; noised samples keep their given target.
-        beta: Weight of the prior.
+        reassign: On clean samples, the label is argmax_k of log p_now(k|x) + log_prior(k), taken anew at every step
+            from the model as it is; noised samples keep their given target.
         weight: Of the loss on forgotten samples.
         adversary: Weight of `Adversary.loss`.
         epochs: Passes; each draws samples, noises and strengths anew.
@@ -167,7 +165,7 @@ def finetune(
         features.clear()
         logits = net(together)
         kept, gone = logits.split([len(step.retained), len(step.forgotten)])
-        target = reassigned(gone.detach(), step, beta) if reassign else step.target
+        target = reassigned(gone.detach(), step) if reassign else step.target
         retained = functional.cross_entropy(kept, step.retained_labels) * step.retained_weight
         value = retained + weight * functional.cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
         if against:
@@ -201,9 +199,8 @@ def finetune(
         )
 
 
-def reassigned(logits: Tensor, step: Step, beta: float) -> Tensor:
-    """(B_f, K) targets: of clean samples, the label argmax_k of log p_now(k|x) + beta * log prior(k)."""
-    now = functional.log_softmax(logits.double(), 1) + beta * step.log_prior
-    now = now.masked_fill(step.log_prior.isneginf(), float("-inf"))  # with beta = 0, too, no label goes there
+def reassigned(logits: Tensor, step: Step) -> Tensor:
+    """(B_f, K) targets: of clean samples, the label argmax_k of log p_now(k|x) + log prior(k)."""
+    now = functional.log_softmax(logits.double(), 1) + step.log_prior
     moved = functional.one_hot(now.argmax(1), logits.shape[1]).to(step.target)
     return torch.where(step.clean[:, None], moved, step.target)
