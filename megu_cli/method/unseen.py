@@ -19,7 +19,7 @@ from megu_cli.training import shuffled
 
 # Held-out images of a concept that can speak for it; retained images that a stand-in is made from; its least
 # log-probability: where images hardly vary within a class, it would be of any size.
-_ENOUGH, _RETAINED, _LEAST = 10, 6000, -20.0
+_ENOUGH, _RETAINED, _LEAST = 10, 6000, -30.0
 
 
 def stand_in(
@@ -33,7 +33,7 @@ def stand_in(
     device: torch.device | str = "cpu",
     track: Track = silent,
 ) -> Tensor:
-    """(N_f, K) float64: log-probabilities from -20 up, by a linear discriminant on thumbnails of retained images.
+    """(N_f, K) float64: log-probabilities from -30 up, by a linear discriminant on thumbnails of retained images.
 
     Crude, but it never saw what is forgotten, and takes a second: a retrained model mistakes the forgotten for what
     looks like them.
