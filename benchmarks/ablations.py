@@ -48,10 +48,9 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "labels.stand_in": (0.0, 0.3),
     "labels.alpha": (0.0, 1.5),
     "transition.temperature": (1.0, 10.0),
-    "finetune.weight": (0.05, 0.2, 0.5),
+    "finetune.weight": (0.05, 0.5),
     "finetune.retain_fraction": (0.35, 2.8),
     "finetune.epochs": (1, 4),
-    "finetune.lr": (0.005, 0.01, 0.02, 0.05),
 }
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "coat": {
@@ -59,13 +58,13 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         **SHARED,
         "noise.negative": ("away",),
         "noise.strength": ("full",),
-        "noise.penalty": (0.01, 1.0),
-        "noise.batch": (1, 32),
-        "noise.steps": (15, 240),
-        "finetune.clean": (0.0, 0.4, 1.0),
-        "finetune.adversary": (0.0, 0.1, 0.5),
+        "noise.penalty": (1.0,),
+        "noise.batch": (1,),
+        "noise.steps": (240,),
+        "finetune.clean": (0.0, 1.0),
+        "finetune.adversary": (0.0,),
         "finetune.reassign": (False,),
-        "finetune.beta": (0.0, 1.0),
+        "finetune.beta": (0.0,),
     },
     # Its labels are not hard: no adversary, nothing is reassigned, and by default there is no noise to vary.
     "random-3": {

@@ -178,13 +178,13 @@ def test_a_subclass_request_is_tuned_on_classes(tmp_path):
 def test_the_score_by_hand(small, monkeypatch):
     work = Workspace(load_config(small))
     retained, gone = work.request.validation, work.request.forget
-    monkeypatch.setattr("megu_cli.training.accuracy", lambda model, split, index, device: {len(retained): 0.9,
+    monkeypatch.setattr("megu_cli.training.accuracy", lambda model, split, index, device, batch: {len(retained): 0.9,
                         len(gone): 0.2}[len(index)])  # fmt: skip
     assert score(nn.Identity(), work) == pytest.approx(0.9 - 0.2)
     monkeypatch.undo()
     single = Workspace(changed(load_config(small), {"forget": {"random": {"count": 40}}}))
 
-    def says(model, split, index, device):
+    def says(model, split, index, device, batch):
         return 0.3 if torch.equal(index, single.request.forget) else 0.8
 
     monkeypatch.setattr("megu_cli.training.accuracy", says)
