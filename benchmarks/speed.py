@@ -42,6 +42,8 @@ from megu_cli.workspace import Workspace
 
 HERE = Path(__file__).parent
 PACKAGES = ("megu-cli", "torch", "numpy")
+# The least that a process pays that learns anything: torch, and what it imports when an optimizer is made.
+_BARE = "import torch; torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1).zero_grad()"
 
 
 def main(words: list[str] | None = None) -> None:
@@ -68,6 +70,7 @@ def main(words: list[str] | None = None) -> None:
         "versions": {package: version(package) for package in PACKAGES},
         "sizes": {key: getattr(arguments, key) for key in ("limit", "samples", "forgotten", "retained", "repeat")},
         "overhead": overheads(work.config.out, arguments.repeat),
+        "bare_process": [timed(subprocess.run, [sys.executable, "-c", _BARE]) for _ in range(arguments.repeat)],
         "loop": loop(work, arguments.samples, arguments.repeat),
         "noise": noise(work, arguments.forgotten, arguments.repeat),
         "finetune": finetune(work, arguments.retained, arguments.repeat),
@@ -227,6 +230,7 @@ def told(result: dict[str, Any]) -> str:
     lines = [f"training loop: {result['loop']['median']:.1%} of a bare loop's throughput"]
     for name, own in result["overhead"].items():
         lines.append(f"{name}: {statistics.median(own['overhead']):.1f} s beside the stage's own")
+    lines.append(f"torch with an optimizer, and nothing else: {statistics.median(result['bare_process']):.1f} s")
     for name in ("noise", "finetune"):
         medians = ", ".join(f"{n}: {statistics.median(own):.2f} s" for n, own in result[name].items())
         lines.append(f"{name}, by {'forgotten' if name == 'noise' else 'retained'} images: {medians}")

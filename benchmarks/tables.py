@@ -1,6 +1,6 @@
-"""Every table and figure of docs/benchmarks.md, from benchmarks/benchmark.json and benchmarks/ablations.json.
+"""Every table and figure of docs/benchmarks.md, from benchmark.json, ablations.json and speed.json in benchmarks/.
 
-    python benchmarks/tables.py [benchmark.json] [ablations.json] [--out DIR]
+    python benchmarks/tables.py [benchmark.json] [ablations.json] [speed.json] [--out DIR]
 
 A table replaces what stands between its two marks in benchmarks.md, `<!-- NAME -->` and `<!-- /NAME -->`; one without
 marks is added at the end. Figures go to figures/ beside it. What is missing of the benchmark is said, not left out.
@@ -78,6 +78,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", type=Path, nargs="?", default=HERE / "benchmark.json")
     parser.add_argument("ablations", type=Path, nargs="?", default=HERE / "ablations.json")
+    parser.add_argument("speed", type=Path, nargs="?", default=HERE / "speed.json")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs", metavar="DIR", help="where benchmarks.md is")
     arguments = parser.parse_args(words)
 
@@ -88,6 +89,8 @@ def main(words: list[str] | None = None) -> None:
     if arguments.ablations.exists():
         result = json.loads(arguments.ablations.read_text(encoding="utf-8"))
         blocks |= of_ablations(result, arguments.out)
+    if arguments.speed.exists():
+        blocks["speed"] = of_speed(json.loads(arguments.speed.read_text(encoding="utf-8")))
     arguments.out.mkdir(parents=True, exist_ok=True)
     page = arguments.out / "benchmarks.md"
     before = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
@@ -103,6 +106,18 @@ def filled(page: str, blocks: dict[str, str]) -> str:
         before, there, rest = page.partition(start)
         page = before + marked + rest.partition(end)[2] if there else f"{page}\n{marked}\n"
     return page
+
+
+def of_speed(result: dict[str, Any]) -> str:
+    """Markdown of what `speed.py` measured, which draws its figure itself."""
+    from speed import told
+
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    head = (
+        f"{result['machine']}, {threads}; torch {result['versions']['torch']}; medians of {result['sizes']['repeat']}."
+    )
+    lines = "\n".join(f"- {line}" for line in told(result).splitlines())
+    return f"{head}\n\n{lines}\n\n![Cost by size, and what a process costs beside its stage](figures/speed.svg)"
 
 
 # -- the benchmark -----------------------------------------------------------------------------------------------------

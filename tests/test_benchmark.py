@@ -276,8 +276,12 @@ def test_the_line_through_measured_times_and_what_is_said_of_them(tmp_path):
     assert speed.slope(seconds) == pytest.approx((1.0, 0.02))
     overhead = {name: {"overhead": [2.0, 1.0, 4.0]} for name in ("labels", "noise", "finetune")}
     result = {"loop": {"median": 0.954}, "overhead": overhead, "noise": seconds, "finetune": seconds, "share": None}
+    result |= {"bare_process": [1.0, 1.5, 9.0], "machine": "a machine", "threads": 1, "versions": {"torch": "2.14"}}
+    result["sizes"] = {"repeat": 3}
     assert "95.4% of a bare loop's" in speed.told(result)
     assert "labels: 2.0 s beside" in speed.told(result)
+    assert "nothing else: 1.5 s" in tables.of_speed(result)
+    assert "a machine, 1 thread; torch 2.14; medians of 3." in tables.of_speed(result)
     speed.draw(result, tmp_path / "a.svg")
     speed.draw(result, tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
