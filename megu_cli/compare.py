@@ -7,6 +7,7 @@ goes on where it stopped, and another method or seed computes only what is new.
 from __future__ import annotations
 
 import math
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -179,7 +180,8 @@ class Comparison:
         if isinstance(error, MeguError):
             message = error.message
         else:
-            log = f"{FOLDER}/{what.replace('/', '-').replace(' ', '-')}.error.txt"
+            name = re.sub(r"[^\w.=]+", "-", what)
+            log = f"{FOLDER}/{name}.error.txt"
             (self.base.out / FOLDER).mkdir(exist_ok=True)
             (self.base.out / log).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({log})"
@@ -203,7 +205,7 @@ class Comparison:
             try:
                 score = self.tuning.trial(name, number, {**self._given(name), **point}, force).body["score"]
             except Exception as error:
-                self._failure(f"tuning {name} {number}", error)
+                self._failure(f"tuning {name} with {_told(point)}", error)
             trials.append({"settings": dict(point), "score": score})
         return trials
 

@@ -120,3 +120,10 @@ def test_tied_weights_are_written_one_by_one(tmp_path):
     assert artifacts.tensor_digest(tmp_path / "x.safetensors") == artifacts.state_digest(
         {"a": shared.clone(), "b": shared.clone(), "c": shared.view(2, 2).t().contiguous()}
     )
+
+
+def test_what_fails_while_a_directory_is_locked_is_not_told_as_its_fault(tmp_path):
+    with pytest.raises(FileNotFoundError), artifacts.locked(tmp_path):
+        (tmp_path / "none" / "file").read_text()
+    with artifacts.locked(tmp_path):  # and the lock is free again
+        pass

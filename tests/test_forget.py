@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from megu_cli import data
+from megu_cli.cli import tables
 from megu_cli.earlier import of_list, of_record, record, recorded
 from megu_cli.errors import DataError
-from megu_cli.forget import notes, resolve
+from megu_cli.forget import Kind, notes, resolve
+from megu_cli.report import content
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +194,10 @@ def test_single_images_are_recorded_by_content_and_never_by_name(digits):
 def test_an_earlier_list_may_name_what_is_gone(digits, tmp_path):
     (tmp_path / "list.csv").write_text("train/3\nnot/there.png\n")
     assert of_list(digits, tmp_path / "list.csv").positions.tolist() == [3]
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_tables_and_reports_have_words_for_every_kind_of_request(kind):
+    request = {"kind": kind, "concepts": ["cat"], "forget": 40, "retain": 60}
+    assert content._what(request)
+    assert "Forgotten:  (" not in tables._title(request)

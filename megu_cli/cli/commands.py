@@ -497,7 +497,11 @@ def _show_eval(options: Options, config: Config) -> None:
     if verdicts:
         result["requirements"] = [{"requirement": str(v.requirement), "value": v.value, "met": v.met} for v in verdicts]
     _show(options, result, tables.evaluation)
-    missed = [f"{v.requirement} is not met: {v.requirement.name} is {v.measured}" for v in verdicts if not v.met]
+    missed = [
+        f"{v.requirement} is not met: {'there' if v.value is None else v.requirement.name} is {v.measured}"
+        for v in verdicts
+        if not v.met
+    ]
     if missed:
         raise RequirementError("; ".join(missed))
 

@@ -90,7 +90,7 @@ class Discriminant:
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """(B, K) log p(k | z), normalised over all classes; of a class that was not seen, the least of those seen."""
-        axes, offset, _, there = self._solved()
+        axes, offset, _, there = self._solution()
         said = (features.to(self.device).double() @ axes - offset).log_softmax(1)
         whole = said.min(1, keepdim=True).values.repeat(1, self._classes)
         return whole.index_copy(1, there, said)
@@ -106,11 +106,15 @@ class Discriminant:
         z' S^-1 m_k - m_k' S^-1 m_k / 2 is log p(k | z) but for a constant, if classes k are equally frequent, and
         normally distributed with means m_k and a common covariance S.
         """
-        if self._rule is None:
-            self._rule = self._solved()
-        axes, offset, kept, _ = self._rule
+        axes, offset, kept, _ = self._solution()
         scores = features @ axes - offset
         return scores.masked_fill(~kept, -torch.inf), scores.masked_fill(kept, -torch.inf)
+
+    def _solution(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`_solved`, once for what was seen so far."""
+        if self._rule is None:
+            self._rule = self._solved()
+        return self._rule
 
     def _solved(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """S^-1 m (D, C), m' S^-1 m / 2 (C,), which of the C classes are retained (C,), and which they are (C,)."""
