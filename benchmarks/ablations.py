@@ -50,7 +50,7 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "transition.temperature": (1.0, 10.0),
     "finetune.weight": (0.05, 0.5),
     "finetune.retain_fraction": (0.35, 2.8),
-    "finetune.epochs": (1, 4),
+    "finetune.epochs": (2, 4),
 }
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "coat": {

@@ -296,9 +296,9 @@ class NoiseConfig(_Section):
 class FinetuneConfig(_Section):
     """Fragment-Align: the short finetuning."""
 
-    epochs: Count = Field(2, description="passes; each draws the noises anew")
+    epochs: Count = Field(1, description="passes; each draws the noises anew")
     retain_fraction: Literal["auto"] | Positive = Field(
-        "auto", description="retained samples per epoch, as a share of all; auto: 12,000 images, but at most ten passes"
+        "auto", description="retained samples per epoch, as a share of all; auto: 12,000 images, but at most 20 passes"
     )
     max_steps: Count | None = Field(
         None, description="optimiser steps at most, where epochs would take more; the schedule fits; null: no limit"
@@ -429,7 +429,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "labels": {"stand_in": 0.0},
         "noise": {"use": "both", "negative": "away"},
-        "finetune": {"reassign": False, "clean": 0.0, "adversary": 0.0},
+        "finetune": {"epochs": 2, "reassign": False, "clean": 0.0, "adversary": 0.0},
     }
 }
 

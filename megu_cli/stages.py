@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from megu_cli import huggingface, measuring, training, unlearning
 from megu_cli.artifacts import Artifact, read
 from megu_cli.baselines.retrain import retrain
-from megu_cli.baselines.task import Task
+from megu_cli.baselines.task import BASELINE_EPOCHS, Task
 from megu_cli.checkpoints import UNLEARNED
 from megu_cli.earlier import record
 from megu_cli.errors import ArtifactError
@@ -99,7 +99,7 @@ def task(work: Workspace) -> Task:
         fresh=lambda purpose: measuring.fresh(work, purpose),
         samples=given.retain_samples,
         batch=given.finetune.batch,
-        forget_batch=given.forget_batch,
+        forget_batch=given.forget_batch_in(BASELINE_EPOCHS),
         seed=work.config.seed,
         eval_batch=work.config.eval.batch,
         device=work.device,

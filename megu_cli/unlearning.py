@@ -32,7 +32,7 @@ from megu_cli.training import Checkpoints, History
 # Of the finetuning's sizes where they are left to megu: retained samples an epoch, but not more than so many passes
 # over them; passes over D_f in all.
 _RETAINED = 12_000
-_PASSES = 10
+_PASSES = 20
 _FORGET_PASSES = 3
 
 
@@ -89,11 +89,15 @@ class Problem:
     @property
     def forget_batch(self) -> int:
         """Forgotten samples per step of the finetuning."""
+        return self.forget_batch_in(self.finetune.epochs)
+
+    def forget_batch_in(self, epochs: int) -> int:
+        """Forgotten samples per step of a training of so many epochs, each as long as one of the finetuning."""
         settings = self.finetune
         if settings.forget_batch != "auto":
             return settings.forget_batch
         # What is shown too often is learned by heart, with its perturbing labels.
-        steps = settings.epochs * math.ceil(self.retain_samples / settings.batch)
+        steps = epochs * math.ceil(self.retain_samples / settings.batch)
         return min(64, max(8, math.ceil(_FORGET_PASSES * len(self.request.forget) / steps)))
 
     @property

@@ -9,6 +9,7 @@ from scipy import stats
 
 from megu_cli import artifacts, baselines
 from megu_cli.baselines import methods
+from megu_cli.baselines.task import BASELINE_EPOCHS
 from megu_cli.compare import OURS, Comparison, _grid, _winner, chosen, distances, paired
 from megu_cli.config import FinetuneConfig, load_config
 from megu_cli.errors import ConfigError, MeguError
@@ -84,11 +85,19 @@ def test_a_method_that_fails_with_all_settings_has_no_best_of_them():
         _winner([point, point])
 
 
-def test_baselines_see_as_many_samples_a_step_as_megu(tmp_path):
+def test_baselines_see_the_forget_set_as_often_as_megu(tmp_path):
     work = Workspace(load_config(write_config(tmp_path, finetune={"forget_batch": "auto"})))
     own, theirs = problem(work), task(work)
-    assert own.forget_batch != 64  # the size of a large request
-    assert (theirs.samples, theirs.forget_batch) == (own.retain_samples, own.forget_batch)
+    assert theirs.samples == own.retain_samples
+    passes = own.finetune.epochs * theirs.steps * own.forget_batch / len(work.request.forget)
+    shown = BASELINE_EPOCHS * theirs.steps * theirs.forget_batch / len(work.request.forget)
+    assert passes == pytest.approx(3, rel=0.2)
+    assert shown == pytest.approx(passes, rel=0.2)
+
+
+def test_a_size_that_the_config_gives_holds_for_the_baselines_too(tmp_path):
+    work = Workspace(load_config(write_config(tmp_path, finetune={"forget_batch": 24})))
+    assert problem(work).forget_batch == task(work).forget_batch == 24
 
 
 def test_settings_are_chosen_on_fewer_images_another_seed_and_another_draw(tmp_path):

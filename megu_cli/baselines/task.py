@@ -17,6 +17,9 @@ from megu_cli.data import Split
 from megu_cli.runtime import Track, silent
 from megu_cli.training import History, accuracy, fit, shuffled
 
+# Of most methods by default; what D_f's batches are sized for.
+BASELINE_EPOCHS = 2
+
 Batch = TypeVar("Batch")
 # Of the model and what `Task.retained` or `Task.pairs` gives for a step.
 RetainedLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -37,7 +40,8 @@ class Task:
         fresh: Purpose -> a newly initialised model of the same architecture, on the device.
         samples: Retained samples per epoch; where D_r has fewer, it is gone through more than once.
         batch: Retained samples per step.
-        forget_batch: Forgotten samples per step.
+        forget_batch: Forgotten samples per step: where it is left to megu, as make three passes over D_f in
+            `BASELINE_EPOCHS` epochs.
         seed: Of everything random.
         eval_batch: Samples per forward pass where nothing is learned.
         device: Where to compute.
