@@ -47,7 +47,7 @@ def write(folder, model: dict, **more) -> object:
         "data": {"name": "fashion_mnist", "root": str(ROOT), "image_size": 32},
         "forget": {"classes": ["Shirt"]},
         "train": {"epochs": 4, "batch": 64, "lr": 0.05},
-        "finetune": {"retain_fraction": 1, "batch": 64, "forget_batch": 32},
+        "finetune": {"epochs": 2, "retain_fraction": 1, "batch": 64, "forget_batch": 32},
         "noise": {"steps": 10},
         "eval": {"attack_samples": 200, "probe_samples": 500},
     }
