@@ -20,20 +20,20 @@ COMMANDS = ["demo", "init", "run", "status", "train", "similarity", "labels", "n
 @pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
 def test_help_is_fast_and_imports_nothing_heavy(command):
     code = (
-        "import sys; from megu_cli.cli.app import app\n"
+        "import sys, time; from megu_cli.cli.app import app\n"
         f"try: app({[*command, '--help']!r})\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'numpy', 'matplotlib', 'torchvision'} & set(sys.modules)\n"
+        "print(time.process_time(), file=sys.stderr)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    # The best of three: another process may hold the machine for a moment.
+    # Processor time, and the best of three: other processes share the machine.
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
         answer = process("-c", code)
-        seconds.append(time.perf_counter() - started)
         assert answer.returncode == 0, answer.stderr
         assert "Usage:" in answer.stdout
+        seconds.append(float(answer.stderr))
         if seconds[-1] < 0.5:
             break
     assert min(seconds) < 0.5
