@@ -86,7 +86,7 @@ STAGES = {
             ("seed", "model.name", "labels"),
             _METHOD,
             ("transition", "checkpoint"),
-            version=3,
+            version=4,
         ),
         Stage(
             "noise",

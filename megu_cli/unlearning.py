@@ -185,15 +185,20 @@ def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
     """
     settings, mode = problem.labels, problem.label_mode
     logits = _says(problem, model, problem.request.forget)
+    looks = _stand_in(problem, problem.request.retain) if _asks_stand_in(problem) else None
     scores = perturbing.label_scores(
-        _rows(problem, matrix), logits.log_softmax(1), settings.source, settings.alpha, _stand_in(problem)
+        _rows(problem, matrix),
+        logits.log_softmax(1),
+        settings.source,
+        settings.alpha,
+        0.0 if looks is None else settings.stand_in * looks,
     )
     draw = generator(problem.seed, "labels")
     hard = perturbing.hard_labels(scores, settings.source, draw)
     if mode == "hard":
         return Labels(mode, hard)
     concepts, names = problem.concepts, problem.data.concepts
-    keep = _keep(problem, model, mode, logits)
+    keep = _keep(problem, model, mode, logits, looks)
     told = {names[c]: float(keep[concepts == c].mean()) for c in problem.request.asked}
     target = unseen.soft_labels(scores, problem.true, keep)
     if mode == "matched":
@@ -203,10 +208,10 @@ def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
     return Labels(mode, hard, target.float(), told)
 
 
-def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor) -> Tensor:
+def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor, looks: Tensor | None) -> Tensor:
     """(N_f,) how much of its true label each forgotten sample keeps; nothing where the class is wholly forgotten."""
-    data, given = problem.data, problem.labels.keep
-    rank = unseen.ranks(logits, problem.true, problem.concepts)
+    data, given, request = problem.data, problem.labels.keep, problem.request
+    rank = unseen.ranks([logits] if looks is None else [logits, looks], problem.true, problem.concepts)
     if given == "auto":
         held_out = torch.where(data.validation)[0]
         if not len(held_out):
@@ -217,32 +222,36 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor) -> Tens
         there, concepts = data.train.labels[held_out], data.train.concepts[held_out]
         sure = _says(problem, model, held_out).double().softmax(1).gather(1, there[:, None])[:, 0]
         if mode == "matched":
-            keep = unseen.as_unseen(rank, problem.concepts, sure, concepts)
+            left = {}
+            if looks is not None and request.kind == "subclasses":
+                within = _stand_in(problem, torch.cat([request.retain, request.forget]))
+                left = unseen.left_right(looks, within, problem.true, problem.concepts)
+            keep = unseen.as_unseen(rank, problem.concepts, sure, concepts, left)
         else:
             keep = unseen.by_concept(sure, concepts, problem.concepts)
     elif mode == "matched":
         keep = (rank >= 1 - given).double()
     else:
         keep = torch.full(problem.true.shape, given, dtype=torch.float64)
-    return keep.masked_fill(torch.isin(problem.true, torch.tensor(problem.request.classes, dtype=torch.int64)), 0)
+    return keep.masked_fill(torch.isin(problem.true, torch.tensor(request.classes, dtype=torch.int64)), 0)
 
 
-def _stand_in(problem: Problem) -> Tensor | float:
-    """(N_f, K): the weighted log-probabilities of `unseen.stand_in`, or 0 where the labels go without it."""
-    settings, data = problem.labels, problem.data
-    if not settings.stand_in or settings.source != "transition+prediction":
-        return 0.0
-    said = unseen.stand_in(
-        data.train,
-        problem.request.retain,
+def _asks_stand_in(problem: Problem) -> bool:
+    return problem.labels.stand_in > 0 and problem.labels.source == "transition+prediction"
+
+
+def _stand_in(problem: Problem, known: Tensor) -> Tensor:
+    """(N_f, K): log-probabilities of `unseen.stand_in`, made from the images at ``known``."""
+    return unseen.stand_in(
+        problem.data.train,
+        known,
         problem.request.forget,
-        len(data.classes),
+        len(problem.data.classes),
         batch=problem.eval_batch,
         seed=problem.seed,
         device=problem.device,
         track=problem.track,
     )
-    return settings.stand_in * said
 
 
 def _says(problem: Problem, model: nn.Module, index: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.labels import draw_labels, hard_labels, label_scores
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
-from megu_cli.method.unseen import as_unseen, by_concept, ranks, soft_labels, stand_in
+from megu_cli.method.unseen import as_unseen, by_concept, left_right, ranks, soft_labels, stand_in
 from megu_cli.processes import ALONE, Crew
 
 NAN = float("nan")
@@ -106,7 +106,34 @@ def test_the_least_sure_of_each_concept_rank_first():
     margins = torch.tensor([3.0, 0.5, -1.0, 2.0, 9.0, 8.0])
     logits = torch.zeros(6, 3)
     logits[torch.arange(6), true] = margins
-    assert ranks(logits, true, true).tolist() == [0.875, 0.375, 0.125, 0.625, 0.75, 0.25]
+    assert ranks([logits], true, true).tolist() == [0.875, 0.375, 0.125, 0.625, 0.75, 0.25]
+
+
+def test_the_ranks_of_two_opinions_count_alike():
+    true = torch.zeros(4, dtype=torch.int64)
+    sure, wavering = (
+        torch.tensor([[9.0, 0], [1, 0], [5, 0], [4, 0]]),
+        torch.tensor([[0.1, 0], [0.3, 0], [0.2, 0], [0, 0]]),
+    )
+    # Ranks 4 1 3 2 and 2 4 3 1: 6, 5, 6 and 3 in all.
+    assert ranks([sure, wavering], true, true).tolist() == [0.625, 0.375, 0.875, 0.125]
+    # What is at the end of a stand-in's scale is alike, whatever its place.
+    flat = torch.tensor([[30.0, 0], [30, 0], [30, 0], [30, 0]])
+    assert torch.equal(ranks([sure, flat], true, true), ranks([sure], true, true))
+
+
+def test_a_concept_that_was_never_seen_is_right_less_often_than_held_out_images_of_it():
+    without = torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 0], [1, 0], [0, 1]])
+    within = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
+    true, concepts = torch.tensor([0, 0, 0, 0, 1, 0]), torch.tensor([7, 7, 7, 7, 8, 9])
+    # Of concept 7 two of four are left, of 8 none; of 9 none was right to begin with.
+    assert left_right(without, within, true, concepts) == {7: 0.5, 8: 0.0, 9: 1.0}
+    rank = torch.linspace(0.05, 0.95, 10).double()
+    held_out = torch.linspace(0.5, 1, 11)
+    made = as_unseen(rank, torch.full((10,), 7), held_out, torch.full((11,), 7), {7: 0.5})
+    assert made[:5].tolist() == [0] * 5
+    assert made[5:].tolist() == pytest.approx([0.55, 0.65, 0.75, 0.85, 0.95])
+    assert as_unseen(rank, torch.full((10,), 7), held_out, torch.full((11,), 7), {7: 0.0}).tolist() == [0] * 10
 
 
 def test_forgotten_samples_are_as_sure_as_held_out_ones_of_their_concept():

@@ -288,6 +288,16 @@ def test_every_kind_of_request_runs_to_the_end(megu, tmp_path, data, forget, mod
     assert ran(megu("run", "-c", file).err) == []
 
 
+def test_a_sub_class_that_was_never_seen_keeps_fewer_labels_than_held_out_images_of_it_would(megu, tmp_path):
+    file = write_config(tmp_path, data=COARSE, forget={"subclasses": ["8"]})
+    assert megu("run", "-c", file).code == 0
+    kept = {}
+    for weight in (0.1, 0.0):  # with 0 nobody asks what a model without the sub-class would say
+        assert megu("labels", "-c", file, "--set", f"labels.stand_in={weight}").code == 0
+        kept[weight] = artifacts.read_body(tmp_path / "run" / "labels.safetensors")["keep"]["8"]
+    assert 0.2 < kept[0.1] < kept[0.0] - 0.05
+
+
 @pytest.mark.parametrize("mode", ["soft", "sample", "hard"])
 @pytest.mark.parametrize("use", ["both", "none"])
 def test_every_switch_of_labels_and_noise(megu, tmp_path, mode, use):

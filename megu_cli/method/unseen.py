@@ -8,6 +8,9 @@ has the figures.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,14 +20,14 @@ from megu_cli.method.discriminant import Discriminant, thumbnails
 from megu_cli.runtime import Track, silent
 from megu_cli.training import shuffled
 
-# Held-out images of a concept that can speak for it; retained images that a stand-in is made from; its least
-# log-probability: where images hardly vary within a class, it would be of any size.
-_ENOUGH, _RETAINED, _LEAST = 10, 6000, -30.0
+# Held-out images of a concept that can speak for it; images that a stand-in is made from; its least log-probability:
+# where images hardly vary within a class, it would be of any size.
+_ENOUGH, _KNOWN, _LEAST = 10, 6000, -30.0
 
 
 def stand_in(
     split: Split,
-    retain: Tensor,
+    known: Tensor,
     forget: Tensor,
     classes: int,
     *,
@@ -33,14 +36,14 @@ def stand_in(
     device: torch.device | str = "cpu",
     track: Track = silent,
 ) -> Tensor:
-    """(N_f, K) float64: log-probabilities from -30 up, by a linear discriminant on thumbnails of retained images.
+    """(N_f, K) float64: log-probabilities from -30 up, by a linear discriminant on thumbnails of known images.
 
-    Crude, but it never saw what is forgotten, and takes a second: a retrained model mistakes the forgotten for what
-    looks like them.
+    Crude, but made from retained images it never saw what is forgotten, and takes a second: a retrained model mistakes
+    the forgotten for what looks like them.
 
     Args:
         split: Where the images are.
-        retain: (N_r,) positions of D_r, of which at most 6,000 are looked at.
+        known: (M,) positions of what it is made from, such as D_r; at most 6,000 are looked at.
         forget: (N_f,) positions of D_f.
         classes: Number of classes K.
         batch: Images at a time.
@@ -48,60 +51,105 @@ def stand_in(
         device: Where to compute.
         track: Reports progress.
     """
-    known = shuffled(retain, min(len(retain), _RETAINED), batch, seed, "stand-in")
+    shown = shuffled(known, min(len(known), _KNOWN), batch, seed, "stand-in")
     asked = list(forget.split(batch))
-    judge = Discriminant({}, "looks", retain, classes, 1, device)
+    judge = Discriminant({}, "looks", known, classes, 1, device)
     said = []
-    with track("stand-in", len(known) + len(asked)) as advance:
-        for place, x in enumerate(split.batches([*known, *asked], device)):
-            if place < len(known):
-                judge.see(thumbnails(x), split.labels[known[place]])
+    with track("stand-in", len(shown) + len(asked)) as advance:
+        for place, x in enumerate(split.batches([*shown, *asked], device)):
+            if place < len(shown):
+                judge.see(thumbnails(x), split.labels[shown[place]])
             else:
                 said.append(judge.log_probabilities(thumbnails(x)).clamp_min(_LEAST).cpu())
             advance()
     return torch.cat(said)
 
 
-def ranks(logits: Tensor, true: Tensor, concepts: Tensor) -> Tensor:
+def ranks(opinions: Sequence[Tensor], true: Tensor, concepts: Tensor) -> Tensor:
     """(N,) where each sample stands among those of its concept, from 0 to 1, the least sure first.
 
     What a model is least sure of is what a model that never saw it would get wrong: by the margin between the true
-    logit and the next, also where the model has learned all of them by heart.
+    logit and the next, also where the model has learned all of them by heart. A stand-in, which never saw them, tells
+    it as well; both together better than either.
 
     Args:
-        logits: (N, K) of the original model.
+        opinions: (N, K) each: logits of the original model and, where there is one, log-probabilities of a stand-in.
+            The ranks by their margins count alike.
         true: (N,) true labels.
         concepts: (N,) concepts.
     """
-    own = logits.double().gather(1, true[:, None])[:, 0]
-    margin = own - logits.double().scatter(1, true[:, None], float("-inf")).max(1).values
-    result = torch.empty(len(margin), dtype=torch.float64)
+    total = torch.zeros(len(true), dtype=torch.float64)
+    for said in opinions:
+        own = said.double().gather(1, true[:, None])[:, 0]
+        others = said.double().scatter(1, true[:, None], float("-inf")).max(1).values
+        total += _ranked(own - others, concepts, "average")
+    return _ranked(total, concepts, "ordinal")
+
+
+def _ranked(values: Tensor, concepts: Tensor, ties: str) -> Tensor:
+    from scipy.stats import rankdata  # not when the module is imported: it takes a moment
+
+    result = torch.empty(len(values), dtype=torch.float64)
     for concept in concepts.unique():
         same = torch.where(concepts == concept)[0]
-        order = margin[same].argsort(stable=True)
-        result[same[order]] = (torch.arange(len(same), dtype=torch.float64) + 0.5) / len(same)
+        place = torch.as_tensor(rankdata(values[same].numpy(), ties), dtype=torch.float64)
+        result[same] = (place - 0.5) / len(same)
     return result
 
 
-def as_unseen(rank: Tensor, concepts: Tensor, unseen: Tensor, unseen_concepts: Tensor) -> Tensor:
+def left_right(without: Tensor, within: Tensor, true: Tensor, concepts: Tensor) -> dict[int, float]:
+    """Concept -> of its samples that are classified correctly, how many still are by a model without the concept.
+
+    Held-out images of a sub-class say how the original does on images that it has not seen, of a kind that it has. A
+    retrained model has seen none of the kind. How much that costs, two stand-ins tell.
+
+    Args:
+        without: (N, K) log-probabilities of a stand-in made without the concepts.
+        within: (N, K) of one made with them.
+        true: (N,) true labels.
+        concepts: (N,) concepts.
+
+    Returns:
+        A share from 0 to 1 for each concept that occurs.
+    """
+    result = {}
+    for concept in concepts.unique().tolist():
+        same = concepts == concept
+        after, before = ((said[same].argmax(1) == true[same]).sum().item() for said in (without, within))
+        result[concept] = min(1.0, after / before) if before else 1.0
+    return result
+
+
+def as_unseen(
+    rank: Tensor,
+    concepts: Tensor,
+    unseen: Tensor,
+    unseen_concepts: Tensor,
+    left: Mapping[int, float] = MappingProxyType({}),
+) -> Tensor:
     """(N,) how sure of its true label the model would be of each sample, had it not seen it.
 
     The samples of a concept are matched with held-out images of it, rank by rank: the least sure gets the true label's
     probability that the least sure held-out image has, and so on. So forgotten samples are as often right, and as
-    surely, as images that were never seen.
+    surely, as images that were never seen. Where the whole concept was never seen, the least sure get 0 until only the
+    share ``left`` is.
 
     Args:
         rank: (N,) from `ranks`.
         concepts: (N,) their concepts.
         unseen: (V,) probability of the true label on held-out images.
         unseen_concepts: (V,) theirs; a concept with fewer than 10 takes all held-out images.
+        left: Wholly forgotten concept -> from `left_right`.
     """
     result = torch.empty(len(rank), dtype=torch.float64)
-    for concept in concepts.unique():
+    for concept in concepts.unique().tolist():
         same = concepts == concept
         there = unseen_concepts == concept
         values = unseen[there] if there.sum() >= _ENOUGH else unseen
-        result[same] = torch.quantile(values.double(), rank[same])
+        lost = 1 - left.get(concept, 1.0)
+        place = (rank[same] - lost) / max(1 - lost, 1e-12)
+        sure = torch.quantile(values.double(), place.clamp(0, 1))
+        result[same] = torch.where(rank[same] < lost, 0.0, sure)
     return result
 
 
