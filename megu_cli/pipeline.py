@@ -86,7 +86,7 @@ STAGES = {
             ("seed", "model.name", "labels"),
             _METHOD,
             ("transition", "checkpoint"),
-            version=4,
+            version=5,
         ),
         Stage(
             "noise",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,7 @@ def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
     """
     settings, mode = problem.labels, problem.label_mode
     logits = _says(problem, model, problem.request.forget)
-    looks = _stand_in(problem, problem.request.retain) if _asks_stand_in(problem) else None
+    looks = _stand_in(problem)
     scores = perturbing.label_scores(
         _rows(problem, matrix),
         logits.log_softmax(1),
@@ -224,8 +225,7 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor, looks: 
         if mode == "matched":
             left = {}
             if looks is not None and request.kind == "subclasses":
-                within = _stand_in(problem, torch.cat([request.retain, request.forget]))
-                left = unseen.left_right(looks, within, problem.true, problem.concepts)
+                left = unseen.left_right(data.train, request.retain, request.forget, **_shared(problem))
             keep = unseen.as_unseen(rank, problem.concepts, sure, concepts, left)
         else:
             keep = unseen.by_concept(sure, concepts, problem.concepts)
@@ -236,22 +236,16 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor, looks: 
     return keep.masked_fill(torch.isin(problem.true, torch.tensor(request.classes, dtype=torch.int64)), 0)
 
 
-def _asks_stand_in(problem: Problem) -> bool:
-    return problem.labels.stand_in > 0 and problem.labels.source == "transition+prediction"
+def _stand_in(problem: Problem) -> Tensor | None:
+    """(N_f, K): log-probabilities of `unseen.stand_in`; nothing where the labels go without it."""
+    settings, data, request = problem.labels, problem.data, problem.request
+    if not settings.stand_in or settings.source != "transition+prediction":
+        return None
+    return unseen.stand_in(data.train, request.retain, request.forget, len(data.classes), **_shared(problem))
 
 
-def _stand_in(problem: Problem, known: Tensor) -> Tensor:
-    """(N_f, K): log-probabilities of `unseen.stand_in`, made from the images at ``known``."""
-    return unseen.stand_in(
-        problem.data.train,
-        known,
-        problem.request.forget,
-        len(problem.data.classes),
-        batch=problem.eval_batch,
-        seed=problem.seed,
-        device=problem.device,
-        track=problem.track,
-    )
+def _shared(problem: Problem) -> dict[str, Any]:
+    return {"batch": problem.eval_batch, "seed": problem.seed, "device": problem.device, "track": problem.track}
 
 
 def _says(problem: Problem, model: nn.Module, index: Tensor) -> Tensor:

@@ -122,18 +122,15 @@ def test_the_ranks_of_two_opinions_count_alike():
     assert torch.equal(ranks([sure, flat], true, true), ranks([sure], true, true))
 
 
-def test_a_concept_that_was_never_seen_is_right_less_often_than_held_out_images_of_it():
-    without = torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 0], [1, 0], [0, 1]])
-    within = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
-    true, concepts = torch.tensor([0, 0, 0, 0, 1, 0]), torch.tensor([7, 7, 7, 7, 8, 9])
-    # Of concept 7 two of four are left, of 8 none; of 9 none was right to begin with.
-    assert left_right(without, within, true, concepts) == {7: 0.5, 8: 0.0, 9: 1.0}
-    rank = torch.linspace(0.05, 0.95, 10).double()
+def test_of_a_concept_that_was_never_seen_the_least_sure_keep_nothing():
+    rank, all_of_7 = torch.linspace(0.05, 0.95, 10).double(), torch.full((11,), 7)
     held_out = torch.linspace(0.5, 1, 11)
-    made = as_unseen(rank, torch.full((10,), 7), held_out, torch.full((11,), 7), {7: 0.5})
+    made = as_unseen(rank, all_of_7[:10], held_out, all_of_7, {7: 0.5})
     assert made[:5].tolist() == [0] * 5
     assert made[5:].tolist() == pytest.approx([0.55, 0.65, 0.75, 0.85, 0.95])
-    assert as_unseen(rank, torch.full((10,), 7), held_out, torch.full((11,), 7), {7: 0.0}).tolist() == [0] * 10
+    assert as_unseen(rank, all_of_7[:10], held_out, all_of_7, {7: 0.0}).tolist() == [0] * 10
+    unknown = as_unseen(rank, all_of_7[:10], held_out, all_of_7, {8: 0.5})
+    assert torch.equal(unknown, as_unseen(rank, all_of_7[:10], held_out, all_of_7))
 
 
 def test_forgotten_samples_are_as_sure_as_held_out_ones_of_their_concept():
@@ -329,18 +326,22 @@ def test_the_log_probabilities_of_a_discriminant_are_those_of_linear_discriminan
     assert torch.equal(found[:, 4], found[:, 3])
 
 
-def test_a_stand_in_says_of_the_forgotten_what_they_look_like():
-    # Class 0 is forgotten: half of its images are bright on the left as those of 1, half on the right as those of 2.
-    draw = torch.Generator().manual_seed(0)
-    labels = torch.tensor([0, 1, 2]).repeat(60)
-    like = torch.where(labels > 0, labels, 1 + torch.arange(180) % 2)
-    pixels = torch.randint(0, 120, (180, 1, 16, 16), generator=draw)
+def sides(like: torch.Tensor, labels: torch.Tensor, concepts: torch.Tensor, marked: torch.Tensor) -> Split:
+    """Images bright on the left (1) or on the right (2), some with a mark at the bottom."""
+    pixels = torch.randint(0, 120, (len(like), 1, 16, 16), generator=torch.Generator().manual_seed(0))
     pixels[like == 1, :, :, :8] += 100
     pixels[like == 2, :, :, 8:] += 100
-    split = Split(
-        MemoryImages(pixels.to(torch.uint8)), labels, labels, [str(i) for i in range(180)], torch.zeros(1, 1, 1),
-        torch.ones(1, 1, 1), "halves",
-    )  # fmt: skip
+    pixels[marked, :, 12:, 4:12] = 255
+    names = [str(i) for i in range(len(like))]
+    images = MemoryImages(pixels.to(torch.uint8))
+    return Split(images, labels, concepts, names, torch.zeros(1, 1, 1), torch.ones(1, 1, 1), "sides")
+
+
+def test_a_stand_in_says_of_the_forgotten_what_they_look_like():
+    # Class 0 is forgotten: half of its images are bright on the left as those of 1, half on the right as those of 2.
+    labels = torch.tensor([0, 1, 2]).repeat(60)
+    like = torch.where(labels > 0, labels, 1 + torch.arange(180) % 2)
+    split = sides(like, labels, labels, torch.zeros(180, dtype=torch.bool))
     gone, kept = torch.where(labels == 0)[0], torch.where(labels > 0)[0]
     said = stand_in(split, kept, gone, 3, batch=50)
     assert said.argmax(1).tolist() == like[gone].tolist()
@@ -349,6 +350,19 @@ def test_a_stand_in_says_of_the_forgotten_what_they_look_like():
                           0.75, 0.1 * said)  # fmt: skip
     assert scores.argmax(1).tolist() == like[gone].tolist()
     assert (scores[:, 0] == 0).all()
+
+
+def test_forests_tell_how_many_are_right_of_a_sub_class_that_was_never_seen():
+    # Sub-classes 0 (left) and 2 (marked) are class 0, and 1 (right) is class 1. A quarter of 2 is on the left as well,
+    # the rest on the right: who knows the mark has all of it right, who does not a quarter.
+    concepts = torch.tensor([0, 1, 2]).repeat(80)
+    labels = (concepts == 1).long()
+    like = torch.where(concepts < 2, concepts + 1, torch.where(torch.arange(240) // 3 % 4 == 0, 1, 2))
+    split = sides(like, labels, concepts, concepts == 2)
+    gone, kept = torch.where(concepts == 2)[0], torch.where(concepts < 2)[0]
+    assert left_right(split, kept, gone, batch=50)[2] == pytest.approx(0.25, abs=0.05)
+    assert left_right(split, kept, gone, batch=50) == left_right(split, kept, gone, batch=50)
+    assert left_right(split, kept, gone[:9]) == {}  # nine images cannot speak for a sub-class
 
 
 def test_thumbnails_are_means_by_area():

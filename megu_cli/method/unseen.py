@@ -17,17 +17,17 @@ from torch.nn import functional
 
 from megu_cli.data import Split
 from megu_cli.method.discriminant import Discriminant, thumbnails
-from megu_cli.runtime import Track, silent
+from megu_cli.runtime import Track, derive, silent
 from megu_cli.training import shuffled
 
-# Held-out images of a concept that can speak for it; images that a stand-in is made from; its least log-probability:
-# where images hardly vary within a class, it would be of any size.
-_ENOUGH, _KNOWN, _LEAST = 10, 6000, -30.0
+# Images of a concept that can speak for it; images that a stand-in is made from; its least log-probability: where
+# images hardly vary within a class, it would be of any size; trees of a forest.
+_ENOUGH, _KNOWN, _LEAST, _TREES = 10, 6000, -30.0, 100
 
 
 def stand_in(
     split: Split,
-    known: Tensor,
+    retain: Tensor,
     forget: Tensor,
     classes: int,
     *,
@@ -36,14 +36,14 @@ def stand_in(
     device: torch.device | str = "cpu",
     track: Track = silent,
 ) -> Tensor:
-    """(N_f, K) float64: log-probabilities from -30 up, by a linear discriminant on thumbnails of known images.
+    """(N_f, K) float64: log-probabilities from -30 up, by a linear discriminant on thumbnails of retained images.
 
-    Crude, but made from retained images it never saw what is forgotten, and takes a second: a retrained model mistakes
-    the forgotten for what looks like them.
+    Crude, but it never saw what is forgotten, and takes a second: a retrained model mistakes the forgotten for what
+    looks like them.
 
     Args:
         split: Where the images are.
-        known: (M,) positions of what it is made from, such as D_r; at most 6,000 are looked at.
+        retain: (N_r,) positions of D_r, of which at most 6,000 are looked at.
         forget: (N_f,) positions of D_f.
         classes: Number of classes K.
         batch: Images at a time.
@@ -51,9 +51,9 @@ def stand_in(
         device: Where to compute.
         track: Reports progress.
     """
-    shown = shuffled(known, min(len(known), _KNOWN), batch, seed, "stand-in")
+    shown = shuffled(retain, min(len(retain), _KNOWN), batch, seed, "stand-in")
     asked = list(forget.split(batch))
-    judge = Discriminant({}, "looks", known, classes, 1, device)
+    judge = Discriminant({}, "looks", retain, classes, 1, device)
     said = []
     with track("stand-in", len(shown) + len(asked)) as advance:
         for place, x in enumerate(split.batches([*shown, *asked], device)):
@@ -97,26 +97,56 @@ def _ranked(values: Tensor, concepts: Tensor, ties: str) -> Tensor:
     return result
 
 
-def left_right(without: Tensor, within: Tensor, true: Tensor, concepts: Tensor) -> dict[int, float]:
+def left_right(
+    split: Split,
+    retain: Tensor,
+    forget: Tensor,
+    *,
+    batch: int = 1000,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    track: Track = silent,
+) -> dict[int, float]:
     """Concept -> of its samples that are classified correctly, how many still are by a model without the concept.
 
     Held-out images of a sub-class say how the original does on images that it has not seen, of a kind that it has. A
-    retrained model has seen none of the kind. How much that costs, two stand-ins tell.
+    retrained model has seen none of the kind. How much that costs, two random forests on thumbnails tell, one made
+    without the forgotten images, and one with them, which is asked of each by the trees that have not seen it.
 
     Args:
-        without: (N, K) log-probabilities of a stand-in made without the concepts.
-        within: (N, K) of one made with them.
-        true: (N,) true labels.
-        concepts: (N,) concepts.
+        split: Where the images are.
+        retain: (N_r,) positions of D_r.
+        forget: (N_f,) positions of D_f, wholly forgotten concepts. Of both, at most 6,000 are looked at, in proportion.
+        batch: Images at a time.
+        seed: Of the draw and the forests.
+        device: Where thumbnails are made.
+        track: Reports progress.
 
     Returns:
-        A share from 0 to 1 for each concept that occurs.
+        A share from 0 to 1 for each concept of which enough images were looked at, and were right.
     """
+    from sklearn.ensemble import RandomForestClassifier
+
+    known = torch.cat([retain, forget])
+    shown = shuffled(known, min(len(known), _KNOWN), batch, seed, "left right")
+    small = []
+    with track("stand-in", len(shown)) as advance:
+        for x in split.batches(shown, device):
+            small.append(thumbnails(x).cpu())
+            advance()
+    index, looks = torch.cat(shown), torch.cat(small).float().numpy()
+    gone = torch.isin(index, forget).numpy()
+    labels, concepts = split.labels[index].numpy(), split.concepts[index].numpy()
+    state = derive(seed, "left right", "forest") % 2**32
+    forest = RandomForestClassifier(_TREES, oob_score=True, random_state=state).fit(looks, labels)
+    within = forest.classes_[forest.oob_decision_function_[gone].argmax(1)] == labels[gone]
+    forest = RandomForestClassifier(_TREES, random_state=state).fit(looks[~gone], labels[~gone])
+    without = forest.predict(looks[gone]) == labels[gone]
     result = {}
-    for concept in concepts.unique().tolist():
-        same = concepts == concept
-        after, before = ((said[same].argmax(1) == true[same]).sum().item() for said in (without, within))
-        result[concept] = min(1.0, after / before) if before else 1.0
+    for concept in set(concepts[gone].tolist()):
+        same = concepts[gone] == concept
+        if same.sum() >= _ENOUGH and within[same].any():
+            result[concept] = min(1.0, float(without[same].sum() / within[same].sum()))
     return result
 
 
@@ -139,7 +169,7 @@ def as_unseen(
         concepts: (N,) their concepts.
         unseen: (V,) probability of the true label on held-out images.
         unseen_concepts: (V,) theirs; a concept with fewer than 10 takes all held-out images.
-        left: Wholly forgotten concept -> from `left_right`.
+        left: Wholly forgotten concept -> from `left_right`; 1 where missing.
     """
     result = torch.empty(len(rank), dtype=torch.float64)
     for concept in concepts.unique().tolist():
