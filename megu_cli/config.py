@@ -268,8 +268,8 @@ class LabelsConfig(_Section):
     keep: Literal["auto"] | Fraction = Field(
         "auto",
         description="soft, sample: mass that stays on the true label; matched: share of the images that keep it; "
-        "auto: what the model gives it on held-out images of the same class, and of a sub-class as much less as "
-        "random forests on thumbnails lose without it (not where stand_in is 0)",
+        "auto: what the model gives it on held-out images of the same class, for matched labels of a sub-class as much "
+        "less as random forests on thumbnails lose without it (not where stand_in is 0)",
     )
 
 

@@ -106,7 +106,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
-            version=10,
+            version=11,
         ),
         Stage(
             "eval",

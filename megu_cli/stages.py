@@ -87,7 +87,7 @@ def _trained(work: Workspace, model: nn.Module, samples: int, history: training.
 
 
 def task(work: Workspace) -> Task:
-    """The forget request as the baselines see it, with the sizes of the method's own finetuning."""
+    """The forget request as the baselines see it: an epoch is as long as one of the method's own finetuning."""
     given, request = problem(work), work.request
     return Task(
         split=work.data.train,
@@ -162,10 +162,11 @@ def labels(work: Workspace, inputs: Inputs) -> Product:
     if made.target is not None:
         tensors["target"] = made.target
     notes = []
+    less = ", less what is lost with a sub-class that was never seen" if work.request.kind == "subclasses" else ""
     if made.keep and work.config.labels.keep == "auto" and work.own.foreign and not work.data.borrowed:
         notes.append(
             f"the forgotten images keep {_kept(made.keep)} of their labels, as much as the model gives those of the "
-            "images that data.validation holds out; if it was trained on these as well, set labels.keep to its "
+            f"images that data.validation holds out{less}; if it was trained on these as well, set labels.keep to its "
             "accuracy on images that it has not seen"
         )
     return Product(Artifact(body, tensors), notes=notes)

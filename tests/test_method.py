@@ -12,6 +12,7 @@ from torch import nn
 
 from megu_cli.artifacts import state_digest
 from megu_cli.data import MemoryImages, Split
+from megu_cli.method import unseen
 from megu_cli.method.discriminant import Discriminant, thumbnails
 from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.labels import draw_labels, hard_labels, label_scores
@@ -363,6 +364,15 @@ def test_forests_tell_how_many_are_right_of_a_sub_class_that_was_never_seen():
     assert left_right(split, kept, gone, batch=50)[2] == pytest.approx(0.25, abs=0.05)
     assert left_right(split, kept, gone, batch=50) == left_right(split, kept, gone, batch=50)
     assert left_right(split, kept, gone[:9]) == {}  # nine images cannot speak for a sub-class
+
+
+def test_a_small_sub_class_among_many_images_is_looked_at_too(monkeypatch):
+    concepts = torch.tensor([0, 1] * 200 + [2] * 20)
+    like = torch.where(concepts < 2, concepts + 1, 2)
+    split = sides(like, (concepts == 1).long(), concepts, concepts == 2)
+    monkeypatch.setattr(unseen, "_KNOWN", 20)  # in proportion there would be one of it, or none
+    gone, kept = torch.where(concepts == 2)[0], torch.where(concepts < 2)[0]
+    assert left_right(split, kept, gone)[2] < 0.2
 
 
 def test_thumbnails_are_means_by_area():

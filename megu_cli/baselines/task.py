@@ -28,7 +28,7 @@ PairLoss = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """A forget request as methods see it. The sizes are those of MeGU's own finetuning: the same work for all.
+    """A forget request as methods see it. An epoch is as long as one of MeGU's own finetuning.
 
     Attributes:
         split: The training images.

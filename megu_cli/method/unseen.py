@@ -21,8 +21,8 @@ from megu_cli.runtime import Track, derive, silent
 from megu_cli.training import shuffled
 
 # Images of a concept that can speak for it; images that a stand-in is made from; its least log-probability: where
-# images hardly vary within a class, it would be of any size; trees of a forest.
-_ENOUGH, _KNOWN, _LEAST, _TREES = 10, 6000, -30.0, 100
+# images hardly vary within a class, it would be of any size; trees of a forest, and images that it is asked about.
+_ENOUGH, _KNOWN, _LEAST, _TREES, _ASKED = 10, 6000, -30.0, 100, 300
 
 
 def stand_in(
@@ -70,7 +70,7 @@ def ranks(opinions: Sequence[Tensor], true: Tensor, concepts: Tensor) -> Tensor:
 
     What a model is least sure of is what a model that never saw it would get wrong: by the margin between the true
     logit and the next, also where the model has learned all of them by heart. A stand-in, which never saw them, tells
-    it as well; both together better than either.
+    it as well, of sub-classes better (docs/decisions.md).
 
     Args:
         opinions: (N, K) each: logits of the original model and, where there is one, log-probabilities of a stand-in.
@@ -116,19 +116,23 @@ def left_right(
     Args:
         split: Where the images are.
         retain: (N_r,) positions of D_r.
-        forget: (N_f,) positions of D_f, wholly forgotten concepts. Of both, at most 6,000 are looked at, in proportion.
+        forget: (N_f,) positions of D_f, wholly forgotten concepts. Of both, at most 6,000 are looked at, in proportion,
+            but of D_f at least 300 where it has as many.
         batch: Images at a time.
         seed: Of the draw and the forests.
         device: Where thumbnails are made.
         track: Reports progress.
 
     Returns:
-        A share from 0 to 1 for each concept of which enough images were looked at, and were right.
+        A share from 0 to 1 for each concept of which at least 10 images were right.
     """
     from sklearn.ensemble import RandomForestClassifier
 
     known = torch.cat([retain, forget])
     shown = shuffled(known, min(len(known), _KNOWN), batch, seed, "left right")
+    few = max(0, _ASKED - int(torch.isin(torch.cat(shown), forget).sum()))
+    others = torch.cat(shuffled(forget, len(forget), batch, seed, "left right", "more"))
+    shown = [*shown, *others[~torch.isin(others, torch.cat(shown))][:few].split(batch)] if few else shown
     small = []
     with track("stand-in", len(shown)) as advance:
         for x in split.batches(shown, device):
@@ -140,12 +144,13 @@ def left_right(
     state = derive(seed, "left right", "forest") % 2**32
     forest = RandomForestClassifier(_TREES, oob_score=True, random_state=state).fit(looks, labels)
     within = forest.classes_[forest.oob_decision_function_[gone].argmax(1)] == labels[gone]
+    del forest  # of many classes it is large
     forest = RandomForestClassifier(_TREES, random_state=state).fit(looks[~gone], labels[~gone])
     without = forest.predict(looks[gone]) == labels[gone]
     result = {}
     for concept in set(concepts[gone].tolist()):
         same = concepts[gone] == concept
-        if same.sum() >= _ENOUGH and within[same].any():
+        if within[same].sum() >= _ENOUGH:
             result[concept] = min(1.0, float(without[same].sum() / within[same].sum()))
     return result
 
