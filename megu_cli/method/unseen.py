@@ -141,11 +141,11 @@ def left_right(
     index, looks = torch.cat(shown), torch.cat(small).float().numpy()
     gone = torch.isin(index, forget).numpy()
     labels, concepts = split.labels[index].numpy(), split.concepts[index].numpy()
-    state = derive(seed, "left right", "forest") % 2**32
-    forest = RandomForestClassifier(_TREES, oob_score=True, random_state=state).fit(looks, labels)
+    state, jobs = derive(seed, "left right", "forest") % 2**32, torch.get_num_threads()
+    forest = RandomForestClassifier(_TREES, oob_score=True, random_state=state, n_jobs=jobs).fit(looks, labels)
     within = forest.classes_[forest.oob_decision_function_[gone].argmax(1)] == labels[gone]
     del forest  # of many classes it is large
-    forest = RandomForestClassifier(_TREES, random_state=state).fit(looks[~gone], labels[~gone])
+    forest = RandomForestClassifier(_TREES, random_state=state, n_jobs=jobs).fit(looks[~gone], labels[~gone])
     without = forest.predict(looks[gone]) == labels[gone]
     result = {}
     for concept in set(concepts[gone].tolist()):
