@@ -32,9 +32,6 @@ FILE = "compare.json"
 FOLDER = "compare"
 # MeGU runs through its own stages: its settings are the config's.
 OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
-# The score sees no features, so the adversary is not among them.
-_CLASSES_GRID = tuple({"finetune.weight": w, "finetune.lr": lr} for w in ("auto", 0.2) for lr in (0.02, 0.05))
-_OUR_GRID = tuple({"finetune.weight": w, "finetune.lr": lr} for w in ("auto", 0.4) for lr in (0.02, 0.05))
 # What the paired differences are of, and the target: the oracle's own figure (None), 0 or 1.
 _PAIRED: dict[str, float | None] = {
     "avg_gap": 0.0,
@@ -660,7 +657,9 @@ def figures(cell: Row) -> dict[str, float | None]:
 def _grid(name: str, kind: str) -> Sequence[Mapping[str, Any]]:
     """The settings that are tried for a method and a kind of request; see `megu_cli.forget.Kind`."""
     if name in OURS:
-        return _CLASSES_GRID if kind == "classes" else _OUR_GRID
+        # The score sees no features, so the adversary is not among them.
+        weights = ("auto", 0.2 if kind == "classes" else 0.4)
+        return [{"finetune.weight": weight, "finetune.lr": lr} for weight in weights for lr in (0.02, 0.05)]
     return methods()[name].grid
 
 

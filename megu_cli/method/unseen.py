@@ -130,9 +130,10 @@ def left_right(
 
     known = torch.cat([retain, forget])
     shown = shuffled(known, min(len(known), _KNOWN), batch, seed, "left right")
-    few = max(0, _ASKED - int(torch.isin(torch.cat(shown), forget).sum()))
-    others = torch.cat(shuffled(forget, len(forget), batch, seed, "left right", "more"))
-    shown = [*shown, *others[~torch.isin(others, torch.cat(shown))][:few].split(batch)] if few else shown
+    others = forget[~torch.isin(forget, torch.cat(shown))]
+    more = min(len(others), _ASKED - (len(forget) - len(others)))
+    if more > 0:
+        shown = [*shown, *shuffled(others, more, batch, seed, "left right", "more")]
     small = []
     with track("stand-in", len(shown)) as advance:
         for x in split.batches(shown, device):
