@@ -151,7 +151,8 @@ def transition(work: Workspace, inputs: Inputs) -> Product:
 
 def labels(work: Workspace, inputs: Inputs) -> Product:
     """A perturbing label, or a distribution over labels, for each forgotten sample."""
-    made = unlearning.perturb(problem(work), work.original(), inputs["transition"].tensors["transition"])
+    given = problem(work)
+    made = unlearning.perturb(given, work.original(), inputs["transition"].tensors["transition"])
     names = work.data.classes
     counts = torch.bincount(made.perturbing, minlength=len(names)).tolist()
     body: dict[str, Any] = {"mode": made.mode, "classes": names}
@@ -162,7 +163,7 @@ def labels(work: Workspace, inputs: Inputs) -> Product:
     if made.target is not None:
         tensors["target"] = made.target
     notes = []
-    less = ", less what is lost with a sub-class that was never seen" if work.request.kind == "subclasses" else ""
+    less = ", less what is lost with a sub-class that was never seen" if given.foresees_loss else ""
     if made.keep and work.config.labels.keep == "auto" and work.own.foreign and not work.data.borrowed:
         notes.append(
             f"the forgotten images keep {_kept(made.keep)} of their labels, as much as the model gives those of the "

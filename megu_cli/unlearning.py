@@ -116,6 +116,17 @@ class Problem:
         return "hard" if self.request.kind == "classes" else "matched"
 
     @property
+    def has_stand_in(self) -> bool:
+        """Whether labels ask a judge that never saw what is forgotten (`unseen.stand_in`)."""
+        return bool(self.labels.stand_in) and self.labels.source == "transition+prediction"
+
+    @property
+    def foresees_loss(self) -> bool:
+        """Whether labels keep less than held-out images say: by what goes with a sub-class (`unseen.left_right`)."""
+        auto = self.label_mode == "matched" and self.labels.keep == "auto"
+        return auto and self.has_stand_in and self.request.kind == "subclasses"
+
+    @property
     def noise_use(self) -> str:
         """Which noises are trained: ``both``, ``positive``, ``negative`` or ``none``."""
         if self.noise.use != "auto":
@@ -224,7 +235,7 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor, looks: 
         sure = _says(problem, model, held_out).double().softmax(1).gather(1, there[:, None])[:, 0]
         if mode == "matched":
             left = {}
-            if looks is not None and request.kind == "subclasses":
+            if problem.foresees_loss:
                 left = unseen.left_right(data.train, request.retain, request.forget, **_shared(problem))
             keep = unseen.as_unseen(rank, problem.concepts, sure, concepts, left)
         else:
@@ -238,9 +249,9 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor, looks: 
 
 def _stand_in(problem: Problem) -> Tensor | None:
     """(N_f, K): log-probabilities of `unseen.stand_in`; nothing where the labels go without it."""
-    settings, data, request = problem.labels, problem.data, problem.request
-    if not settings.stand_in or settings.source != "transition+prediction":
+    if not problem.has_stand_in:
         return None
+    data, request = problem.data, problem.request
     return unseen.stand_in(data.train, request.retain, request.forget, len(data.classes), **_shared(problem))
 
 

@@ -298,6 +298,19 @@ def test_a_sub_class_that_was_never_seen_keeps_fewer_labels_than_held_out_images
     assert 0 < kept[0.1] < kept[0.0] - 0.05
 
 
+def test_a_stand_in_has_a_say_in_which_images_lose_their_label(megu, tmp_path):
+    file = write_config(tmp_path, forget={"random": {"count": 60}}, labels={"stand_in": 0.0})
+    assert megu("run", "-c", file).code == 0
+    true = Workspace(load_config(file)).data.train.labels
+    kept = []
+    for weight in (0.0, 1e-12):  # too little to change where what is lost goes
+        assert megu("labels", "-c", file, "--set", f"labels.stand_in={weight}").code == 0
+        made = artifacts.read(tmp_path / "run" / "labels.safetensors").tensors
+        kept.append(made["target"].gather(1, true[made["index"], None])[:, 0])
+    assert torch.equal(kept[0].sort().values, kept[1].sort().values)
+    assert not torch.equal(kept[0], kept[1])
+
+
 @pytest.mark.parametrize("mode", ["soft", "sample", "hard"])
 @pytest.mark.parametrize("use", ["both", "none"])
 def test_every_switch_of_labels_and_noise(megu, tmp_path, mode, use):

@@ -12,12 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megu_cli.baselines.task import Task, together
+from megu_cli.baselines.task import BASELINE_EPOCHS, Task, together
 from megu_cli.runtime import generator
 
 
 def amnesiac(
-    model: nn.Module, task: Task, *, epochs: int = 2, lr: float = 0.01, weight: float = 0.2, name: str = "amnesiac"
+    model: nn.Module,
+    task: Task,
+    *,
+    epochs: int = BASELINE_EPOCHS,
+    lr: float = 0.01,
+    weight: float = 0.2,
+    name: str = "amnesiac",
 ) -> None:
     """Minimise CE(D_r) + weight CE(D_f with wrong labels).
 

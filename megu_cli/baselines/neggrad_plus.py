@@ -11,10 +11,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megu_cli.baselines.task import Task, together
+from megu_cli.baselines.task import BASELINE_EPOCHS, Task, together
 
 
-def neggrad_plus(model: nn.Module, task: Task, *, epochs: int = 2, lr: float = 0.01, beta: float = 0.011) -> None:
+def neggrad_plus(
+    model: nn.Module, task: Task, *, epochs: int = BASELINE_EPOCHS, lr: float = 0.01, beta: float = 0.011
+) -> None:
     """Minimise (1 - beta) CE(D_r) - beta CE(D_f).
 
     Args:

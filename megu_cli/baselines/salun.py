@@ -12,12 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from megu_cli.baselines.amnesiac import amnesiac
-from megu_cli.baselines.task import Task, summed
+from megu_cli.baselines.task import BASELINE_EPOCHS, Task, summed
 from megu_cli.training import masked_gradients
 
 
 def salun(
-    model: nn.Module, task: Task, *, epochs: int = 2, lr: float = 0.01, weight: float = 0.2, share: float = 0.5
+    model: nn.Module,
+    task: Task,
+    *,
+    epochs: int = BASELINE_EPOCHS,
+    lr: float = 0.01,
+    weight: float = 0.2,
+    share: float = 0.5,
 ) -> None:
     """Relabel as `amnesiac` does, on the salient weights alone.
 

@@ -17,7 +17,7 @@ from megu_cli.data import Split
 from megu_cli.runtime import Track, silent
 from megu_cli.training import History, accuracy, fit, shuffled
 
-# Of most methods by default; what D_f's batches are sized for.
+# Of the methods that take D_r and D_f side by side, by default; what D_f's batches are sized for.
 BASELINE_EPOCHS = 2
 
 Batch = TypeVar("Batch")

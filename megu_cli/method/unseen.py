@@ -53,7 +53,7 @@ def stand_in(
     """
     shown = shuffled(retain, min(len(retain), _KNOWN), batch, seed, "stand-in")
     asked = list(forget.split(batch))
-    judge = Discriminant({}, "looks", retain, classes, 1, device)
+    judge = Discriminant({}, "looks", torch.arange(classes), classes, 1, device)
     said = []
     with track("stand-in", len(shown) + len(asked)) as advance:
         for place, x in enumerate(split.batches([*shown, *asked], device)):
