@@ -20,6 +20,7 @@ from torch.nn import functional
 from megu_cli import measuring, training, unlearning
 from megu_cli.errors import MeguError
 from megu_cli.evaluation import membership, probe
+from megu_cli.method import unseen
 from megu_cli.stages import problem
 from megu_cli.unlearning import Labels, Problem
 from megu_cli.workspace import Workspace
@@ -87,6 +88,12 @@ def _timed(work: Callable[[_Stopwatch], object]) -> float:
     with contextlib.suppress(_Enough):
         work(watch)
     return watch.seconds
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def estimates(work: Workspace) -> dict[str, Estimate]:
@@ -205,12 +212,23 @@ class _Rehearsal:
         return sum(len(candidate) + 10 for question in self.work.questions for candidate in question.candidates)
 
     def labels(self) -> Estimate:
-        """Predictions on D_f, and on the held-out images where labels look at them."""
-        given, number = self.problem, len(self.work.request.forget)
+        """Predictions on D_f, and on the held-out images where labels look at them; and what a stand-in reads."""
+        given, request = self.problem, self.work.request
+        number, classes = len(request.forget), len(self.work.data.classes)
+        soft = 4 * classes if given.label_mode in ("soft", "matched") else 0
         looks = given.label_mode != "hard" and given.labels.keep == "auto"
         images = number + (int(self.work.data.validation.sum()) if looks else 0)
-        soft = 4 * len(self.work.data.classes) if given.label_mode == "soft" else 0
-        return Estimate(0, 0, images * self._per_sample, self._reading, number * (16 + soft))
+        seconds = images * self._per_sample
+        known = min(unseen.KNOWN, len(request.retain))
+        if given.has_stand_in:
+            some = request.retain[:_SAMPLED]
+            reading = _seconds(lambda: unseen.stand_in(self.work.data.train, some, request.forget[:1], classes))
+            seconds += (known + number) / (len(some) + 1) * reading
+        if given.foresees_loss:
+            parts = request.retain[:_SAMPLED], request.forget[:_SAMPLED]
+            growing = _seconds(lambda: unseen.left_right(self.work.data.train, *parts))
+            seconds += max(1.0, known / sum(map(len, parts))) * growing
+        return Estimate(0, 0, seconds, self._reading, number * (16 + soft))
 
     def noise(self) -> Estimate:
         """The noise pair."""
@@ -271,13 +289,9 @@ class _Rehearsal:
         y = data.train.labels[: len(self._outputs.logits)]
         sure = self._outputs.logits.softmax(1).gather(1, y[:, None])[:, 0]
         half = len(sure) // 2
-        begun = time.perf_counter()
-        membership.mia_confidence_svc(sure[:half], sure[half : 2 * half], sure)
-        attack = time.perf_counter() - begun
-        begun = time.perf_counter()
-        if len(y.unique()) > 1:
-            probe.probe_acc(self._outputs.features, y, self._outputs.features, y)
-        probing = time.perf_counter() - begun
+        features = self._outputs.features
+        attack = _seconds(lambda: membership.mia_confidence_svc(sure[:half], sure[half : 2 * half], sure))
+        probing = _seconds(lambda: probe.probe_acc(features, y, features, y)) if len(y.unique()) > 1 else 0.0
         attacked = min(settings.attack_samples, len(self.work.request.retain), len(data.test))
         probed = min(settings.probe_samples, data.own)
         # A support vector machine is quadratic in its samples, a regression linear.

@@ -370,7 +370,7 @@ def test_a_small_sub_class_among_many_images_is_looked_at_too(monkeypatch):
     concepts = torch.tensor([0, 1] * 200 + [2] * 20)
     like = torch.where(concepts < 2, concepts + 1, 2)
     split = sides(like, (concepts == 1).long(), concepts, concepts == 2)
-    monkeypatch.setattr(unseen, "_KNOWN", 20)  # in proportion there would be one of it, or none
+    monkeypatch.setattr(unseen, "KNOWN", 20)  # in proportion there would be one of it, or none
     gone, kept = torch.where(concepts == 2)[0], torch.where(concepts < 2)[0]
     assert left_right(split, kept, gone)[2] < 0.2
 

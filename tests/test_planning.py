@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from typing import Any
 
 import pytest
 from conftest import listing, write_config
@@ -33,6 +35,23 @@ def test_a_dry_run_tells_steps_times_and_sizes_and_writes_nothing(megu, tmp_path
     own = sum(rows[name]["seconds"] for name in ("labels", "noise", "finetune"))
     assert result["time_ratio"] == pytest.approx(own / result["retraining"]["seconds"])
     assert result["total"]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows.values()))
+
+
+def test_what_labels_take_counts_the_images_that_a_stand_in_reads_and_its_forests(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning.unseen, "stand_in", lambda *_: time.sleep(0.2))
+    monkeypatch.setattr(planning.unseen, "left_right", lambda *_: time.sleep(0.4))
+    coarse = {"superclasses": {"even": ["0", "2", "4", "6", "8"], "odd": ["1", "3", "5", "7", "9"]}}
+
+    def labels(weight: float, **forget: Any) -> planning.Estimate:
+        data = coarse if "subclasses" in forget else {}
+        file = write_config(tmp_path, data=data, forget=forget, labels={"stand_in": weight})
+        return planning.estimates(Workspace(load_config(file)))["labels"]
+
+    nothing, judged = labels(0.0, classes=["8"]), labels(0.1, classes=["8"])
+    foreseen = labels(0.1, subclasses=["8"])
+    assert nothing.seconds < 0.2 <= judged.seconds
+    assert foreseen.seconds >= judged.seconds + 0.2
+    assert foreseen.disk_bytes > judged.disk_bytes
 
 
 def test_a_budget_and_what_is_fresh_make_the_plan_shorter(megu, finished):

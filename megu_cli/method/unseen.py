@@ -20,9 +20,11 @@ from megu_cli.method.discriminant import Discriminant, thumbnails
 from megu_cli.runtime import Track, derive, silent
 from megu_cli.training import shuffled
 
-# Images of a concept that can speak for it; images that a stand-in is made from; its least log-probability: where
-# images hardly vary within a class, it would be of any size; trees of a forest, and images that it is asked about.
-_ENOUGH, _KNOWN, _LEAST, _TREES, _ASKED = 10, 6000, -30.0, 100, 300
+# Images that a stand-in is made from.
+KNOWN = 6000
+# Images of a concept that can speak for it; a stand-in's least log-probability: where images hardly vary within a
+# class, it would be of any size; trees of a forest, and images that it is asked about.
+_ENOUGH, _LEAST, _TREES, _ASKED = 10, -30.0, 100, 300
 
 
 def stand_in(
@@ -51,7 +53,7 @@ def stand_in(
         device: Where to compute.
         track: Reports progress.
     """
-    shown = shuffled(retain, min(len(retain), _KNOWN), batch, seed, "stand-in")
+    shown = shuffled(retain, min(len(retain), KNOWN), batch, seed, "stand-in")
     asked = list(forget.split(batch))
     judge = Discriminant({}, "looks", torch.arange(classes), classes, 1, device)
     said = []
@@ -129,7 +131,7 @@ def left_right(
     from sklearn.ensemble import RandomForestClassifier
 
     known = torch.cat([retain, forget])
-    shown = shuffled(known, min(len(known), _KNOWN), batch, seed, "left right")
+    shown = shuffled(known, min(len(known), KNOWN), batch, seed, "left right")
     others = forget[~torch.isin(forget, torch.cat(shown))]
     more = min(len(others), _ASKED - (len(forget) - len(others)))
     if more > 0:
