@@ -127,6 +127,7 @@ def of_benchmark(result: dict[str, Any], out: Path) -> dict[str, str]:
     """Name -> Markdown of each block of the benchmark, and its figure."""
     order = {"classes": 0, "subclasses": 1}
     cells = dict(sorted(result["cells"].items(), key=lambda item: order.get(item[1]["request"]["kind"], 2)))
+    cells = {name: without_probe(cell) if of_sub_classes(cell) else cell for name, cell in cells.items()}
     blocks = {"machine": machine(result), "summary": overview(cells)}
     blocks |= {name: section(name, cell) for name, cell in cells.items()}
     blocks["residue"] = "\n\n".join(residue(name, cell) for name, cell in cells.items())
@@ -138,12 +139,26 @@ def of_benchmark(result: dict[str, Any], out: Path) -> dict[str, str]:
     return blocks
 
 
+def of_sub_classes(cell: dict[str, Any]) -> bool:
+    """Whether sub-classes are forgotten."""
+    return bool(cell["request"]["kind"] == "subclasses")
+
+
+def without_probe(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell without its probe, which was measured on classes there: that a class which stays is found says nothing."""
+
+    def rid(found: Any) -> Any:
+        return {k: rid(v) for k, v in found.items() if k != "probe_acc"} if isinstance(found, dict) else found
+
+    return {**cell, "methods": rid(cell["methods"])}
+
+
 def machine(result: dict[str, Any]) -> str:
     """On what the figures were measured, and which are not there."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     hours = sum(cell["wall_seconds"] for cell in result["cells"].values()) / 3600
     lines = [f"Measured on {result['machine']}; {versions}; {hours:.1f} hours in all, without the originals."]
-    lines += [f"- **Missing:** {name}: {reason}." for name, reason in result["missing"].items()]
+    lines += [f"- **Not measured:** {name}." for name in result["missing"]]
     return "\n".join(lines)
 
 
@@ -153,7 +168,9 @@ def overview(cells: dict[str, Any]) -> str:
     lines = [row(head), row(["---"] * len(head))]
     for name, cell in cells.items():
         if "megu" in cell["methods"]:
-            lines.append(row([name, *(beside(cell, figure) for figure in main_figures())]))
+            limit, seeds = cell["config"].get("data.limit"), len(cell["seeds"])
+            size = f"{limit:,} images" if limit else "all images"
+            lines.append(row([f"{name}: {size}, {seeds} seeds", *(beside(cell, f) for f in main_figures())]))
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from megu_cli import unlearning
+from megu_cli import training, unlearning
 from megu_cli.config import FinetuneConfig, LabelsConfig, NoiseConfig, TransitionConfig, section
 from megu_cli.data import Dataset, Split
 from megu_cli.errors import ConfigError, DataError
@@ -78,7 +78,7 @@ def unlearn(
         similarity: How similar the forgotten classes' concepts are to the others, from 0 to 10: class -> class ->
             rating; or (K, K) ratings, of which only the forgotten classes' rows are looked at; or the path of a file of
             recorded ratings, such as a similarity.json. ``None``: every class is as near as any other, so that
-            labels follow the model's own prediction alone.
+            labels follow the model's own prediction and the stand-in alone.
         validation: Held-out samples that the model was not trained on, of retained classes at least. With them the
             finetuning can stop early, and ``labels.keep: auto`` has something to look at, which single images of
             kept classes need.
@@ -112,6 +112,7 @@ def unlearn(
         noise=section(NoiseConfig, "noise", noise),
         finetune=section(FinetuneConfig, "finetune", finetune),
         seed=seed,
+        eval_batch=training.eval_batch(parts[0].image(0).shape[-2:]),
         device=device,
         track=track,
     )

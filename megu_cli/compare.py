@@ -107,7 +107,7 @@ class Comparison:
         settings: dict[str, dict[str, Any] | None] = {name: self._given(name) for name in self.names}
         for name in self.names if tune else ():
             trials = []
-            for number, point in enumerate(_grid(name, self.base.request.kind)):
+            for number, point in enumerate(self._grid(name)):
                 action, reason, score = self.tuning.plan_trial(name, number, {**self._given(name), **point})
                 rows.append((f"tune {name} {_told(point)}", action, reason))
                 trials.append({"settings": dict(point), "score": score})
@@ -141,7 +141,7 @@ class Comparison:
         trials: dict[str, list[dict[str, Any]]] = {}
         if tune:
             self.tuning.prepare()
-            trials = {name: self._trials(name, force) for name in self.names if _grid(name, self.base.request.kind)}
+            trials = {name: self._trials(name, force) for name in self.names if self._grid(name)}
             self.tuning.forget_loaded()
         failed: dict[str, dict[str, str]] = {}
         for name, tried in trials.items():
@@ -188,6 +188,12 @@ class Comparison:
     def _given(self, name: str) -> dict[str, Any]:
         return dict(self.base.config.compare.settings.get(name, {}))
 
+    def _grid(self, name: str) -> list[dict[str, Any]]:
+        """The points that are tried for a method; what the config gives it is not varied."""
+        given = self._given(name)
+        points = [{k: v for k, v in point.items() if k not in given} for point in _grid(name, self.base.request.kind)]
+        return [point for place, point in enumerate(points) if point and point not in points[:place]]
+
     def _rival(self, arena: Arena) -> Arena | None:
         """The arena whose oracle the arena's own is held against."""
         place = self.arenas.index(arena)
@@ -197,7 +203,7 @@ class Comparison:
     def _trials(self, name: str, force: bool) -> list[dict[str, Any]]:
         """Each point of a method's grid with its score; ``None`` where the method failed."""
         trials: list[dict[str, Any]] = []
-        for number, point in enumerate(_grid(name, self.base.request.kind)):
+        for number, point in enumerate(self._grid(name)):
             score = None
             try:
                 score = self.tuning.trial(name, number, {**self._given(name), **point}, force).body["score"]
@@ -487,11 +493,11 @@ class Arena:
         score: bool = False,
     ) -> dict[str, Any]:
         """The key of a cell or of a score."""
-        from megu_cli import measuring
         from megu_cli.stages import task
 
         version, own = "1", dict(given)
-        settings = {"seed": self.seed, **({} if score else work.settings(measuring.SETTINGS))}
+        judging = STAGES["eval"]
+        settings = {"seed": self.seed, **({} if score else work.settings(judging.settings))}
         inputs = {key: work.digest(key) for key in ("train_data", "test_data", "forget")}
         inputs["checkpoint"] = self.work.digest("checkpoint")
         if name == "retrain":
@@ -510,7 +516,7 @@ class Arena:
             inputs["oracle"] = self._oracle_content
         return {
             "stage": f"{'tune' if score else 'compare'} {name}",
-            "version": [_VERSION, measuring.VERSION, version],
+            "version": [_VERSION, judging.version, version],
             "settings": {**settings, "method": own},
             "inputs": inputs,
         }
@@ -554,7 +560,7 @@ def score(model: nn.Module, work: Workspace) -> float:
 
     from megu_cli.training import accuracy
 
-    data, request, size = work.data, work.request, work.config.eval.batch
+    data, request, size = work.data, work.request, work.eval_batch
     if not len(request.validation):
         raise ConfigError("--tune selects on held-out images, and there are none", "Raise data.validation.")
     forgotten = accuracy(model, data.train, request.forget, work.device, batch=size)

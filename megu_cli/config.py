@@ -357,7 +357,11 @@ class EvalConfig(_Section):
     relearn_epochs: Annotated[int, Field(ge=0)] = Field(
         0, description="measure in how many epochs the forget set is relearned, up to so many; 0: do not"
     )
-    batch: Count = Field(1000, description="samples per forward pass, wherever nothing is learned")
+    batch: Literal["auto"] | Count = Field(
+        "auto",
+        description="samples per forward pass, wherever nothing is learned; auto: 1,000, fewer of images larger than "
+        "64 x 64 pixels",
+    )
 
 
 class CompareConfig(_Section):
@@ -428,7 +432,7 @@ class Config(_Section):
 # What the paper's method is without our additions; a user's own keys still win over these.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "labels": {"stand_in": 0.0},
+        "labels": {"mode": "hard", "stand_in": 0.0},
         "noise": {"use": "both", "negative": "away"},
         "finetune": {"epochs": 2, "reassign": False, "clean": 0.0, "adversary": 0.0},
     }

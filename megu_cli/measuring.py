@@ -16,9 +16,6 @@ from megu_cli.evaluation import accuracy, aggregates, distance, entanglement, me
 from megu_cli.runtime import generator, seeded
 from megu_cli.workspace import Workspace
 
-# What changes the figures of an evaluation, besides data, request and models.
-SETTINGS = ("seed", "model.name", "eval.attack_samples", "eval.probe_samples", "eval.relearn_epochs")
-VERSION = 3
 # Test images in the report's planes: enough to see shapes, few enough to draw.
 _DRAWN = 800
 # Classes that the probe tells the forgotten ones from, at most: a regression on 12,000 classes would take hours.
@@ -115,7 +112,7 @@ class Seen:
                 split,
                 torch.arange(number),
                 classes=len(data.classes),
-                batch=work.config.eval.batch,
+                batch=work.eval_batch,
                 device=work.device,
                 label=f"eval {name}",
                 crew=work.crew,
@@ -161,13 +158,14 @@ class Chosen:
             draw = generator(work.config.seed, "eval", purpose)
             return index[torch.randperm(len(index), generator=draw)[:number]].sort()[0]
 
+        kinds, _ = _told_apart(work)
         probed = torch.ones(len(data.train), dtype=torch.bool)
         probed[request.already] = False
         probed[data.own :] = False
-        owners = data.train.labels[request.forget].unique()
-        others = torch.tensor(sorted({*range(len(data.classes))} - {*owners.tolist()}), dtype=torch.int64)
+        owners = kinds[request.forget].unique()
+        others = torch.tensor(sorted({*kinds.unique().tolist()} - {*owners.tolist()}), dtype=torch.int64)
         if len(others) > _PROBED_CLASSES:
-            probed &= torch.isin(data.train.labels, torch.cat([owners, some("probe classes", others, _PROBED_CLASSES)]))
+            probed &= torch.isin(kinds, torch.cat([owners, some("probe classes", others, _PROBED_CLASSES)]))
         gone = torch.isin(data.test.concepts, torch.tensor(request.concepts, dtype=torch.int64))
         return cls(
             probed=some("probe", torch.where(probed)[0]),
@@ -186,6 +184,17 @@ class Chosen:
     def test(self) -> Tensor:
         """All positions in the test split."""
         return _together(self.gone, self.drawn)
+
+
+def _told_apart(work: Workspace) -> tuple[Tensor, Tensor]:
+    """(N,) and (N_test,) what the probe tells apart: classes, or for a forgotten sub-class all sub-classes.
+
+    A sub-class's class stays: that a probe finds it says nothing.
+    """
+    train, test = work.data.train, work.data.test
+    if work.request.kind == "subclasses":
+        return train.concepts, test.concepts
+    return train.labels, test.labels
 
 
 def _together(*positions: Tensor) -> Tensor:
@@ -207,7 +216,7 @@ def ignorant(work: Workspace) -> Tensor:
         data.train,
         work.request.forget,
         classes=len(data.classes),
-        batch=work.config.eval.batch,
+        batch=work.eval_batch,
         device=work.device,
     )
     return torch.cat([says.logits.softmax(1) for _, says in passes])
@@ -226,6 +235,7 @@ def metrics(seen: Seen, work: Workspace, random: Tensor) -> Figures:
     gone = torch.isin(data.test.concepts, torch.tensor(request.concepts, dtype=torch.int64))
     same = torch.isin(data.test.concepts, torch.tensor(request.asked, dtype=torch.int64))
     train, test, chosen = seen.train, seen.test, Chosen.of(work)
+    kinds, kinds_test = _told_apart(work)
     unsure, unsure_test = train.entropy, test.entropy
 
     draw = generator(work.config.seed, "eval", "attack")
@@ -249,7 +259,10 @@ def metrics(seen: Seen, work: Workspace, random: Tensor) -> Figures:
         "mia_loss_tpr_at_1fpr": membership.mia_loss_tpr_at_1fpr(loss, unseen),
         "zrf": distance.zrf(train.logits.softmax(1), random),
         "probe_acc": probe.probe_acc(
-            train.features_of(chosen.probed), y[chosen.probed], test.features_of(chosen.gone), y_test[chosen.gone]
+            train.features_of(chosen.probed),
+            kinds[chosen.probed],
+            test.features_of(chosen.gone),
+            kinds_test[chosen.gone],
         ),
     }
     if len(request.already):
@@ -311,7 +324,7 @@ def relearned(models: Mapping[str, nn.Module], target: float, work: Workspace) -
             target,
             limit=limit,
             seed=work.config.seed,
-            eval_batch=work.config.eval.batch,
+            eval_batch=work.eval_batch,
             device=work.device,
             track=work.track,
         )

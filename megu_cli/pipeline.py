@@ -101,7 +101,7 @@ STAGES = {
             "finetune",
             "finetune.json",
             "megu finetune",
-            ("seed", "model.name", "finetune", "noise.strength"),
+            ("seed", "model.name", "finetune", "labels.source", "noise.strength"),
             _METHOD,
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
@@ -121,7 +121,7 @@ STAGES = {
             ),
             (*_METHOD, "test_data"),
             ("checkpoint", "finetune", "oracle"),
-            version=3,
+            version=4,
             shared=True,
         ),
     )

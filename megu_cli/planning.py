@@ -21,6 +21,7 @@ from megu_cli import measuring, training, unlearning
 from megu_cli.errors import MeguError
 from megu_cli.evaluation import membership, probe
 from megu_cli.method import unseen
+from megu_cli.runtime import generator
 from megu_cli.stages import problem
 from megu_cli.unlearning import Labels, Problem
 from megu_cli.workspace import Workspace
@@ -96,6 +97,11 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
+def _few(index: torch.Tensor, number: int) -> torch.Tensor:
+    """Some of the positions, drawn: a folder's come class by class."""
+    return index[torch.randperm(len(index), generator=generator(0, "plan"))[:number]].sort().values
+
+
 def estimates(work: Workspace) -> dict[str, Estimate]:
     """Stage -> what it takes; ``oracle`` is there whether or not the config asks for it.
 
@@ -151,6 +157,7 @@ class _Rehearsal:
         self.work = work
         self.problem: Problem = problem(work)
         self.device = work.device
+        self._some = _few(torch.arange(len(work.data.train)), 2 * _SAMPLED)
         self._per_sample, self._outputs, self._reading = self._prediction()
         state = self._model().state_dict().values()
         self.model_bytes = sum(value.numel() * value.element_size() for value in state)
@@ -160,27 +167,17 @@ class _Rehearsal:
 
     def _prediction(self) -> tuple[float, training.Outputs, int | None]:
         """Seconds per image of a prediction, some outputs, and the memory it takes."""
-        split, model = self.work.data.train, self._model().eval()
-        seen: list[training.Outputs] = []
+        split, model, classes = self.work.data.train, self._model().eval(), len(self.work.data.classes)
+        size = min(self.work.eval_batch, len(split))
+        index = torch.arange(size).repeat(1 + _STEPS)
 
-        def predict(size: int) -> float:
-            index = torch.arange(min(size, len(split))).repeat(1 + _STEPS)
-
-            def once(watch: _Stopwatch) -> None:
-                training.predict(model, split, index, classes=len(self.work.data.classes),
-                                 batch=min(size, len(split)), device=self.device, track=watch)  # fmt: skip
-
-            return _timed(once) / min(size, len(split))
+        def few(watch: _Stopwatch) -> None:
+            training.predict(model, split, index, classes=classes, batch=size, device=self.device, track=watch)
 
         with _peak(self.device) as memory:
-            per_sample = predict(32)
-            if per_sample * self.work.config.eval.batch < _PATIENCE:
-                per_sample = predict(self.work.config.eval.batch)
-        some = torch.arange(min(2 * _SAMPLED, len(split)))
-        seen.append(
-            training.predict(model, split, some, classes=len(self.work.data.classes), batch=32, device=self.device)
-        )
-        return per_sample, seen[0], memory()
+            per_sample = _timed(few) / size
+        outputs = training.predict(model, split, self._some, classes=classes, batch=32, device=self.device)
+        return per_sample, outputs, memory()
 
     def training(self, samples: int, validated: int) -> Estimate:
         """`megu train`, or the oracle."""
@@ -221,11 +218,11 @@ class _Rehearsal:
         seconds = images * self._per_sample
         known = min(unseen.KNOWN, len(request.retain))
         if given.has_stand_in:
-            some = request.retain[:_SAMPLED]
+            some = _few(request.retain, _SAMPLED)
             reading = _seconds(lambda: unseen.stand_in(self.work.data.train, some, request.forget[:1], classes))
             seconds += (known + number) / (len(some) + 1) * reading
         if given.foresees_loss:
-            parts = request.retain[:_SAMPLED], request.forget[:_SAMPLED]
+            parts = _few(request.retain, _SAMPLED), _few(request.forget, _SAMPLED)
             growing = _seconds(lambda: unseen.left_right(self.work.data.train, *parts))
             seconds += max(1.0, known / sum(map(len, parts))) * growing
         return Estimate(0, 0, seconds, self._reading, number * (16 + soft))
@@ -286,7 +283,7 @@ class _Rehearsal:
     def _metrics(self) -> float:
         """Seconds of the two slow metrics of one model: timed on a few samples, and scaled to all of them."""
         settings, data = self.work.config.eval, self.work.data
-        y = data.train.labels[: len(self._outputs.logits)]
+        y = data.train.labels[self._some]
         sure = self._outputs.logits.softmax(1).gather(1, y[:, None])[:, 0]
         half = len(sure) // 2
         features = self._outputs.features

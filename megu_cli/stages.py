@@ -101,7 +101,7 @@ def task(work: Workspace) -> Task:
         batch=given.finetune.batch,
         forget_batch=given.forget_batch_in(BASELINE_EPOCHS),
         seed=work.config.seed,
-        eval_batch=work.config.eval.batch,
+        eval_batch=work.eval_batch,
         device=work.device,
         track=work.track,
     )
@@ -118,7 +118,7 @@ def problem(work: Workspace) -> Problem:
         noise=config.noise,
         finetune=config.finetune,
         seed=config.seed,
-        eval_batch=config.eval.batch,
+        eval_batch=work.eval_batch,
         device=work.device,
         checkpoints=work.checkpoints,
         crew=work.crew,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -307,6 +307,15 @@ class Outputs:
     def at(self, index: Tensor) -> Outputs:
         """The rows at ``index``."""
         return Outputs(self.logits[index], self.features[index])
+
+
+def eval_batch(size: Sequence[int]) -> int:
+    """Images per forward pass where nothing is learned: 1,000, fewer of more than 64x64 pixels, at equal memory.
+
+    Args:
+        size: Height and width.
+    """
+    return max(1, min(1000, 1000 * 64 * 64 // math.prod(size)))
 
 
 def predict(

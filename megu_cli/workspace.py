@@ -86,6 +86,14 @@ class Workspace:
         return self.crew.device() or resolve_device(self.config.device)
 
     @cached_property
+    def eval_batch(self) -> int:
+        """Samples per forward pass where nothing is learned."""
+        from megu_cli.training import eval_batch
+
+        given = self.config.eval.batch
+        return eval_batch(self.data.train.images[0].shape[-2:]) if given == "auto" else given
+
+    @cached_property
     def data(self) -> Dataset:
         """The data set."""
         from megu_cli import data

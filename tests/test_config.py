@@ -21,6 +21,7 @@ def test_precedence(tmp_path):
     assert (config.noise.use, config.noise.negative) == ("positive", "away")  # YAML over preset, preset over default
     assert config.finetune.reassign is False
     assert config.finetune.clean == 0
+    assert config.labels.mode == "hard"
     config = load_config(file, ["noise.use=none", "noise.steps=9", "seed=3"], {"seed": 5, "device": None})
     assert (config.noise.use, config.noise.steps, config.seed, config.device) == ("none", 9, 5, "auto")
     assert load_config(write_config(tmp_path)).finetune.reassign is True

@@ -58,6 +58,13 @@ def test_a_run_writes_every_artifact_and_a_second_one_computes_nothing(megu, con
     assert second.out == first.out
 
 
+def test_where_labels_come_from_is_in_the_finetunings_key_too(megu, finished):
+    # It decides whether they are reassigned, also where the labels of both are the same.
+    reason = megu("status", "-c", finished, "--set", "labels.source=transition", "--json").json["stages"]["finetune"]
+    assert "labels.source" in STAGES["finetune"].settings
+    assert reason["status"] == "stale"
+
+
 def test_the_fingerprint_is_pinned(finished):
     # A literal: a change of what makes a key is a decision, since it makes every user's artifacts stale.
     meta = artifacts.read_meta(finished.parent / "run" / "transition.safetensors")
@@ -82,6 +89,7 @@ def test_the_fingerprint_is_pinned(finished):
         ("transition.temperature=2", ["transition", "labels", "noise", "finetune", "eval"]),
         ("eval.probe_samples=150", ["eval"]),
         ("finetune.lr=0.03", ["finetune", "eval"]),
+        ("labels.source=prediction", ["labels", "noise", "finetune", "eval"]),
         ("device=cpu", []),
         ("eval.require=[forget_test_acc<=1]", []),
     ],

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from conftest import listing, write_config
 
 from megu_cli import planning
@@ -52,6 +53,11 @@ def test_what_labels_take_counts_the_images_that_a_stand_in_reads_and_its_forest
     assert nothing.seconds < 0.2 <= judged.seconds
     assert foreseen.seconds >= judged.seconds + 0.2
     assert foreseen.disk_bytes > judged.disk_bytes
+
+
+def test_what_is_tried_is_drawn_from_all_classes():
+    assert len(set((planning._few(torch.arange(1000), 50) // 100).tolist())) > 5
+    assert planning._few(torch.arange(20), 50).tolist() == list(range(20))
 
 
 def test_a_budget_and_what_is_fresh_make_the_plan_shorter(megu, finished):

@@ -133,6 +133,13 @@ def test_many_classes_in_another_order():
     assert matched.items() <= dict(enumerate(order.tolist())).items()
 
 
+def test_of_very_many_classes_the_most_frequent_are_matched():
+    rare, often = torch.arange(1500), torch.arange(2000, 2500).repeat(5)
+    says, labels = torch.cat([rare, often]), torch.cat([rare, 4499 - often])
+    matched = preflight._match(says.numpy(), labels.numpy())
+    assert {output: matched.get(output) for output in range(2000, 2500)} == {i: 4499 - i for i in range(2000, 2500)}
+
+
 @pytest.fixture(scope="module")
 def state(tmp_path_factory) -> dict:
     """Weights that know the digits."""

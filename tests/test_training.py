@@ -118,3 +118,8 @@ def test_random_streams_are_pinned():
     assert derive(0, "finetune", 1, "noise") == derive(0, "finetune", 1, "noise")
     assert derive(0, "a", "b") != derive(0, "a/c") != derive(1, "a", "b")
     assert derive(0, "train", "init") == 5_876_366_845_753_338_366
+
+
+@pytest.mark.parametrize(("size", "images"), [((28, 28), 1000), ((64, 64), 1000), ((224, 224), 81), ((9000, 9000), 1)])
+def test_fewer_of_larger_images_go_through_a_model_at_a_time(size, images):
+    assert training.eval_batch(size) == images

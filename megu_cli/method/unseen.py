@@ -25,6 +25,9 @@ KNOWN = 6000
 # Images of a concept that can speak for it; a stand-in's least log-probability: where images hardly vary within a
 # class, it would be of any size; trees of a forest, and images that it is asked about.
 _ENOUGH, _LEAST, _TREES, _ASKED = 10, -30.0, 100, 300
+# A tree has a number for every class at every node: of more classes, fewer trees, but as many that every image is
+# judged by some.
+_TREES_BY_CLASSES, _LEAST_TREES = 10_000, 20
 
 
 def stand_in(
@@ -145,10 +148,11 @@ def left_right(
     gone = torch.isin(index, forget).numpy()
     labels, concepts = split.labels[index].numpy(), split.concepts[index].numpy()
     state, jobs = derive(seed, "left right", "forest") % 2**32, torch.get_num_threads()
-    forest = RandomForestClassifier(_TREES, oob_score=True, random_state=state, n_jobs=jobs).fit(looks, labels)
+    trees = min(_TREES, max(_LEAST_TREES, _TREES_BY_CLASSES // len(split.labels.unique())))
+    forest = RandomForestClassifier(trees, oob_score=True, random_state=state, n_jobs=jobs).fit(looks, labels)
     within = forest.classes_[forest.oob_decision_function_[gone].argmax(1)] == labels[gone]
     del forest  # of many classes it is large
-    forest = RandomForestClassifier(_TREES, random_state=state, n_jobs=jobs).fit(looks[~gone], labels[~gone])
+    forest = RandomForestClassifier(trees, random_state=state, n_jobs=jobs).fit(looks[~gone], labels[~gone])
     without = forest.predict(looks[gone]) == labels[gone]
     result = {}
     for concept in set(concepts[gone].tolist()):
