@@ -337,7 +337,7 @@ def draw_methods(cells: dict[str, Any], path: Path) -> None:
         axis.remove()
     for axis, (name, cell) in zip(axes.flat, cells.items(), strict=False):
         oracle = flat(cell["methods"]["retrain"]) if "retrain" in cell["methods"] else {}
-        depth = "mia_loss_auc" if cell["request"]["kind"] not in ("classes", "subclasses") else "probe_acc"
+        depth = "probe_acc" if cell["request"]["kind"] == "classes" else "mia_loss_auc"
         for method, own in cell["methods"].items():
             apart = [distances(own_figures, oracle.get(seed, {})) for seed, own_figures in flat(own).items()]
             pairs = [(d["js_divergence"], 100 * d[depth]) for d in apart if "js_divergence" in d and depth in d]

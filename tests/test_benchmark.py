@@ -197,6 +197,18 @@ def test_tables_show_the_best_the_losses_and_what_is_missing(result, tmp_path):
     assert (tmp_path / "figures" / "methods.svg").read_text().count("near") == 1
 
 
+def test_a_sub_class_is_shown_without_a_probe_and_drawn_by_the_loss_attack(result, tmp_path):
+    cell = result["cells"]["whole"]
+    cell["request"]["kind"] = "subclasses"
+    for own in cell["methods"].values():
+        for seed in own["seeds"].values():
+            seed["metrics"]["mia_loss_auc"] = 0.6
+    blocks = tables.of_benchmark(result, tmp_path)
+    assert "probe" not in blocks["whole"] + blocks["residue"]
+    assert "loss AUC" in blocks["whole"]
+    assert (tmp_path / "figures" / "methods.svg").read_text().count("near") == 1
+
+
 def test_what_a_paired_difference_says():
     said = [tables.verdict({"mean": mean, "interval": 0.1}) for mean in (0.2, 0.05, 0.0, -0.2)]
     assert said == ["better", "same", "same", "worse"]
