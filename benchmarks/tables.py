@@ -127,7 +127,7 @@ def of_benchmark(result: dict[str, Any], out: Path) -> dict[str, str]:
     """Name -> Markdown of each block of the benchmark, and its figure."""
     order = {"classes": 0, "subclasses": 1}
     cells = dict(sorted(result["cells"].items(), key=lambda item: order.get(item[1]["request"]["kind"], 2)))
-    cells = {name: without_probe(cell) if of_sub_classes(cell) else cell for name, cell in cells.items()}
+    cells = {n: without_probe(cell) if cell["request"]["kind"] == "subclasses" else cell for n, cell in cells.items()}
     blocks = {"machine": machine(result), "summary": overview(cells)}
     blocks |= {name: section(name, cell) for name, cell in cells.items()}
     blocks["residue"] = "\n\n".join(residue(name, cell) for name, cell in cells.items())
@@ -137,11 +137,6 @@ def of_benchmark(result: dict[str, Any], out: Path) -> dict[str, str]:
             "![Each method's distance to retraining: in behaviour (JS divergence) and in depth](figures/methods.svg)"
         )
     return blocks
-
-
-def of_sub_classes(cell: dict[str, Any]) -> bool:
-    """Whether sub-classes are forgotten."""
-    return bool(cell["request"]["kind"] == "subclasses")
 
 
 def without_probe(cell: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +153,7 @@ def machine(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     hours = sum(cell["wall_seconds"] for cell in result["cells"].values()) / 3600
     lines = [f"Measured on {result['machine']}; {versions}; {hours:.1f} hours in all, without the originals."]
-    lines += [f"- **Not measured:** {name}." for name in result["missing"]]
+    lines += [f"- **Missing:** {name}: {reason}." for name, reason in result["missing"].items()]
     return "\n".join(lines)
 
 

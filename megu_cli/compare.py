@@ -107,7 +107,7 @@ class Comparison:
         settings: dict[str, dict[str, Any] | None] = {name: self._given(name) for name in self.names}
         for name in self.names if tune else ():
             trials = []
-            for number, point in enumerate(self._grid(name)):
+            for number, point in enumerate(self._points(name)):
                 action, reason, score = self.tuning.plan_trial(name, number, {**self._given(name), **point})
                 rows.append((f"tune {name} {_told(point)}", action, reason))
                 trials.append({"settings": dict(point), "score": score})
@@ -141,7 +141,7 @@ class Comparison:
         trials: dict[str, list[dict[str, Any]]] = {}
         if tune:
             self.tuning.prepare()
-            trials = {name: self._trials(name, force) for name in self.names if self._grid(name)}
+            trials = {name: self._trials(name, force) for name in self.names if self._points(name)}
             self.tuning.forget_loaded()
         failed: dict[str, dict[str, str]] = {}
         for name, tried in trials.items():
@@ -188,7 +188,7 @@ class Comparison:
     def _given(self, name: str) -> dict[str, Any]:
         return dict(self.base.config.compare.settings.get(name, {}))
 
-    def _grid(self, name: str) -> list[dict[str, Any]]:
+    def _points(self, name: str) -> list[dict[str, Any]]:
         """The points that are tried for a method; what the config gives it is not varied."""
         given = self._given(name)
         points = [{k: v for k, v in point.items() if k not in given} for point in _grid(name, self.base.request.kind)]
@@ -203,7 +203,7 @@ class Comparison:
     def _trials(self, name: str, force: bool) -> list[dict[str, Any]]:
         """Each point of a method's grid with its score; ``None`` where the method failed."""
         trials: list[dict[str, Any]] = []
-        for number, point in enumerate(self._grid(name)):
+        for number, point in enumerate(self._points(name)):
             score = None
             try:
                 score = self.tuning.trial(name, number, {**self._given(name), **point}, force).body["score"]

@@ -191,7 +191,7 @@ def test_tables_show_the_best_the_losses_and_what_is_missing(result, tmp_path):
     said = next(line for line in blocks["whole"].splitlines() if line.startswith("- JS"))
     assert said == "- JS: better than far (+0.200 ± 0.100); **worse than** near (−0.100 ± 0.010)."
     assert "no different from near (+20.0 ± 30.0)" in blocks["whole"]
-    assert "**Not measured:** other." in blocks["machine"]
+    assert "**Missing:** other: not there." in blocks["machine"]
     assert "0.300 / 0.203 (near) / 0.100" in blocks["summary"]
     assert "`near`" in blocks["residue"]
     assert (tmp_path / "figures" / "methods.svg").read_text().count("near") == 1

@@ -8,7 +8,7 @@ has the figures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -57,17 +57,19 @@ def stand_in(
         track: Reports progress.
     """
     shown = shuffled(retain, min(len(retain), KNOWN), batch, seed, "stand-in")
-    asked = list(forget.split(batch))
     judge = Discriminant({}, "looks", torch.arange(classes), classes, 1, device)
-    said = []
-    with track("stand-in", len(shown) + len(asked)) as advance:
-        for place, x in enumerate(split.batches([*shown, *asked], device)):
-            if place < len(shown):
-                judge.see(thumbnails(x), split.labels[shown[place]])
-            else:
-                said.append(judge.log_probabilities(thumbnails(x)).clamp_min(_LEAST).cpu())
+    looks = _looks(split, [*shown, *forget.split(batch)], device, track)
+    for positions, x in zip(shown, looks, strict=False):  # what is left of them are those of D_f
+        judge.see(x, split.labels[positions])
+    return torch.cat([judge.log_probabilities(x).clamp_min(_LEAST).cpu() for x in looks])
+
+
+def _looks(split: Split, order: Sequence[Tensor], device: torch.device | str, track: Track) -> Iterator[Tensor]:
+    """Thumbnails (B, C * 64) for each tensor of positions in ``order``."""
+    with track("stand-in", len(order)) as advance:
+        for x in split.batches(order, device):
+            yield thumbnails(x)
             advance()
-    return torch.cat(said)
 
 
 def ranks(opinions: Sequence[Tensor], true: Tensor, concepts: Tensor) -> Tensor:
@@ -139,12 +141,8 @@ def left_right(
     more = min(len(others), _ASKED - (len(forget) - len(others)))
     if more > 0:
         shown = [*shown, *shuffled(others, more, batch, seed, "left right", "more")]
-    small = []
-    with track("stand-in", len(shown)) as advance:
-        for x in split.batches(shown, device):
-            small.append(thumbnails(x).cpu())
-            advance()
-    index, looks = torch.cat(shown), torch.cat(small).float().numpy()
+    index = torch.cat(shown)
+    looks = torch.cat([x.cpu() for x in _looks(split, shown, device, track)]).float().numpy()
     gone = torch.isin(index, forget).numpy()
     labels, concepts = split.labels[index].numpy(), split.concepts[index].numpy()
     state, jobs = derive(seed, "left right", "forest") % 2**32, torch.get_num_threads()
