@@ -15,7 +15,7 @@ from megu_cli import data, training
 from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.noise import train_noise
 from megu_cli.models import build
-from megu_cli.processes import crew
+from megu_cli.processes import crew, leave
 from megu_cli.resume import Resume
 from megu_cli.runtime import seeded
 
@@ -101,3 +101,4 @@ def main(file: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

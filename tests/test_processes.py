@@ -88,6 +88,22 @@ def test_several_processes_go_on_from_one_checkpoint(results):
     assert apart(one["whole"], two["whole"]) > 0  # dropout differs: each process draws its own
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [("1", "3", "whole apart"), ("2", "3", "whole"), ("2", "None", "whole"), ("2", "'wrong'", "whole")],
+)
+def test_one_of_several_leaves_without_finalization(number, code, said):
+    # In which a thread of gloo aborts the process now and then.
+    script = (
+        "import atexit; from megu_cli.processes import leave; atexit.register(print, 'apart');"
+        f"print('whole', end=' '); leave({code})"
+    )
+    environment = {**subprocess_environment(), "WORLD_SIZE": number}
+    left = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert left.stdout.split() == said.split()
+    assert left.returncode == {"3": 3, "None": 0, "'wrong'": 1}[code]
+
+
 @pytest.mark.slow
 def test_a_whole_run_by_two_processes_has_one_writer(tmp_path):
     file = write_config(tmp_path, noise={"use": "both"}, eval={"oracle": True}, device="cpu")

@@ -13,7 +13,7 @@ import typer
 
 from megu_cli.cli import commands
 from megu_cli.errors import MeguError
-from megu_cli.processes import rank
+from megu_cli.processes import leave, rank
 
 # Seconds that another process waits for the first to find the same fault.
 _PATIENCE = 60.0
@@ -39,27 +39,27 @@ def main() -> None:
     verbose = any(argument == "--verbose" or re.fullmatch(r"-\w*v\w*", argument) for argument in sys.argv[1:])
     try:
         app()
-    except SystemExit:
+    except SystemExit as exit:
         # CPython remembers an interrupt that passed through exec(), as imports call it, and `python -m` then dies of
         # SIGINT, though Typer has made an exit of it. The next exec() forgets it.
         exec("")
-        raise
+        leave(exit.code)
     except MeguError as error:
         if verbose:
             traceback.print_exc()
         if rank() > 0:
             _wait_for_the_first(error)
         _report(error.message, error.hint)
-        sys.exit(error.exit_code)
+        leave(error.exit_code)
     except BrokenPipeError:
         # The reader of a shell pipeline has gone: nothing more to say, and nowhere to say it.
         sys.stderr.close()
-        sys.exit(1)
+        leave(1)
     except Exception as error:
         if verbose:
             traceback.print_exc()
         _report(f"{type(error).__name__}: {error}", "This is a bug, or a limit of this machine; -v shows where.")
-        sys.exit(1)
+        leave(1)
 
 
 def _wait_for_the_first(error: MeguError) -> None:
