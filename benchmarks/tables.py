@@ -127,7 +127,6 @@ def of_benchmark(result: dict[str, Any], out: Path) -> dict[str, str]:
     """Name -> Markdown of each block of the benchmark, and its figure."""
     order = {"classes": 0, "subclasses": 1}
     cells = dict(sorted(result["cells"].items(), key=lambda item: order.get(item[1]["request"]["kind"], 2)))
-    cells = {n: without_probe(cell) if cell["request"]["kind"] == "subclasses" else cell for n, cell in cells.items()}
     blocks = {"machine": machine(result), "summary": overview(cells)}
     blocks |= {name: section(name, cell) for name, cell in cells.items()}
     blocks["residue"] = "\n\n".join(residue(name, cell) for name, cell in cells.items())
@@ -137,15 +136,6 @@ def of_benchmark(result: dict[str, Any], out: Path) -> dict[str, str]:
             "![Each method's distance to retraining: in behaviour (JS divergence) and in depth](figures/methods.svg)"
         )
     return blocks
-
-
-def without_probe(cell: dict[str, Any]) -> dict[str, Any]:
-    """A cell without its probe, which was measured on classes there: that a class which stays is found says nothing."""
-
-    def rid(found: Any) -> Any:
-        return {k: rid(v) for k, v in found.items() if k != "probe_acc"} if isinstance(found, dict) else found
-
-    return {**cell, "methods": rid(cell["methods"])}
 
 
 def machine(result: dict[str, Any]) -> str:
@@ -332,7 +322,7 @@ def draw_methods(cells: dict[str, Any], path: Path) -> None:
         axis.remove()
     for axis, (name, cell) in zip(axes.flat, cells.items(), strict=False):
         oracle = flat(cell["methods"]["retrain"]) if "retrain" in cell["methods"] else {}
-        depth = "probe_acc" if cell["request"]["kind"] == "classes" else "mia_loss_auc"
+        depth = "probe_acc" if cell["request"]["kind"] in ("classes", "subclasses") else "mia_loss_auc"
         for method, own in cell["methods"].items():
             apart = [distances(own_figures, oracle.get(seed, {})) for seed, own_figures in flat(own).items()]
             pairs = [(d["js_divergence"], 100 * d[depth]) for d in apart if "js_divergence" in d and depth in d]

@@ -1,6 +1,6 @@
 """``python -m megu_cli`` is ``megu``."""
 
-from megu_cli.cli.app import main
+from megu_cli.cli.app import script
 
 if __name__ == "__main__":
-    main()
+    script()

@@ -270,10 +270,11 @@ class Arena:
         settings: dict[str, Any] = {"seed": self.seed, "out": self.folder, "data.limit": limit}
         if config.compare.tune_limit is not None:
             settings["model.checkpoint"] = None  # it has seen all images
-        if limit != config.data.limit and request.kind in ("samples", "subjects"):
-            # Few of those named are among fewer images: as large a share of them.
+        if limit != config.data.limit and (config.forget.samples or config.forget.subjects):
+            # Few of those named are among fewer images: all of their classes, or as large a share of the images.
             share = len(request.forget) / (len(request.forget) + len(request.retain))
-            settings["forget"] = {"random": {"fraction": share}, "already": config.forget.already}
+            named = {"classes": self._owners} if request.kind == "classes" else {"random": {"fraction": share}}
+            settings["forget"] = {**named, "already": config.forget.already}
         work = self.base.sibling(changed(config, settings), request=False, data=limit == config.data.limit)
         if config.compare.tune_limit is not None and work.own_checkpoint:
             raise ConfigError(
@@ -419,17 +420,22 @@ class Arena:
 
     @cached_property
     def _tuning(self) -> Workspace:
-        request, data, config = self.work.request, self.work.data, self.work.config
-        if request.kind != "subclasses":
+        config = self.work.config
+        if self.work.request.kind != "subclasses":
             return self.work
-        owners = sorted({data.classes[int(data.concept_class[c])] for c in request.concepts})
         settings = {
             "seed": self.seed,
-            "forget": {"classes": owners, "already": config.forget.already},
+            "forget": {"classes": self._owners, "already": config.forget.already},
             "out": self.folder / "tune",
             "model.checkpoint": self.work.checkpoint_file,
         }
         return self.work.sibling(changed(config, settings), request=False)
+
+    @property
+    def _owners(self) -> list[str]:
+        """The classes of what is asked for."""
+        data, request = self.base.data, self.base.request
+        return sorted({data.classes[int(data.concept_class[c])] for c in request.asked})
 
     def _made(
         self, name: str, given: Mapping[str, Any], work: Workspace, folder: Path
@@ -497,7 +503,7 @@ class Arena:
 
         version, own = "1", dict(given)
         judging = STAGES["eval"]
-        settings = {"seed": self.seed, **({} if score else work.settings(judging.settings))}
+        settings = {"seed": self.seed, **work.settings(("model.name",) if score else judging.settings)}
         inputs = {key: work.digest(key) for key in ("train_data", "test_data", "forget")}
         inputs["checkpoint"] = self.work.digest("checkpoint")
         if name == "retrain":
@@ -565,9 +571,13 @@ def score(model: nn.Module, work: Workspace) -> float:
         raise ConfigError("--tune selects on held-out images, and there are none", "Raise data.validation.")
     forgotten = accuracy(model, data.train, request.forget, work.device, batch=size)
     target = 0.0
-    if not request.classes:
-        same = data.validation & torch.isin(data.train.labels, data.train.labels[request.forget].unique())
-        target = accuracy(model, data.train, torch.where(same)[0], work.device, batch=size)
+    labels = data.train.labels[request.forget]
+    known = labels[~torch.isin(labels, torch.tensor(request.classes, dtype=torch.int64))]
+    if len(known):  # of a class that is wholly forgotten nothing is right
+        same = torch.where(data.validation & torch.isin(data.train.labels, known.unique()))[0]
+        same = same[~torch.isin(same, request.known)]
+        right = accuracy(model, data.train, same, work.device, batch=size)
+        target = right * len(known) / len(labels)
     return accuracy(model, data.train, request.validation, work.device, batch=size) - abs(forgotten - target)
 
 

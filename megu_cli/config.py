@@ -25,6 +25,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+# Neither true nor 3.0 is an index.
+_NameOrIndex = Annotated[str, Field(strict=True)] | Annotated[int, Field(strict=True)]
 # What holds, or lists, the weights in a directory of transformers.
 _HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -154,10 +156,10 @@ class RandomForget(_Section):
 class ForgetConfig(_Section):
     """What to forget: exactly one of classes, subclasses, samples, subjects, random."""
 
-    classes: list[str | int] | None = Field(None, description="class names (or indices): forget whole classes")
+    classes: list[_NameOrIndex] | None = Field(None, description="class names (or indices): forget whole classes")
     subclasses: list[str] | None = Field(None, description="members of data.superclasses: forget sub-classes")
     samples: Path | None = Field(None, description="CSV with one training index or relative path per line")
-    subjects: list[str | int] | None = Field(None, description="ids of data with subjects: everything of a person")
+    subjects: list[_NameOrIndex] | None = Field(None, description="ids of data with subjects: everything of a person")
     random: RandomForget | None = Field(None, description="{fraction: 0.03} or {count: 100}")
     duplicates: Literal["include", "warn"] = Field(
         "include",
@@ -203,8 +205,8 @@ class MLLMConfig(_Section):
     allow_remote: bool = Field(False, description="endpoint: images may be sent to a host that is not this machine")
     images: Literal["auto", "retain-only", "none"] = Field(
         "auto",
-        description="which images may be shown: auto (retained ones; forgotten ones only where the whole class is "
-        "forgotten) | retain-only | none (rate by name alone)",
+        description="which images may be shown: auto (retained ones; forgotten ones only where a class or sub-class "
+        "is asked for) | retain-only | none (rate by name alone)",
     )
     images_per_class: Count = Field(8, description="images shown of each class that is asked about")
     image_size: Count = Field(448, description="images are downsized to this many pixels on the longer side")
@@ -522,6 +524,27 @@ def get(config: BaseModel, key: str) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a class may be called no, 007, 1:30 or 2026-01-31.
+
+    YAML 1.1 makes of these a truth value, numbers to other bases and a date. Here they are text, which pydantic reads
+    as a truth value or a number where a setting is one.
+    """
+
+
+# PyYAML's resolvers by first character, without those for scalars but null; then the plain ones.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag.endswith((":null", ":merge"))]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _form, _first in (
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_form), list(_first))
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
@@ -530,7 +553,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -543,7 +566,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not sep or not key.strip():
         raise ConfigError(f"--set {override!r} is not of the form key.subkey=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         value = text
     for part in reversed(key.strip().split(".")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
@@ -39,8 +40,10 @@ def listed(path: Path, data: Dataset, key: str, gone: bool = False) -> list[int]
             seen[position] = line
 
     for line, cell in _cells(path, key):
-        if not cell.lstrip("-").isdigit():
+        if not re.fullmatch(r"-?[0-9]+", cell):
             wanted.setdefault(_tidy(cell), []).append((line, cell))
+        elif data.test_made:
+            faults.add(f"{key}: line {line}: {cell}: where megu makes the test split an index names nothing that lasts")
         elif 0 <= int(cell) < number:
             take(line, cell, int(cell))
         else:
@@ -63,7 +66,7 @@ def listed(path: Path, data: Dataset, key: str, gone: bool = False) -> list[int]
             for line, cell in cells:
                 why = "is a test image: nothing was trained on it" if name in unseen else "is no image of the data"
                 faults.add(f"{key}: line {line}: {cell} {why}")
-    faults.check()
+    faults.check("Give relative paths." if data.test_made else "")
     return sorted(seen)
 
 

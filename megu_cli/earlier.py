@@ -11,7 +11,7 @@ import torch
 
 from megu_cli import artifacts
 from megu_cli.checkpoints import UNLEARNED
-from megu_cli.config import load_config
+from megu_cli.config import Config, DataConfig, load_config
 from megu_cli.data import Dataset, holding_out
 from megu_cli.deletion_list import listed
 from megu_cli.errors import ConfigError, DataError
@@ -24,15 +24,60 @@ class Already:
     Args:
         given: The setting; ``None`` where nothing is said.
         checkpoint: The user's own, where there is one.
+        data: Of this run; ``None`` does not hold that of earlier configs against it.
+        within: The configs that led here, from one's ``forget.already`` to the next one's.
     """
 
-    def __init__(self, given: Sequence[Path] | None, checkpoint: Path | None) -> None:
-        self.given, self.checkpoint = given, checkpoint
+    def __init__(
+        self,
+        given: Sequence[Path] | None,
+        checkpoint: Path | None = None,
+        data: DataConfig | None = None,
+        within: Sequence[Path] = (),
+    ) -> None:
+        self.given, self.checkpoint, self.data, self.within = given, checkpoint, data, within
+
+    @cached_property
+    def configs(self) -> list[tuple[Config, Already]]:
+        """The configs among them, each with what was forgotten before it.
+
+        Raises:
+            ConfigError: One cannot be read, names itself, or drew its images at random from other data.
+        """
+        found = []
+        for path in self.given or []:
+            if path.suffix not in (".yaml", ".yml"):
+                continue
+            chain = [*self.within, path.resolve()]
+            if path.resolve() in self.within:
+                raise ConfigError(f"forget.already: {path} leads back to itself")
+            config = load_config(path)
+            if config.forget.random and self.data and _drawn_from(config.data) != _drawn_from(self.data):
+                raise ConfigError(
+                    f"forget.already: {path} drew images at random, and from other data than these",
+                    "Name its run directory, which says which they were.",
+                )
+            found.append((config, Already(config.forget.already, None, self.data, chain)))
+        return found
 
     @property
     def lists(self) -> list[Path]:
         """The deletion lists."""
-        return [path for path in self.given or [] if path.suffix == ".csv"]
+        own = [path for path in self.given or [] if path.suffix == ".csv"]
+        asked = [config.forget.samples for config, _ in self.configs if config.forget.samples]
+        return [*own, *asked, *(path for _, before in self.configs for path in before.lists)]
+
+    @property
+    def subjects(self) -> list[str]:
+        """The people that configs name."""
+        asked = [str(person) for config, _ in self.configs for person in config.forget.subjects or []]
+        return [*asked, *(person for _, before in self.configs for person in before.subjects)]
+
+    @property
+    def contents(self) -> list[int]:
+        """Contents of the single images that runs have forgotten."""
+        own = [content for _, contents in self.records for content in contents]
+        return [*own, *(content for _, before in self.configs for content in before.contents)]
 
     @cached_property
     def records(self) -> list[tuple[list[str], list[int]]]:
@@ -60,7 +105,7 @@ class Already:
         """All of it, in a data set. Images that are no longer in the data need no mention.
 
         Raises:
-            MeguError: See `records`; or a concept is not in the data, or a list or config is at fault.
+            MeguError: See `records` and `configs`; or a concept is not in the data, or a list is at fault.
         """
         result = Earlier()
         for concepts, contents in self.records:
@@ -68,13 +113,17 @@ class Already:
         for path in self.given or []:
             if path.suffix == ".csv":
                 result = result.joined(of_list(data, path))
-            elif path.suffix in (".yaml", ".yml"):
-                config = load_config(path)
-                # A random request was drawn from what was not held out then.
-                there = holding_out(data, config.data.validation, config.data.validation_from == "test")
-                then = resolve(there, **asked(config.forget), seed=config.seed)
-                result = result.joined(Earlier(then.forget, then.concepts))
+        for config, before in self.configs:
+            # A random request was drawn from what was not held out then.
+            there = holding_out(data, config.data.validation, config.data.validation_from == "test")
+            then = resolve(there, **asked(config.forget), earlier=before.resolved(data), seed=config.seed)
+            result = result.joined(Earlier(torch.cat([then.forget, then.already]), then.concepts))
         return result
+
+
+def _drawn_from(data: DataConfig) -> dict[str, Any]:
+    """What tells that there are other images to draw from."""
+    return data.model_dump(include={"name", "limit", "test_fraction"})
 
 
 def of_record(data: Dataset, concepts: Sequence[str], contents: Sequence[int]) -> Earlier:

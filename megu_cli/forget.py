@@ -31,7 +31,8 @@ class Request:
     """A forget request, resolved against a data set.
 
     Attributes:
-        kind: Which of the requests it is.
+        kind: Which of the requests it is; ``classes``, too, where a list, people or a draw are all that there was of
+            classes.
         forget: (N_f,) int64, sorted positions of D_f in the training split. A requested image always belongs to it,
             also where it would have been held out for validation.
         retain: (N_r,) int64, positions of D_r without the validation sample.
@@ -42,6 +43,9 @@ class Request:
         asked: Concepts that occur in D_f, sorted: the rows that the transition matrix needs.
         already: (N_a,) int64, positions forgotten by earlier requests: in neither D_f nor D_r nor the validation.
         copies: (N_c,) int64, positions with the same content as an image of the request: in D_f, or left in D_r.
+        known: (N_k,) int64, borrowed positions that equal single images to forget, or show the same people: no images
+            to tell by how sure the model is of what it has not seen.
+        single: Images or people were asked for, not classes, whatever ``kind`` has become: no rater is shown them.
     """
 
     kind: Kind
@@ -53,13 +57,18 @@ class Request:
     asked: list[int]
     already: Tensor = field(default_factory=_none)
     copies: Tensor = field(default_factory=_none)
+    known: Tensor = field(default_factory=_none)
+    single: bool = False
 
     @property
     def digest(self) -> str:
         """Digest of what is forgotten and what is retained."""
         parts: list[Any] = [self.kind, self.forget.tolist(), len(self.retain), self.classes, self.concepts]
+        # Keys of requests without these stay as they were.
         if len(self.already):
             parts.append(self.already.tolist())
+        if len(self.known):
+            parts.append({"known": self.known.tolist()})
         return digest(parts)
 
 
@@ -146,16 +155,21 @@ def resolve(
             raise DataError(f"forget.random asks for {number} of {len(trained)} images")
         order = torch.randperm(len(trained), generator=generator(seed, "forget", "random"))
         mask[trained[order[:number]]] = True
+    key = kind
     before = torch.zeros_like(mask)
     before[earlier.positions] = True
-    forgotten = sorted({*forgotten, *earlier.concepts})
-    # What is borrowed was never trained on: of what is forgotten it is no part, nor of what is kept.
-    nowhere = lent & (mask | before | torch.isin(data.train.concepts, torch.tensor(forgotten, dtype=torch.int64)))
+    borrowed = lent & (mask | before)
     mask &= ~lent
+    # A list may hold all that there was of a concept: a model that never saw it does not know it.
+    trained_on = data.train.concepts[~mask & ~before & ~data.validation]
+    emptied = {*data.train.concepts[(mask | before) & ~lent].tolist()} - {*trained_on.unique().tolist()}
+    forgotten = sorted({*forgotten, *emptied, *earlier.concepts})
+    # What is borrowed was never trained on: of what is forgotten it is no part, nor of what is kept.
+    nowhere = borrowed | torch.isin(data.train.concepts, torch.tensor(forgotten, dtype=torch.int64))
     if not mask.any():
-        raise DataError(f"the forget set is empty: forget.{kind} matches no training image")
+        raise DataError(f"the forget set is empty: forget.{key} matches no training image")
     if not (mask & ~before).any():
-        raise DataError(f"forget.{kind} names nothing that forget.already does not name")
+        raise DataError(f"forget.{key} names nothing that forget.already does not name")
     before &= ~mask & ~lent
     gone = torch.ones(len(data.classes), dtype=torch.bool)
     kept = torch.ones(len(data.concepts), dtype=torch.bool)
@@ -163,19 +177,26 @@ def resolve(
     gone[data.concept_class[kept]] = False
     if int((~gone).sum()) < 2:
         raise DataError(
-            f"forget.{kind} leaves {int((~gone).sum())} of {len(data.classes)} classes",
+            f"forget.{key} leaves {int((~gone).sum())} of {len(data.classes)} classes",
             "At least two must remain for a classifier to be one.",
         )
+    retain = torch.where(~mask & ~before & ~data.validation)[0]
+    if not len(retain):
+        raise DataError(f"forget.{key} leaves no training image")
+    if kind != "subclasses" and gone[data.train.labels[mask]].all():
+        kind = "classes"
     return Request(
         kind=kind,
         forget=torch.where(mask)[0],
-        retain=torch.where(~mask & ~before & ~data.validation)[0],
+        retain=retain,
         validation=torch.where(~mask & ~before & ~nowhere & data.validation)[0],
         classes=torch.where(gone)[0].tolist(),
         concepts=forgotten,
         asked=data.train.concepts[mask].unique().tolist(),
         already=torch.where(before)[0],
         copies=same,
+        known=torch.where(borrowed)[0] if key in ("samples", "subjects") else _none(),
+        single=key not in ("classes", "subclasses"),
     )
 
 
@@ -196,6 +217,10 @@ def asked(settings: ForgetConfig) -> dict[str, Any]:
 def notes(data: Dataset, request: Request, duplicates: str) -> list[str]:
     """What the user should know of a request, a line each."""
     lines = []
+    whole = [data.concepts[c] for c in request.asked if c in request.concepts]
+    if whole and request.single:
+        named = ", ".join(whole[:5]) + (f" and {len(whole) - 5} more" if len(whole) > 5 else "")
+        lines.append(f"these are all training images of {named}: forgotten as a whole, like forget.classes")
     if len(request.copies):
         named = ", ".join(data.train.names[i] for i in request.copies[:5].tolist())
         more = f" and {len(request.copies) - 5} more" if len(request.copies) > 5 else ""

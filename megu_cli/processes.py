@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import ConfigError
 
@@ -160,17 +159,3 @@ def crew(device: str) -> Crew:
     from megu_cli.runtime import resolve_device
 
     return _Launched(cpu=resolve_device(device).type == "cpu")
-
-
-def leave(code: str | int | None) -> NoReturn:
-    """End this process, as ``sys.exit`` does for one.
-
-    One of several does not wait for the interpreter to be taken apart: a thread of torch's gloo may then still hold
-    tensors of the last exchange, and aborts the process when it lets go of them (pytorch/pytorch#190489).
-    """
-    if world() == 1:
-        sys.exit(code)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # its reader has gone
-            stream.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))

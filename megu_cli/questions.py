@@ -34,13 +34,14 @@ def _shown(concept: int, data: Dataset, request: Request, settings: MLLMConfig) 
         return []
     shown = data.train.concepts == concept
     shown[data.own :] = False
-    if settings.images == "retain-only" or concept not in request.concepts:
+    whole = concept in request.concepts and not request.single
+    if settings.images == "retain-only" or not whole:
         shown[request.forget] = False
     positions = torch.where(shown)[0].tolist()
     if not positions:
         raise DataError(
             f"mllm.images: {settings.images} leaves no image of {data.concepts[concept]} to show",
             "All of its training images are to be forgotten. Set mllm.images to none, to rate by name alone"
-            + (", or to auto." if concept in request.concepts else "."),
+            + (", or to auto." if whole else "."),
         )
     return sampled(data.train, positions, settings.images_per_class)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -42,10 +43,11 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A requirement, and what was measured; ``value`` is ``None`` where there is no such figure here."""
+    """A requirement, and what was measured; ``value`` is ``None`` where there is no such figure here, and ``why``."""
 
     requirement: Requirement
     value: float | None
+    why: str = ""
 
     @property
     def met(self) -> bool:
@@ -56,9 +58,11 @@ class Verdict:
     @property
     def measured(self) -> str:
         """The figure, or why there is none."""
+        if self.value == math.inf:
+            return "never"
         if self.value is not None:
             return f"{self.value:.4f}"
-        return "no such figure " + ("in this run" if self.requirement.name in _OWN else "without an oracle")
+        return f"no such figure {self.why}"
 
 
 def parse(texts: Iterable[str]) -> list[Requirement]:
@@ -87,5 +91,16 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
 
 def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) -> list[Verdict]:
     """Hold an evaluation, the body of eval.json, against requirements."""
-    figures = {**evaluation["time"], **evaluation["comparison"].get("unlearned", {}), **evaluation["unlearned"]}
-    return [Verdict(requirement, figures.get(requirement.name)) for requirement in requirements]
+    compared = evaluation["comparison"].get("unlearned", {})
+    figures = {**evaluation["time"], **compared, **evaluation["unlearned"]}
+    if "relearn_epochs" in figures and figures["relearn_epochs"] is None:
+        figures["relearn_epochs"] = math.inf  # it was measured: within these epochs the knowledge does not come back
+
+    def why(name: str) -> str:
+        if name in _OWN:
+            return "in this run"
+        if not compared:
+            return "without an oracle"
+        return "since both were not timed on one machine" if name in _TIMES else "without the labels"
+
+    return [Verdict(r, figures.get(r.name), why(r.name)) for r in requirements]

@@ -145,7 +145,7 @@ class Workspace:
     def _already(self) -> Already:
         from megu_cli.earlier import Already
 
-        return Already(self.config.forget.already, self.own_checkpoint)
+        return Already(self.config.forget.already, self.own_checkpoint, self.config.data)
 
     @property
     def _reserved(self) -> Reserved:
@@ -157,8 +157,8 @@ class Workspace:
         lists = [asked.samples, *before.lists]
         return Reserved(
             frozenset(name for path in lists if path is not None for name in paths_in(path)),
-            frozenset(map(str, asked.subjects or [])),
-            frozenset(content for _, contents in before.records for content in contents),
+            frozenset([*map(str, asked.subjects or []), *before.subjects]),
+            frozenset(before.contents),
         )
 
     @cached_property
@@ -386,10 +386,10 @@ class Workspace:
         """Write the remembered digests to the run directory, where they changed.
 
         Args:
-            only_beside_runs: Do so only where something ran before, and never fail: for commands that write nothing
-                else, and would read gigabytes of weights again each time.
+            only_beside_runs: Do so only where a run left some that were not purged, and never fail: for commands that
+                write nothing else, and would read gigabytes of weights again each time.
         """
-        if only_beside_runs and not self.log.file.is_file():
+        if only_beside_runs and not (self.memo.file and self.memo.file.is_file()):
             return
         try:
             self.memo.keep()

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from megu_cli import data, training
+from megu_cli.cli.app import leave
 from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.noise import train_noise
 from megu_cli.models import build
-from megu_cli.processes import crew, leave
+from megu_cli.processes import crew
 from megu_cli.resume import Resume
 from megu_cli.runtime import seeded
 

@@ -190,6 +190,18 @@ def test_the_score_by_hand(small, monkeypatch):
     monkeypatch.setattr("megu_cli.training.accuracy", says)
     assert score(nn.Identity(), single) == pytest.approx(0.8 - abs(0.3 - 0.8))
 
+    # A class that was forgotten before changes nothing; of one that a list holds all of, nothing is to be right.
+    small.with_name("eights.yaml").write_text(small.read_text())
+    before = {"random": {"count": 40}, "already": [str(small.with_name("eights.yaml"))]}
+    single = Workspace(changed(load_config(small), {"forget": before}))
+    assert single.request.classes
+    assert score(nn.Identity(), single) == pytest.approx(0.8 - abs(0.3 - 0.8))
+    labels, held = single.data.train.labels, single.data.validation
+    listed = torch.cat([torch.where((labels == 3) & ~held)[0], torch.where((labels == 5) & ~held)[0][:10]])
+    small.with_name("list.csv").write_text("\n".join(map(str, listed.tolist())))
+    single = Workspace(changed(load_config(small), {"forget": {"samples": small.with_name("list.csv")}}))
+    assert score(nn.Identity(), single) == pytest.approx(0.8 - abs(0.3 - 0.8 * 10 / len(listed)))
+
 
 def test_every_seed_has_the_same_request(tmp_path):
     file = write_config(tmp_path, forget={"random": {"count": 30}}, compare={"methods": ["mask"], "seeds": 2})

@@ -46,6 +46,19 @@ def test_a_value_may_hold_an_equals_sign_and_a_request_is_replaced_whole(tmp_pat
     assert config.forget.classes is None
 
 
+def test_names_that_yaml_would_take_for_something_else(tmp_path):
+    file = write_config(tmp_path)
+    names = "no, yes, off, 001, 010, 0x1f, 1:30, 1_000, 2026-01-31"
+    assert load_config(file, [f"forget.classes=[{names}]"]).forget.classes == names.split(", ")
+    assert load_config(file, ["forget.classes=[7, '7']"]).forget.classes == [7, "7"]
+    for wrong in ("3.0", "true", "null"):
+        with pytest.raises(ConfigError, match=r"forget\.classes"):
+            load_config(file, [f"forget.classes=[{wrong}]"])
+    # Where a truth value or a number is meant, they are still ones.
+    config = load_config(file, ["eval.oracle=yes", "data.limit=1_000", "finetune.lr=1e-2", "noise.lr=.5"])
+    assert (config.eval.oracle, config.data.limit, config.finetune.lr, config.noise.lr) == (True, 1000, 0.01, 0.5)
+
+
 def test_a_section_that_is_missing_is_named(tmp_path):
     file = tmp_path / "megu.yaml"
     file.write_text("data: {name: digits}\nforget: {classes: [1]}\n")

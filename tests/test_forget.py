@@ -11,7 +11,7 @@ from megu_cli import data
 from megu_cli.cli import tables
 from megu_cli.earlier import of_list, of_record, record, recorded
 from megu_cli.errors import DataError
-from megu_cli.forget import Kind, notes, resolve
+from megu_cli.forget import Earlier, Kind, notes, resolve
 from megu_cli.report import content
 
 
@@ -70,6 +70,40 @@ def test_listed_images_belong_to_the_forget_set_even_if_held_out(digits, tmp_pat
     assert request.asked == sorted({int(digits.train.labels[i]) for i in (held, kept)})
     assert (request.classes, request.concepts) == ([], [])
     check(request, digits)
+
+
+def test_a_list_of_all_of_a_class_forgets_the_class(digits, coarse, tmp_path):
+    eights = torch.where((digits.train.labels == 8) & ~digits.validation)[0].tolist()
+    file = tmp_path / "list.csv"
+    file.write_text("\n".join(map(str, eights)))
+    request = resolve(digits, samples=file)
+    assert (request.kind, request.classes, request.concepts, request.single) == ("classes", [8], [8], True)
+    # Those that were held out are unknown to a retrained model, too: nothing is selected by them.
+    assert 8 not in digits.train.labels[request.validation]
+    assert notes(digits, request, "include")[0].startswith("these are all training images of 8")
+
+    file.write_text("\n".join(map(str, [*eights, *torch.where(digits.train.labels == 3)[0][:2].tolist()])))
+    mixed = resolve(digits, samples=file)
+    assert (mixed.kind, mixed.classes) == ("samples", [8])
+    # Of what was forgotten before, one after the other, nothing is left either.
+    before = Earlier(torch.tensor(eights[:-1]))
+    file.write_text(str(eights[-1]))
+    assert resolve(digits, samples=file, earlier=before).classes == [8]
+
+    file.write_text("\n".join(map(str, torch.where(coarse.train.concepts == 8)[0].tolist())))
+    part = resolve(coarse, samples=file)
+    assert (part.kind, part.classes, part.concepts) == ("samples", [], [8])
+
+
+def test_lines_that_are_no_number(digits, tmp_path):
+    (tmp_path / "list.csv").write_text("--5\n²\n-1\n")
+    with pytest.raises(DataError, match=r"(?s)--5 is no image.*² is no image|-1 is no index"):
+        resolve(digits, samples=tmp_path / "list.csv")
+
+
+def test_something_must_remain(digits):
+    with pytest.raises(DataError, match=r"forget\.random leaves 0 of 10 classes"):
+        resolve(digits, count=int((~digits.validation).sum()))
 
 
 def test_a_random_share_follows_the_seed_and_spares_held_out_images(digits):

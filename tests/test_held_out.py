@@ -18,7 +18,7 @@ from megu_cli.data.images import EncodedImages, Joined, MemoryImages, joined
 from megu_cli.data.loading import holding_out
 from megu_cli.data.names import hashed
 from megu_cli.earlier import Already, of_record
-from megu_cli.errors import DataError
+from megu_cli.errors import ConfigError, DataError
 from megu_cli.forget import Earlier, Request, resolve
 from megu_cli.preflight import check
 from megu_cli.questions import questions
@@ -284,6 +284,7 @@ def test_sub_classes():
 
 def test_people_their_copies_and_what_was_forgotten_before(tmp_path):
     rows = [("cat", "train", "ann"), ("dog", "train", "bob"), ("eel", "train", ""), ("eel", "train", "")]
+    rows += [("cat", "train", ""), ("dog", "train", "")]
     rows += [(label, "test", person) for person in ("ann", "bob", "cyd", "dan") for label in ("cat", "dog", "eel")] * 3
     file = people(tmp_path, rows)
     # Line 2 holds the image of a training line that nobody is named for, in the test.
@@ -348,6 +349,43 @@ def test_an_earlier_random_request_is_drawn_from_what_was_held_out_then(tmp_path
     assert torch.equal(known.positions, then.forget)
     assert not torch.equal(resolve(data_now, count=40).forget, then.forget)
     assert torch.equal(holding_out(data_now, 0.1, borrow=False).validation[: data_now.own], data_then.validation)
+
+
+def test_a_config_among_earlier_requests_stands_for_those_before_it_too(tmp_path):
+    first = write_config(tmp_path / "a", forget={"classes": ["8"]})
+    drawn = {"random": {"count": 5}, "already": [str(first)]}
+    second = write_config(tmp_path / "b", forget=drawn)
+    own = Workspace(load_config(second))
+    third = write_config(tmp_path / "c", forget={"classes": ["3"], "already": [str(second)]})
+    request = Workspace(load_config(third)).request
+    assert request.classes == [3, 8]
+    eights = torch.where(own.data.train.labels == 8)[0].tolist()
+    threes = own.request.forget[own.data.train.labels[own.request.forget] == 3].tolist()
+    assert request.already.tolist() == sorted({*eights, *own.request.forget.tolist()} - {*threes})
+
+    write_config(tmp_path / "a", forget={"classes": ["8"], "already": [str(second)]})
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        _ = Workspace(load_config(third)).request
+    write_config(tmp_path / "a", forget={"classes": ["8"]})
+    with pytest.raises(ConfigError, match="drew images at random, and from other data"):
+        _ = Workspace(load_config(third, ["data.limit=500"])).request
+
+
+def test_what_earlier_configs_name_is_in_no_test_split_that_is_made_here(tmp_path):
+    root = folders(tmp_path / "images", train=10) / "train"
+    settings = {"name": "imagefolder", "root": str(root), "image_size": 2, "limit": None}
+    plain = Workspace(load_config(write_config(tmp_path / "plain", data=settings, forget={"classes": [0]})))
+    named = plain.data.test.names[0]
+    (tmp_path / "list.csv").write_text(f"{named}\n")
+    before = write_config(tmp_path / "a", data=settings, forget={"samples": "../list.csv"})
+    after = write_config(tmp_path / "b", data=settings, forget={"classes": [0], "already": [str(before)]})
+    work = Workspace(load_config(after))
+    assert named in work.data.train.names
+    assert named not in work.data.test.names
+    # An index would name another image as soon as one more is reserved.
+    (tmp_path / "list.csv").write_text("0\n")
+    with pytest.raises(DataError, match="an index names nothing that lasts"):
+        _ = Workspace(load_config(before)).request
 
 
 # -- what is measured ----------------------------------------------------------------------------------------------

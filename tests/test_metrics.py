@@ -286,6 +286,15 @@ def test_relearning_counts_epochs_on_a_copy(toy, linear):
     assert not torch.equal(start["1.bias"], before["1.bias"])
 
 
+def test_a_single_image_is_relearned_with_batch_norm(toy):
+    torch.manual_seed(0)
+    pixels = toy.train.images[0].numel()
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(pixels, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 10)
+    )
+    assert relearning.relearn_epochs(net, toy.train, torch.tensor([3]), 1.0, lr=1.0, limit=50) is not None
+
+
 def test_relearning_what_is_known_or_out_of_reach(toy, linear):
     forget = torch.where(toy.train.labels == 0)[0]
     assert relearning.relearn_epochs(linear, toy.train, forget, 0.0) == 0

@@ -342,6 +342,12 @@ def test_saved_data_sets_at_fault(tmp_path):
     datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(str(tmp_path / "text"))
     with refused("0 columns of images", "text (Value)"):
         load(tmp_path / "text", "hf_dataset")
+    # -1 is how a published test split keeps its labels to itself.
+    kept = datasets.load_from_disk(str(hub(tmp_path / "kept", {"train": 9, "test": 6})))
+    secret = kept["test"].map(lambda row: {"kind": -1})
+    datasets.DatasetDict({"train": kept["train"], "test": secret}).save_to_disk(str(tmp_path / "secret"))
+    with refused("6 rows", "have no label", "row 9: kind is -1"):
+        load(tmp_path / "secret", "hf_dataset")
     # A table can name files instead of holding them: those must lie in the root too.
     outside = picture(tmp_path / "outside.png")
     named = {"image": [{"bytes": None, "path": str(outside)}] * 3, "label": [0, 1, 0]}
@@ -417,6 +423,11 @@ def test_sixteen_bits_are_scaled():
     ramp = np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)
     for form in ("PNG", "TIFF"):
         assert decoded(Image.fromarray(ramp), form, 1, 2)[0].tolist() == [[0, 100], [200, 255]]
+
+
+def test_sixteen_bits_and_a_transparent_value():
+    ramp = np.array([[0, 257 * 100], [257 * 200, 32768]], np.uint16)
+    assert decoded(Image.fromarray(ramp), "PNG", 1, 2, transparency=257 * 100)[0].tolist() == [[0, 255], [200, 127]]
 
 
 def test_pixels_without_a_known_range_are_refused():

@@ -95,7 +95,7 @@ def test_several_processes_go_on_from_one_checkpoint(results):
 def test_one_of_several_leaves_without_finalization(number, code, said):
     # In which a thread of gloo aborts the process now and then.
     script = (
-        "import atexit; from megu_cli.processes import leave; atexit.register(print, 'apart');"
+        "import atexit; from megu_cli.cli.app import leave; atexit.register(print, 'apart');"
         f"print('whole', end=' '); leave({code})"
     )
     environment = {**subprocess_environment(), "WORLD_SIZE": number}

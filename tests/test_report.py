@@ -328,6 +328,8 @@ def test_purge_deletes_traces_and_all_stays_fresh(run, flags, undrawn):
         assert {state.status for state in states.values()} <= {"fresh", "absent"}, states
         assert states["eval"].status == states["finetune"].status == "fresh"
     assert "not in the run directory any more" in page(run)
+    megu(run, "status")
+    assert not (run / ".digests.npy").exists()
 
 
 def test_purge_asks_and_writes_a_report_first(run, undrawn):

@@ -22,6 +22,20 @@ def test_requirements():
     assert (good.measured, absent.measured) == ("0.0200", "no such figure without an oracle")
     assert judge(parse(["probe_acc<1"]), evaluation)[0].measured == "no such figure in this run"
     assert judge(parse(["time_ratio_total<0.2"]), evaluation)[0].met
+    assert judge(parse(["time_ratio<1"]), evaluation)[0].measured == "no such figure without an oracle"
+    beside = {**evaluation, "comparison": {"unlearned": {"avg_gap": 0.1}}}
+    told = [verdict.measured for verdict in judge(parse(["time_ratio<1", "label_agreement>0.5"]), beside)]
+    assert told == ["no such figure since both were not timed on one machine", "no such figure without the labels"]
     for text in ("x", "a==1", "a<=b", "a<=1.2.3"):
         with pytest.raises(ConfigError):
             parse([text])
+
+
+def test_what_never_comes_back_is_later_than_any_bound():
+    evaluation = {"unlearned": {"relearn_epochs": None}, "comparison": {}, "time": {}}
+    late, soon = judge(parse(["relearn_epochs>=5", "relearn_epochs<=5"]), evaluation)
+    assert late.met
+    assert not soon.met
+    assert late.measured == "never"
+    evaluation["unlearned"] = {}  # it was not asked for
+    assert not judge(parse(["relearn_epochs>=5"]), evaluation)[0].met

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import sys
 import time
 import traceback
+from typing import NoReturn
 
 import typer
 
 from megu_cli.cli import commands
 from megu_cli.errors import MeguError
-from megu_cli.processes import leave, rank
+from megu_cli.processes import rank, world
 
 # Seconds that another process waits for the first to find the same fault.
 _PATIENCE = 60.0
@@ -33,33 +35,60 @@ app = typer.Typer(
 commands.register(app)
 
 
+def script() -> NoReturn:
+    """The ``megu`` script, and ``python -m megu_cli``: `main`, and the end of this process."""
+    try:
+        main()
+    except SystemExit as ended:
+        leave(ended.code)
+    leave(0)
+
+
+def leave(code: str | int | None) -> NoReturn:
+    """End this process, as ``sys.exit`` does for one.
+
+    One of several does not wait for the interpreter to be taken apart: a thread of torch's gloo may then still hold
+    tensors of the last exchange, and aborts the process when it lets go of them (pytorch/pytorch#190489).
+    """
+    if world() == 1:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader has gone
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 def main() -> None:
-    """Run the command line; called by the ``megu`` script."""
+    """Run the command line.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
     # Read here, since what fails may fail before the options are parsed; -qv is -q -v.
     verbose = any(argument == "--verbose" or re.fullmatch(r"-\w*v\w*", argument) for argument in sys.argv[1:])
     try:
         app()
-    except SystemExit as exit:
+    except SystemExit:
         # CPython remembers an interrupt that passed through exec(), as imports call it, and `python -m` then dies of
         # SIGINT, though Typer has made an exit of it. The next exec() forgets it.
         exec("")
-        leave(exit.code)
+        raise
     except MeguError as error:
         if verbose:
             traceback.print_exc()
         if rank() > 0:
             _wait_for_the_first(error)
         _report(error.message, error.hint)
-        leave(error.exit_code)
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of a shell pipeline has gone: nothing more to say, and nowhere to say it.
         sys.stderr.close()
-        leave(1)
+        sys.exit(1)
     except Exception as error:
         if verbose:
             traceback.print_exc()
         _report(f"{type(error).__name__}: {error}", "This is a bug, or a limit of this machine; -v shows where.")
-        leave(1)
+        sys.exit(1)
 
 
 def _wait_for_the_first(error: MeguError) -> None:

@@ -153,7 +153,7 @@ def comparison(result: dict[str, Any]) -> None:
     )  # fmt: skip
     for name, failures in result["failed"].items():
         for seed, message in failures.items():
-            console.print(f"[bold red]failed[/]: {name}, seed {seed}: {message}")
+            console.print(f"[bold red]failed[/]: {escape(name)}, seed {seed}: {escape(message)}")
     for name, trials in result["tuned"].items():
         told = ", ".join(f"{key}={value}" for key, value in rows[name]["settings"].items() if key in
                          trials[0]["settings"]) if name in rows else "failed"  # fmt: skip

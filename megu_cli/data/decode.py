@@ -117,14 +117,15 @@ def _flat(image: Image.Image) -> Image.Image:
     """
     from PIL import Image
 
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     if image.mode == "F" or image.mode.startswith("I"):
         pixels: np.ndarray[Any, Any] = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
             raise DataError("its pixels have no fixed range; save it with 8 or 16 bits")
-        return Image.fromarray((pixels // 257).astype(np.uint8))
+        clear = pixels == image.info.get("transparency", -1)
+        return Image.fromarray(np.where(clear, 255, pixels // 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image
 
 

@@ -88,7 +88,13 @@ def hf_dataset(own: Own) -> Raw:
     feature = rows.features[columns["label"]]
     known = getattr(feature, "names", None)
     values = rows[columns["label"]]
-    labels = [known[v] if known and v is not None else str(v) for v in values]
+    faults = Faults(f"rows of {root.path} have no label")
+    for row, v in enumerate(values):
+        # A ClassLabel of -1 is how a published test split keeps its labels to itself.
+        if v is None or (known and not 0 <= v < len(known)):
+            faults.add(f"row {row}: {columns['label']} is {v}")
+    faults.check()
+    labels = [known[v] if known else str(v) for v in values]
     classes, position = ordered(dict.fromkeys(labels), own.classes or known, numeric=True)
     people: dict[str, int] = {}
     whose = None

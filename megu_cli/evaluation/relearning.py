@@ -59,6 +59,8 @@ def relearn_epochs(
         if epoch == limit:
             break
         order = shuffled(forget, len(forget), batch, seed, "relearn", epoch)
+        if len(forget) == 1:
+            order = [forget.repeat(2)]  # batch norm cannot take the variance of one value
 
         def batches(_: int, __: int, order: list[Tensor] = order) -> Iterator[tuple[Tensor, Tensor]]:
             for positions, x in zip(order, split.batches(order, device), strict=True):
