@@ -271,9 +271,12 @@ class Arena:
         if config.compare.tune_limit is not None:
             settings["model.checkpoint"] = None  # it has seen all images
         if limit != config.data.limit and (config.forget.samples or config.forget.subjects):
-            # Few of those named are among fewer images: all of their classes, or as large a share of the images.
+            # Few of those named are among fewer images: all of what they are all of, or as large a share of the images.
             share = len(request.forget) / (len(request.forget) + len(request.retain))
-            named = {"classes": self._owners} if request.kind == "classes" else {"random": {"fraction": share}}
+            named: dict[str, Any] = {
+                "classes": {"classes": self._owners},
+                "subclasses": {"subclasses": [self.base.data.concepts[c] for c in request.asked]},
+            }.get(request.kind, {"random": {"fraction": share}})
             settings["forget"] = {**named, "already": config.forget.already}
         work = self.base.sibling(changed(config, settings), request=False, data=limit == config.data.limit)
         if config.compare.tune_limit is not None and work.own_checkpoint:
@@ -399,8 +402,9 @@ class Arena:
     def trial(self, name: str, number: int, given: Mapping[str, Any], force: bool = False) -> Artifact:
         """The score of one point of a method's grid, from training and validation images alone.
 
-        The score is the accuracy on retained validation images less |accuracy on D_f - target|: target 0 for whole
-        classes, and for single images the accuracy on held-out images of the same classes. A sub-class request is
+        The score is the accuracy on retained validation images less |accuracy on D_f - target|: target 0 for images of
+        wholly forgotten classes, and for others the accuracy on held-out images of their classes (of all that stay,
+        where none of theirs is held out). A sub-class request is
         tuned on forgetting the classes that own the sub-classes.
         """
         folder, work = self._trial(name, number), self._tuning
@@ -576,6 +580,7 @@ def score(model: nn.Module, work: Workspace) -> float:
     if len(known):  # of a class that is wholly forgotten nothing is right
         same = torch.where(data.validation & torch.isin(data.train.labels, known.unique()))[0]
         same = same[~torch.isin(same, request.known)]
+        same = same if len(same) else request.validation
         right = accuracy(model, data.train, same, work.device, batch=size)
         target = right * len(known) / len(labels)
     return accuracy(model, data.train, request.validation, work.device, batch=size) - abs(forgotten - target)

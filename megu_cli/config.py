@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from megu_cli.errors import ConfigError
@@ -25,7 +25,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-# Neither true nor 3.0 is an index.
+# Of names alone, YAML's 7 is the name 7. Where it may be an index as well, neither true nor 3.0 is one.
+_Name = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
 _NameOrIndex = Annotated[str, Field(strict=True)] | Annotated[int, Field(strict=True)]
 # What holds, or lists, the weights in a directory of transformers.
 _HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -56,7 +57,7 @@ class DataConfig(_Section):
         0.2, description="your own data without a test split: share of the images that become one (by hash)"
     )
     follow_links: bool = Field(False, description="your own data: links may lead out of data.root")
-    superclasses: dict[str, list[str]] | None = Field(
+    superclasses: dict[_Name, list[_Name]] | None = Field(
         None, description="superclass -> its classes: turns any data set into a coarse-labelled one"
     )
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -103,7 +104,7 @@ class ModelConfig(_Section):
         description="where the weights stand in the checkpoint, such as state_dict or model_ema; null: found by "
         "names and shapes, an average last",
     )
-    classes: Annotated[list[str], Field(min_length=2)] | Path | None = Field(
+    classes: Annotated[list[_Name], Field(min_length=2)] | Path | None = Field(
         None,
         description="the data's classes in the order of the model's outputs (a list, or a file: a name a line, or "
         "JSON), of your own data also those without images; null: by id2label of a hf: directory, else as in the data",
@@ -157,7 +158,7 @@ class ForgetConfig(_Section):
     """What to forget: exactly one of classes, subclasses, samples, subjects, random."""
 
     classes: list[_NameOrIndex] | None = Field(None, description="class names (or indices): forget whole classes")
-    subclasses: list[str] | None = Field(None, description="members of data.superclasses: forget sub-classes")
+    subclasses: list[_Name] | None = Field(None, description="members of data.superclasses: forget sub-classes")
     samples: Path | None = Field(None, description="CSV with one training index or relative path per line")
     subjects: list[_NameOrIndex] | None = Field(None, description="ids of data with subjects: everything of a person")
     random: RandomForget | None = Field(None, description="{fraction: 0.03} or {count: 100}")
@@ -540,7 +541,7 @@ _Loader.yaml_implicit_resolvers = {
 for _tag, _form, _first in (
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("int", r"[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
-    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
+    ("float", r"(?:[-+]?[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?$", "-+0123456789."),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_form), list(_first))
 

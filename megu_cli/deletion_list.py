@@ -14,6 +14,8 @@ from megu_cli.data.names import composed
 from megu_cli.data.paths import relative
 from megu_cli.errors import DataError, Faults
 
+_INDEX = re.compile(r"-?[0-9]+")
+
 
 def listed(path: Path, data: Dataset, key: str, gone: bool = False) -> list[int]:
     """Positions listed in a CSV: the first column of each line, an index or a relative path.
@@ -40,7 +42,7 @@ def listed(path: Path, data: Dataset, key: str, gone: bool = False) -> list[int]
             seen[position] = line
 
     for line, cell in _cells(path, key):
-        if not re.fullmatch(r"-?[0-9]+", cell):
+        if not _INDEX.fullmatch(cell):
             wanted.setdefault(_tidy(cell), []).append((line, cell))
         elif data.test_made:
             faults.add(f"{key}: line {line}: {cell}: where megu makes the test split an index names nothing that lasts")
@@ -77,6 +79,15 @@ def paths_in(path: Path) -> list[str]:
         DataError: It cannot be read.
     """
     return [_tidy(cell) for _, cell in _cells(path, "forget.samples")]
+
+
+def has_indices(path: Path) -> bool:
+    """Whether a deletion list counts images.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return any(_INDEX.fullmatch(cell) for _, cell in _cells(path, "forget.samples"))
 
 
 def _cells(path: Path, key: str) -> list[tuple[int, str]]:

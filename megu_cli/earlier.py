@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from megu_cli import artifacts
 from megu_cli.checkpoints import UNLEARNED
 from megu_cli.config import Config, DataConfig, load_config
 from megu_cli.data import Dataset, holding_out
-from megu_cli.deletion_list import listed
+from megu_cli.deletion_list import has_indices, listed
 from megu_cli.errors import ConfigError, DataError
 from megu_cli.forget import Earlier, Request, asked, class_positions, resolve
 
@@ -37,12 +37,19 @@ class Already:
     ) -> None:
         self.given, self.checkpoint, self.data, self.within = given, checkpoint, data, within
 
+    @classmethod
+    def told(cls, record: Mapping[str, Any]) -> Already:
+        """What a `record` tells, for other data."""
+        made = cls(None)
+        made.__dict__["records"] = [recorded(record, "the record")]
+        return made
+
     @cached_property
     def configs(self) -> list[tuple[Config, Already]]:
         """The configs among them, each with what was forgotten before it.
 
         Raises:
-            ConfigError: One cannot be read, names itself, or drew its images at random from other data.
+            ConfigError: One cannot be read, leads back to itself, or counts images in other data.
         """
         found = []
         for path in self.given or []:
@@ -52,9 +59,10 @@ class Already:
             if path.resolve() in self.within:
                 raise ConfigError(f"forget.already: {path} leads back to itself")
             config = load_config(path)
-            if config.forget.random and self.data and _drawn_from(config.data) != _drawn_from(self.data):
+            counted = config.forget.random or (config.forget.samples and has_indices(config.forget.samples))
+            if counted and self.data and _counted_in(config.data) != _counted_in(self.data):
                 raise ConfigError(
-                    f"forget.already: {path} drew images at random, and from other data than these",
+                    f"forget.already: {path} draws or counts images in other data than these",
                     "Name its run directory, which says which they were.",
                 )
             found.append((config, Already(config.forget.already, None, self.data, chain)))
@@ -121,8 +129,8 @@ class Already:
         return result
 
 
-def _drawn_from(data: DataConfig) -> dict[str, Any]:
-    """What tells that there are other images to draw from."""
+def _counted_in(data: DataConfig) -> dict[str, Any]:
+    """What tells that there are other images to count or to draw from."""
     return data.model_dump(include={"name", "limit", "test_fraction"})
 
 
@@ -154,12 +162,17 @@ def record(data: Dataset, request: Request) -> dict[str, list[str]]:
     Images are given by the start of their content's sha256, so that the record holds when files are renamed, and tells
     nothing to who does not have the image.
     """
-    both = torch.cat([request.forget, request.already])
-    single = both[~torch.isin(data.train.concepts[both], torch.tensor(request.concepts, dtype=torch.int64))]
+    return recording(data, Earlier(torch.cat([request.forget, request.already]), request.concepts))
+
+
+def recording(data: Dataset, earlier: Earlier) -> dict[str, list[str]]:
+    """A `record` of what was forgotten before."""
+    gone = torch.isin(data.train.concepts[earlier.positions], torch.tensor(earlier.concepts, dtype=torch.int64))
+    single = earlier.positions[~gone]
     # Hashing all pixels of a data set in memory is only worth it where single images were forgotten.
     contents = data.train.images.contents()[single].unique().tolist() if len(single) else []
     return {
-        "concepts": [data.concepts[c] for c in request.concepts],
+        "concepts": [data.concepts[c] for c in earlier.concepts],
         "images": [f"{content & (2**64 - 1):016x}" for content in contents],
     }
 

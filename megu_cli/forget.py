@@ -31,8 +31,8 @@ class Request:
     """A forget request, resolved against a data set.
 
     Attributes:
-        kind: Which of the requests it is; ``classes``, too, where a list, people or a draw are all that there was of
-            classes.
+        kind: Which of the requests it is; ``classes`` or ``subclasses``, too, where a list, people or a draw are all
+            that there was of them.
         forget: (N_f,) int64, sorted positions of D_f in the training split. A requested image always belongs to it,
             also where it would have been held out for validation.
         retain: (N_r,) int64, positions of D_r without the validation sample.
@@ -45,7 +45,7 @@ class Request:
         copies: (N_c,) int64, positions with the same content as an image of the request: in D_f, or left in D_r.
         known: (N_k,) int64, borrowed positions that equal single images to forget, or show the same people: no images
             to tell by how sure the model is of what it has not seen.
-        single: Images or people were asked for, not classes, whatever ``kind`` has become: no rater is shown them.
+        section: Which of the requests was asked.
     """
 
     kind: Kind
@@ -58,7 +58,12 @@ class Request:
     already: Tensor = field(default_factory=_none)
     copies: Tensor = field(default_factory=_none)
     known: Tensor = field(default_factory=_none)
-    single: bool = False
+    section: Kind = "classes"
+
+    @property
+    def single(self) -> bool:
+        """Whether images or people were asked for, not classes, whatever ``kind`` has become."""
+        return self.section not in ("classes", "subclasses")
 
     @property
     def digest(self) -> str:
@@ -185,6 +190,8 @@ def resolve(
         raise DataError(f"forget.{key} leaves no training image")
     if kind != "subclasses" and gone[data.train.labels[mask]].all():
         kind = "classes"
+    elif not kept[data.train.concepts[mask]].any():
+        kind = "subclasses"
     return Request(
         kind=kind,
         forget=torch.where(mask)[0],
@@ -196,7 +203,7 @@ def resolve(
         already=torch.where(before)[0],
         copies=same,
         known=torch.where(borrowed)[0] if key in ("samples", "subjects") else _none(),
-        single=key not in ("classes", "subclasses"),
+        section=key,
     )
 
 
@@ -220,13 +227,14 @@ def notes(data: Dataset, request: Request, duplicates: str) -> list[str]:
     whole = [data.concepts[c] for c in request.asked if c in request.concepts]
     if whole and request.single:
         named = ", ".join(whole[:5]) + (f" and {len(whole) - 5} more" if len(whole) > 5 else "")
-        lines.append(f"these are all training images of {named}: forgotten as a whole, like forget.classes")
+        like = f"; the request is as forget.{request.kind} would be" if request.kind != request.section else ""
+        lines.append(f"all training images of {named} are among these: a retrained model would not know them{like}")
     if len(request.copies):
         named = ", ".join(data.train.names[i] for i in request.copies[:5].tolist())
         more = f" and {len(request.copies) - 5} more" if len(request.copies) > 5 else ""
         what = "are forgotten with them" if duplicates == "include" else "STAY (forget.duplicates: warn)"
         lines.append(f"{len(request.copies)} copies of the images to forget {what}: {named}{more}")
-    if request.kind == "subjects" and data.test.subjects is not None:
+    if request.section == "subjects" and data.test.subjects is not None:
         people = _whose(data)[request.forget].unique()
         unseen = int(torch.isin(data.test.subjects, people).sum())
         if unseen:

@@ -191,8 +191,9 @@ def _told_apart(work: Workspace) -> tuple[Tensor, Tensor]:
 
     A sub-class's class stays: that a probe finds it says nothing.
     """
-    train, test = work.data.train, work.data.test
-    if work.request.kind == "subclasses":
+    train, test, request = work.data.train, work.data.test, work.request
+    part = any(int(work.data.concept_class[c]) not in request.classes for c in request.concepts)
+    if request.kind == "subclasses" or part:
         return train.concepts, test.concepts
     return train.labels, test.labels
 

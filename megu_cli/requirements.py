@@ -58,11 +58,9 @@ class Verdict:
     @property
     def measured(self) -> str:
         """The figure, or why there is none."""
-        if self.value == math.inf:
-            return "never"
-        if self.value is not None:
-            return f"{self.value:.4f}"
-        return f"no such figure {self.why}"
+        if self.value is None:
+            return f"no such figure {self.why}"
+        return "never" if self.value == math.inf else f"{self.value:.4f}"
 
 
 def parse(texts: Iterable[str]) -> list[Requirement]:
@@ -101,6 +99,9 @@ def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) ->
             return "in this run"
         if not compared:
             return "without an oracle"
-        return "since both were not timed on one machine" if name in _TIMES else "without the labels"
+        if name not in _TIMES:
+            return "without the labels"
+        timed = evaluation["time"].get("time_ratio") is not None
+        return "since the retraining had no held-out images" if timed else "since both were not timed on one machine"
 
     return [Verdict(r, figures.get(r.name), why(r.name)) for r in requirements]

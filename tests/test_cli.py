@@ -77,7 +77,9 @@ def test_requirements_are_a_gate(megu, finished):
     answer = megu("eval", "-c", finished, "--require", "retain_test_acc>=1.5", "--json")
     assert answer.code == 3
     value = answer.json["unlearned"]["retain_test_acc"]
-    assert answer.json["requirements"] == [{"requirement": "retain_test_acc>=1.5", "value": value, "met": False}]
+    assert answer.json["requirements"] == [
+        {"requirement": "retain_test_acc>=1.5", "value": value, "measured": f"{value:.4f}", "met": False}
+    ]
     assert f"retain_test_acc is {value:.4f}" in answer.err
     assert {*answer.json["unlearned"], *answer.json["comparison"]["unlearned"]} <= set(NAMES)
 

@@ -54,6 +54,8 @@ def test_names_that_yaml_would_take_for_something_else(tmp_path):
     for wrong in ("3.0", "true", "null"):
         with pytest.raises(ConfigError, match=r"forget\.classes"):
             load_config(file, [f"forget.classes=[{wrong}]"])
+    groups = load_config(file, ["data.superclasses={1: [0, 7], b: [no]}"]).data.superclasses
+    assert groups == {"1": ["0", "7"], "b": ["no"]}
     # Where a truth value or a number is meant, they are still ones.
     config = load_config(file, ["eval.oracle=yes", "data.limit=1_000", "finetune.lr=1e-2", "noise.lr=.5"])
     assert (config.eval.oracle, config.data.limit, config.finetune.lr, config.noise.lr) == (True, 1000, 0.01, 0.5)
@@ -64,6 +66,28 @@ def test_a_section_that_is_missing_is_named(tmp_path):
     file.write_text("data: {name: digits}\nforget: {classes: [1]}\n")
     with pytest.raises(ConfigError, match="model: missing"):
         load_config(file)
+
+
+def test_a_written_config_is_read_as_it_was_meant(tmp_path):
+    names = [
+        "no",
+        "007",
+        "1.5e3",
+        "1.e5",
+        "-.5",
+        "+.5",
+        "1e5",
+        "1_0",
+        "0x1f",
+        ".inf",
+        "2026-01-31",
+        "null",
+        "3.0",
+        "-1",
+    ]
+    file = tmp_path / "megu.yaml"
+    file.write_text(template(DIGITS, "small_cnn", None, names, None, None, None))
+    assert load_config(file).forget.classes == names
 
 
 @pytest.mark.parametrize("text", [DEMO, template(DIGITS, "small_cnn", None, ["8"], None, None, None),

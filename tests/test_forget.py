@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -80,7 +81,10 @@ def test_a_list_of_all_of_a_class_forgets_the_class(digits, coarse, tmp_path):
     assert (request.kind, request.classes, request.concepts, request.single) == ("classes", [8], [8], True)
     # Those that were held out are unknown to a retrained model, too: nothing is selected by them.
     assert 8 not in digits.train.labels[request.validation]
-    assert notes(digits, request, "include")[0].startswith("these are all training images of 8")
+    assert notes(digits, request, "include") == [
+        "all training images of 8 are among these: a retrained model would not know them; the request is as "
+        "forget.classes would be"
+    ]
 
     file.write_text("\n".join(map(str, [*eights, *torch.where(digits.train.labels == 3)[0][:2].tolist()])))
     mixed = resolve(digits, samples=file)
@@ -92,13 +96,15 @@ def test_a_list_of_all_of_a_class_forgets_the_class(digits, coarse, tmp_path):
 
     file.write_text("\n".join(map(str, torch.where(coarse.train.concepts == 8)[0].tolist())))
     part = resolve(coarse, samples=file)
-    assert (part.kind, part.classes, part.concepts) == ("samples", [], [8])
+    assert (part.kind, part.classes, part.concepts) == ("subclasses", [], [8])
 
 
 def test_lines_that_are_no_number(digits, tmp_path):
     (tmp_path / "list.csv").write_text("--5\n²\n-1\n")
-    with pytest.raises(DataError, match=r"(?s)--5 is no image.*² is no image|-1 is no index"):
+    with pytest.raises(DataError) as error:
         resolve(digits, samples=tmp_path / "list.csv")
+    for said in ("line 1: --5 is no image", "line 2: ² is no image", "line 3: -1 is no index"):
+        assert said in error.value.message
 
 
 def test_something_must_remain(digits):
@@ -156,6 +162,26 @@ def test_a_person_with_all_copies(album):
     assert only.forget.tolist() == [0, 3]
     assert "STAY" in notes(album, only, "warn")[0]
     assert 5 in only.retain
+
+
+def test_classes_without_images_are_nothing_to_learn_from(album):
+    more = [*album.classes, "d", "e"]
+    wide = replace(album, classes=more, concepts=more, concept_class=torch.arange(5))
+    with pytest.raises(DataError, match=r"forget\.classes leaves no training image"):
+        resolve(wide, classes=["a", "b", "c"])
+
+
+def test_a_person_who_is_all_of_a_class(album):
+    request = resolve(album, subjects=["ann"], earlier=Earlier(torch.tensor([6])))
+    assert (request.kind, request.section, request.single, request.classes) == ("subjects", "subjects", True, [0])
+    whole = resolve(replace(album, train=replace(album.train, subjects=torch.tensor([0, 1, 1, 0, 1, 1, 0, 1]))),
+                    subjects=["ann"])  # fmt: skip
+    assert whole.kind == "subjects"
+    assert [line[:40] for line in notes(album, whole, "include")] == [
+        "all training images of a are among these",
+        "1 copies of the images to forget are for",
+        "1 test images are of the same subjects: ",
+    ]
 
 
 def test_people_who_are_not_there(album, digits):

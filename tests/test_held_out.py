@@ -367,7 +367,7 @@ def test_a_config_among_earlier_requests_stands_for_those_before_it_too(tmp_path
     with pytest.raises(ConfigError, match="leads back to itself"):
         _ = Workspace(load_config(third)).request
     write_config(tmp_path / "a", forget={"classes": ["8"]})
-    with pytest.raises(ConfigError, match="drew images at random, and from other data"):
+    with pytest.raises(ConfigError, match="draws or counts images in other data"):
         _ = Workspace(load_config(third, ["data.limit=500"])).request
 
 

@@ -24,6 +24,8 @@ def test_requirements():
     assert judge(parse(["time_ratio_total<0.2"]), evaluation)[0].met
     assert judge(parse(["time_ratio<1"]), evaluation)[0].measured == "no such figure without an oracle"
     beside = {**evaluation, "comparison": {"unlearned": {"avg_gap": 0.1}}}
+    late = judge(parse(["time_ratio_reached<1"]), {**beside, "time": {"time_ratio": 0.1}})[0]
+    assert late.measured == "no such figure since the retraining had no held-out images"
     told = [verdict.measured for verdict in judge(parse(["time_ratio<1", "label_agreement>0.5"]), beside)]
     assert told == ["no such figure since both were not timed on one machine", "no such figure without the labels"]
     for text in ("x", "a==1", "a<=b", "a<=1.2.3"):

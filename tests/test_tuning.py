@@ -78,6 +78,31 @@ def test_a_grid_has_four_points_and_the_defaults_are_one_of_them(kind):
         assert any(all(own[key] == value for key, value in point.items()) for point in grid), name
 
 
+def test_settings_that_yaml_gives_as_text_are_what_the_defaults_are():
+    assert methods()["ssd"].settings({"alpha": "1e1"})["alpha"] == 10.0
+    with pytest.raises(ConfigError, match="ssd: alpha is 'much', which is no float"):
+        methods()["ssd"].settings({"alpha": "much"})
+
+
+def test_what_was_forgotten_before_is_the_same_among_fewer_images(tmp_path):
+    before = write_config(tmp_path / "a", forget={"random": {"count": 60}})
+    forget = {"classes": ["3"], "already": [str(before)]}
+    built = comparison(write_config(tmp_path / "b", forget=forget, compare=APART))
+    there, base = built.tuning.work, built.base
+    gone = {base.data.train.names[i] for i in base.request.already.tolist()}
+    assert {there.data.train.names[i] for i in there.request.already.tolist()} == gone & {*there.data.train.names}
+    assert len(there.request.already)
+
+
+def test_a_list_of_all_of_a_class_is_tuned_on_that_class(tmp_path):
+    eights = Workspace(load_config(write_config(tmp_path))).request.forget.tolist()
+    (tmp_path / "list.csv").write_text("\n".join(map(str, eights)))
+    built = comparison(write_config(tmp_path, forget={"samples": "list.csv"}, compare=APART))
+    request = built.tuning.work.request
+    assert (request.kind, request.classes) == ("classes", [8])
+    assert len(request.forget) < len(eights)
+
+
 def test_what_the_config_gives_a_method_is_not_varied(tmp_path):
     settings = {"scrub": {"lr": 0.003}, "ssd": {"alpha": 5.0}}
     built = comparison(write_config(tmp_path, compare={"methods": ["scrub", "ssd"], "settings": settings}))

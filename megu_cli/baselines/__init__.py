@@ -16,6 +16,8 @@ from importlib.metadata import EntryPoint, entry_points
 from itertools import product
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from megu_cli.errors import ConfigError
 
 GROUP = "megu.methods"
@@ -49,11 +51,21 @@ class Method:
         if unknown:
             known = f"Its settings are: {', '.join(own)}." if own else "It has no settings."
             raise ConfigError(f"compare.settings: {self.name} has no setting {', '.join(unknown)}", known)
-        result = {**own, **given}
+        result = {**own, **{key: self._typed(key, value, own[key]) for key, value in given.items()}}
         missing = [key for key, value in result.items() if value is inspect.Parameter.empty]
         if missing:
             raise ConfigError(f"compare.settings: {self.name} needs a value for {', '.join(missing)}")
         return result
+
+    def _typed(self, key: str, value: Any, default: Any) -> Any:
+        """A setting that YAML gives as text, such as 1e-3 or no, as what its default is."""
+        if not isinstance(value, str) or not isinstance(default, (bool, int, float)):
+            return value
+        try:
+            return TypeAdapter(type(default)).validate_python(value)
+        except ValidationError:
+            kind = type(default).__name__
+            raise ConfigError(f"compare.settings: {self.name}: {key} is {value!r}, which is no {kind}") from None
 
 
 # Every grid has as many points, so that no method is tuned harder than another; the defaults are one of them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -495,7 +496,15 @@ def _show_eval(options: Options, config: Config) -> None:
     verdicts = judge(parse(config.eval.require), evaluation)
     result = {name: value for name, value in evaluation.items() if name != "aggregates"}  # for the report alone
     if verdicts:
-        result["requirements"] = [{"requirement": str(v.requirement), "value": v.value, "met": v.met} for v in verdicts]
+        result["requirements"] = [
+            {
+                "requirement": str(v.requirement),
+                "value": v.value if v.value is not None and math.isfinite(v.value) else None,
+                "measured": v.measured,
+                "met": v.met,
+            }
+            for v in verdicts
+        ]
     _show(options, result, tables.evaluation)
     missed = [
         f"{v.requirement} is not met: {'there' if v.value is None else v.requirement.name} is {v.measured}"
@@ -579,7 +588,7 @@ def _show(options: Options, result: dict[str, Any], table: Any) -> None:
     if rank() > 0:
         return
     if options.json:
-        typer.echo(json.dumps(result, ensure_ascii=False))
+        typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
     else:
         table(result)
 

@@ -103,9 +103,8 @@ def evaluation(result: dict[str, Any]) -> None:
         notes.append("masked only hides the logits of what is forgotten: the cheat that a score must tell apart.")
     console.print(" ".join(notes), style="dim")
     for verdict in result.get("requirements", []):
-        value = "no value" if verdict["value"] is None else f"{verdict['value']:.4f}"
         mark, colour = ("met", "green") if verdict["met"] else ("NOT MET", "bold red")
-        console.print(f"{verdict['requirement']}: [{colour}]{mark}[/] ({value})")
+        console.print(f"{verdict['requirement']}: [{colour}]{mark}[/] ({verdict['measured']})")
 
 
 _COMPARISON = {
