@@ -56,9 +56,9 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(tmp_path):
             os.kill(child.pid, signal.SIGKILL)
             kills += 1
         child.wait()
-        # Whatever is there under its own name is whole.
+        # Whatever is there under its own name is whole; beside it may lie a file that was being written.
         for name, content in weights(out).items():
-            assert content == expected[name], name
+            assert name.startswith(".megu-tmp-") or content == expected[name], name
         if not (kills < 10) or (out / "eval.json").exists():
             answer = run("run", "-c", file)
             assert answer.returncode == 0, answer.stderr
