@@ -270,7 +270,7 @@ class Arena:
         settings: dict[str, Any] = {"seed": self.seed, "out": self.folder, "data.limit": limit}
         if config.compare.tune_limit is not None:
             settings["model.checkpoint"] = None  # it has seen all images
-        if limit != config.data.limit and (config.forget.samples or config.forget.subjects):
+        if limit != config.data.limit and request.section in ("samples", "subjects"):
             # Few of those named are among fewer images: all of what they are all of, or as large a share of the images.
             share = len(request.forget) / (len(request.forget) + len(request.retain))
             named: dict[str, Any] = {
@@ -404,8 +404,8 @@ class Arena:
 
         The score is the accuracy on retained validation images less |accuracy on D_f - target|: target 0 for images of
         wholly forgotten classes, and for others the accuracy on held-out images of their classes (of all that stay,
-        where none of theirs is held out). A sub-class request is
-        tuned on forgetting the classes that own the sub-classes.
+        where none of theirs is held out). A sub-class request is tuned on forgetting the classes that own the
+        sub-classes.
         """
         folder, work = self._trial(name, number), self._tuning
         folder.parent.mkdir(exist_ok=True)
@@ -576,13 +576,12 @@ def score(model: nn.Module, work: Workspace) -> float:
     forgotten = accuracy(model, data.train, request.forget, work.device, batch=size)
     target = 0.0
     labels = data.train.labels[request.forget]
-    known = labels[~torch.isin(labels, torch.tensor(request.classes, dtype=torch.int64))]
-    if len(known):  # of a class that is wholly forgotten nothing is right
-        same = torch.where(data.validation & torch.isin(data.train.labels, known.unique()))[0]
-        same = same[~torch.isin(same, request.known)]
+    staying = labels[~torch.isin(labels, torch.tensor(request.classes, dtype=torch.int64))]
+    if len(staying):  # of a class that is wholly forgotten nothing is right
+        held_out = request.held_out(data)
+        same = held_out[torch.isin(data.train.labels[held_out], staying)]
         same = same if len(same) else request.validation
-        right = accuracy(model, data.train, same, work.device, batch=size)
-        target = right * len(known) / len(labels)
+        target = accuracy(model, data.train, same, work.device, batch=size) * len(staying) / len(labels)
     return accuracy(model, data.train, request.validation, work.device, batch=size) - abs(forgotten - target)
 
 

@@ -65,6 +65,11 @@ class Request:
         """Whether images or people were asked for, not classes, whatever ``kind`` has become."""
         return self.section not in ("classes", "subclasses")
 
+    def held_out(self, data: Dataset) -> Tensor:
+        """Positions of held-out images that tell how sure the model is of what it has not seen."""
+        positions = torch.where(data.validation)[0]
+        return positions[~torch.isin(positions, self.known)]
+
     @property
     def digest(self) -> str:
         """Digest of what is forgotten and what is retained."""
@@ -126,12 +131,12 @@ def resolve(
     lent = torch.arange(len(data.train)) >= data.own
     same = _none()
     if classes is not None:
-        kind: Kind = "classes"
+        section: Kind = "classes"
         chosen = torch.tensor(class_positions(classes, data.classes), dtype=torch.int64)
         forgotten = torch.where(torch.isin(data.concept_class, chosen))[0].tolist()
         mask = torch.isin(data.train.labels, chosen)
     elif subclasses is not None:
-        kind = "subclasses"
+        section = "subclasses"
         if data.concepts == data.classes:
             raise DataError(
                 "forget.subclasses needs a coarse-labelled data set", "Set data.superclasses, or use cifar20."
@@ -140,17 +145,17 @@ def resolve(
         mask = torch.isin(data.train.concepts, torch.tensor(forgotten, dtype=torch.int64))
     elif samples is not None or subjects is not None:
         if samples is not None:
-            kind = "samples"
+            section = "samples"
             mask[listed(samples, data, "forget.samples")] = True
         else:
-            kind = "subjects"
+            section = "subjects"
             mask = torch.isin(_whose(data), torch.tensor(_known(subjects or [], data), dtype=torch.int64))
         contents = data.train.images.contents()
         same = torch.where(torch.isin(contents, contents[mask & ~lent]) & ~mask)[0]
         mask[same] = copies
         same = same[same < data.own]
     else:
-        kind = "random"
+        section = "random"
         # Drawn among the images that `megu train` trains on: forgetting one that was held out means nothing.
         free = ~data.validation
         free[earlier.positions] = False
@@ -160,7 +165,6 @@ def resolve(
             raise DataError(f"forget.random asks for {number} of {len(trained)} images")
         order = torch.randperm(len(trained), generator=generator(seed, "forget", "random"))
         mask[trained[order[:number]]] = True
-    key = kind
     before = torch.zeros_like(mask)
     before[earlier.positions] = True
     borrowed = lent & (mask | before)
@@ -172,9 +176,9 @@ def resolve(
     # What is borrowed was never trained on: of what is forgotten it is no part, nor of what is kept.
     nowhere = borrowed | torch.isin(data.train.concepts, torch.tensor(forgotten, dtype=torch.int64))
     if not mask.any():
-        raise DataError(f"the forget set is empty: forget.{key} matches no training image")
+        raise DataError(f"the forget set is empty: forget.{section} matches no training image")
     if not (mask & ~before).any():
-        raise DataError(f"forget.{key} names nothing that forget.already does not name")
+        raise DataError(f"forget.{section} names nothing that forget.already does not name")
     before &= ~mask & ~lent
     gone = torch.ones(len(data.classes), dtype=torch.bool)
     kept = torch.ones(len(data.concepts), dtype=torch.bool)
@@ -182,13 +186,14 @@ def resolve(
     gone[data.concept_class[kept]] = False
     if int((~gone).sum()) < 2:
         raise DataError(
-            f"forget.{key} leaves {int((~gone).sum())} of {len(data.classes)} classes",
+            f"forget.{section} leaves {int((~gone).sum())} of {len(data.classes)} classes",
             "At least two must remain for a classifier to be one.",
         )
     retain = torch.where(~mask & ~before & ~data.validation)[0]
     if not len(retain):
-        raise DataError(f"forget.{key} leaves no training image")
-    if kind != "subclasses" and gone[data.train.labels[mask]].all():
+        raise DataError(f"forget.{section} leaves no training image")
+    kind = section
+    if section != "subclasses" and gone[data.train.labels[mask]].all():
         kind = "classes"
     elif not kept[data.train.concepts[mask]].any():
         kind = "subclasses"
@@ -202,8 +207,8 @@ def resolve(
         asked=data.train.concepts[mask].unique().tolist(),
         already=torch.where(before)[0],
         copies=same,
-        known=torch.where(borrowed)[0] if key in ("samples", "subjects") else _none(),
-        section=key,
+        known=torch.where(borrowed)[0] if section in ("samples", "subjects") else _none(),
+        section=section,
     )
 
 

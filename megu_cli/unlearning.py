@@ -225,8 +225,7 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor, looks: 
     data, given, request = problem.data, problem.labels.keep, problem.request
     rank = unseen.ranks([logits] if looks is None else [logits, looks], problem.true, problem.concepts)
     if given == "auto":
-        held_out = torch.where(data.validation)[0]
-        held_out = held_out[~torch.isin(held_out, request.known)]
+        held_out = request.held_out(data)
         if not len(held_out):
             raise ConfigError(
                 "labels.keep: auto looks at held-out images, and there are none",

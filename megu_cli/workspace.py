@@ -59,8 +59,6 @@ class Workspace:
             request: Keep this forget request, also where the config's seed would draw another.
             data: Keep the data, and who rates them; otherwise the config may name another ``data.limit``.
         """
-        from megu_cli.earlier import Already, recording
-
         other = Workspace(config, self.track)
         other.memo = self.memo
         other.__dict__["device"] = self.device
@@ -68,6 +66,8 @@ class Workspace:
             other._elder = self
             other.__dict__["data"] = self.data
         else:
+            from megu_cli.earlier import Already, recording
+
             # Positions, and draws, mean other images in other data.
             other.__dict__["_already"] = Already.told(recording(self.data, self._already.resolved(self.data)))
         if request:
