@@ -44,9 +44,10 @@ RATINGS = ("uniform", "shuffled", "confusions")
 # Key -> values beside the default's.
 SHARED: dict[str, tuple[Any, ...]] = {
     "mllm.ratings": RATINGS,
-    "labels.source": ("transition", "prediction", "random"),
-    "labels.stand_in": (0.0, 0.3),
-    "labels.alpha": (0.0, 1.5),
+    "labels.source": ("transition+prediction", "transition", "prediction", "random"),
+    "labels.proxy.networks": (1,),
+    "labels.proxy.ratings": (0.0, 0.5),
+    "labels.proxy.prediction": (0.0, 0.2),
     "transition.temperature": (1.0, 10.0),
     "finetune.weight": (0.05, 0.5),
     "finetune.retain_fraction": (0.35, 2.8),
@@ -54,7 +55,7 @@ SHARED: dict[str, tuple[Any, ...]] = {
 }
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "coat": {
-        "noise.use": ("both", "positive", "none"),  # by default negative
+        "noise.use": ("both", "positive", "negative"),  # by default none
         **SHARED,
         "noise.negative": ("away",),
         "noise.strength": ("full",),

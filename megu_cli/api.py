@@ -78,7 +78,7 @@ def unlearn(
         similarity: How similar the forgotten classes' concepts are to the others, from 0 to 10: class -> class ->
             rating; or (K, K) ratings, of which only the forgotten classes' rows are looked at; or the path of a file of
             recorded ratings, such as a similarity.json. ``None``: every class is as near as any other, so that
-            labels follow the model's own prediction and the stand-in alone.
+            labels follow the proxy and the model's own prediction alone.
         validation: Held-out samples that the model was not trained on, of retained classes at least. With them the
             finetuning can stop early, and ``labels.keep: auto`` has something to look at, which single images of
             kept classes need.
@@ -119,7 +119,7 @@ def unlearn(
     candidates = _candidates(problem)
     matrix = unlearning.transition(problem, candidates, _scores(similarity, candidates, names))
     chosen = unlearning.perturb(problem, changed, matrix)
-    pair = unlearning.noise_pair(problem, changed, chosen.perturbing)
+    pair = unlearning.noise_pair(problem, changed, chosen)
     history = unlearning.align(problem, changed, matrix, chosen, pair)
     for ours, own in zip(changed.parameters(), model.parameters(), strict=True):
         ours.requires_grad_(own.requires_grad)

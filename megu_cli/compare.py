@@ -678,7 +678,7 @@ def _grid(name: str, kind: str) -> Sequence[Mapping[str, Any]]:
     """The settings that are tried for a method and a kind of request; see `megu_cli.forget.Kind`."""
     if name in OURS:
         # The score sees no features, so the adversary is not among them.
-        weights = ("auto", 0.2 if kind == "classes" else 0.4)
+        weights = ("auto", 0.4)
         return [{"finetune.weight": weight, "finetune.lr": lr} for weight in weights for lr in (0.02, 0.05)]
     return methods()[name].grid
 

@@ -253,26 +253,46 @@ class TransitionConfig(_Section):
     temperature: Positive = Field(3.0, description="softmax temperature over ratings from 0 to 10")
 
 
+class ProxyConfig(_Section):
+    """The proxy: small networks trained on thumbnails of retained images, never on a forgotten one."""
+
+    images: Count = Field(6000, description="retained images that it is trained on, at most")
+    networks: Count = Field(2, description="networks whose answers are averaged; one takes half the time")
+    width: Count = Field(16, description="channels after the first of three convolutions")
+    passes: Literal["auto"] | Count = Field(
+        "auto", description="passes over its images; auto: as make 60,000 samples, from 10 to 40"
+    )
+    ratings: Literal["auto"] | NonNegative = Field(
+        "auto",
+        description="wholly forgotten classes: exponent of the transition matrix beside the proxy's answer; auto: from "
+        "0 to 2, the more the less accurate the proxy is on held-out images (few retained images)",
+    )
+    prediction: NonNegative = Field(
+        0.4, description="wholly forgotten classes: exponent of the original model's own prediction beside it"
+    )
+
+
 class LabelsConfig(_Section):
     """The perturbing labels."""
 
-    source: Literal["transition+prediction", "transition", "prediction", "random"] = Field(
-        "transition+prediction", description="transition+prediction | transition | prediction | random"
+    source: Literal["auto", "proxy", "transition+prediction", "transition", "prediction", "random"] = Field(
+        "auto",
+        description="auto (proxy; transition+prediction where the proxy is poor, or mode or keep is set) | proxy | "
+        "transition+prediction | transition | prediction | random",
     )
+    proxy: ProxyConfig = Field(default_factory=ProxyConfig)  # type: ignore[arg-type]
     mode: Literal["auto", "hard", "sample", "soft", "matched"] = Field(
-        "auto", description="auto (hard for wholly forgotten classes, else matched) | hard | sample | soft | matched"
+        "auto",
+        description="labels made without the proxy: auto (hard for wholly forgotten classes, else matched) | hard | "
+        "sample | soft | matched; the proxy's are distributions",
     )
-    alpha: NonNegative = Field(0.75, description="exponent of the model's own prediction in T[y,k] * p(k|x)^alpha")
-    stand_in: NonNegative = Field(
-        0.1,
-        description="exponent of what a linear discriminant on thumbnails of retained images says: a stand-in for a "
-        "model that never saw what is forgotten; with transition+prediction only",
+    alpha: NonNegative = Field(
+        0.75, description="transition+prediction: exponent of the model's own prediction in T[y,k] * p(k|x)^alpha"
     )
     keep: Literal["auto"] | Fraction = Field(
         "auto",
         description="soft, sample: mass that stays on the true label; matched: share of the images that keep it; "
-        "auto: what the model gives it on held-out images of the same class, for matched labels of a sub-class as much "
-        "less as random forests on thumbnails lose without it (not where stand_in is 0)",
+        "auto: what the model gives it on held-out images of the same class",
     )
 
 
@@ -281,7 +301,8 @@ class NoiseConfig(_Section):
 
     use: Literal["auto", "both", "positive", "negative", "none"] = Field(
         "auto",
-        description="auto (negative for wholly forgotten classes, else none) | both | positive | negative | none",
+        description="auto (none; negative for hard labels of wholly forgotten classes) | both | positive | negative | "
+        "none",
     )
     negative: Literal["away", "carry"] = Field(
         "carry",
@@ -319,7 +340,7 @@ class FinetuneConfig(_Section):
         description="wholly forgotten classes: weight of the loss on how surely a linear discriminant finds "
         "clean samples in the features; it acts while it finds more than one on thumbnails of the images",
     )
-    clean: Fraction = Field(0.2, description="share of forgotten samples left without noise")
+    clean: Fraction = Field(0.2, description="share of forgotten samples left without noise, where there is noise")
     reassign: bool = Field(
         True,
         description="hard labels follow the current model: argmax of log p(k|x) + beta * log T[y,k]; "
@@ -417,9 +438,7 @@ class Config(_Section):
     def _held_out(self) -> Config:
         looks = self.labels.mode != "hard" and self.labels.keep == "auto" and self.forget.classes is None
         if looks and self.data.validation == 0:
-            raise ValueError(
-                "labels.keep: auto looks at held-out images; raise data.validation or give labels.keep a number"
-            )
+            raise ValueError("labels of images whose class stays need held-out images: raise data.validation")
         return self
 
     @model_validator(mode="after")
@@ -435,7 +454,7 @@ class Config(_Section):
 # What the paper's method is without our additions; a user's own keys still win over these.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "labels": {"mode": "hard", "stand_in": 0.0},
+        "labels": {"source": "transition+prediction", "mode": "hard"},
         "noise": {"use": "both", "negative": "away"},
         "finetune": {"epochs": 2, "reassign": False, "clean": 0.0, "adversary": 0.0},
     }

@@ -86,7 +86,7 @@ STAGES = {
             ("seed", "model.name", "labels"),
             _METHOD,
             ("transition", "checkpoint"),
-            version=5,
+            version=6,
         ),
         Stage(
             "noise",
@@ -96,6 +96,7 @@ STAGES = {
             _METHOD,
             ("checkpoint", "labels"),
             shared=True,
+            version=2,
         ),
         Stage(
             "finetune",
@@ -106,7 +107,7 @@ STAGES = {
             ("transition", "checkpoint", "labels", "noise"),
             ("model.safetensors",),
             shared=True,
-            version=11,
+            version=12,
         ),
         Stage(
             "eval",

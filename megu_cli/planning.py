@@ -20,7 +20,7 @@ from torch.nn import functional
 from megu_cli import measuring, training, unlearning
 from megu_cli.errors import MeguError
 from megu_cli.evaluation import membership, probe
-from megu_cli.method import unseen
+from megu_cli.method import proxy
 from megu_cli.runtime import generator
 from megu_cli.stages import problem
 from megu_cli.unlearning import Labels, Problem
@@ -209,37 +209,44 @@ class _Rehearsal:
         return sum(len(candidate) + 10 for question in self.work.questions for candidate in question.candidates)
 
     def labels(self) -> Estimate:
-        """Predictions on D_f, and on the held-out images where labels look at them; and what a stand-in reads."""
+        """Predictions on D_f and, where labels look at them, on held-out images; and the proxy."""
         given, request = self.problem, self.work.request
         number, classes = len(request.forget), len(self.work.data.classes)
-        soft = 4 * classes if given.label_mode in ("soft", "matched") else 0
-        looks = given.label_mode != "hard" and given.labels.keep == "auto"
+        soft = 4 * classes if given.label_mode != "hard" else 0
+        looks = given.label_mode == "proxy" or (given.label_mode != "hard" and given.labels.keep == "auto")
         images = number + (int(self.work.data.validation.sum()) if looks else 0)
-        seconds = images * self._per_sample
-        known = min(unseen.KNOWN, len(request.retain))
-        if given.has_stand_in:
-            some = _few(request.retain, _SAMPLED)
-            reading = _seconds(lambda: unseen.stand_in(self.work.data.train, some, request.forget[:1], classes))
-            seconds += (known + number) / (len(some) + 1) * reading
-        if given.foresees_loss:
-            parts = _few(request.retain, _SAMPLED), _few(request.forget, _SAMPLED)
-            growing = _seconds(lambda: unseen.left_right(self.work.data.train, *parts))
-            seconds += max(1.0, known / sum(map(len, parts))) * growing
-        return Estimate(0, 0, seconds, self._reading, number * (16 + soft))
+        seconds, steps = images * self._per_sample, 0
+        if given.label_mode == "proxy":
+            steps, asking = self._proxy()
+            seconds += asking
+        return Estimate(steps, 0, seconds, self._reading, number * (16 + soft))
+
+    def _proxy(self) -> tuple[int, float]:
+        """Steps and seconds of the proxy."""
+        settings, request = self.problem.labels.proxy, self.work.request
+        some = _few(request.retain, _SAMPLED)
+        small = settings.model_copy(update={"networks": 1, "passes": 1})
+        split, classes = self.work.data.train, len(self.work.data.classes)
+        # One pass over some images, and their answers.
+        seconds = _seconds(lambda: proxy.answers(split, some, some[:1], classes, small)) / len(some)
+        known = min(settings.images, len(request.retain))
+        samples = proxy.passes(settings, known) * known * settings.networks
+        return proxy.steps(settings, known), seconds * (samples + len(request.forget))
 
     def noise(self) -> Estimate:
         """The noise pair."""
         given = self.problem
-        kinds = {"both": 2, "none": 0}.get(given.noise_use, 1)
+        use = given.noise_use(given.label_mode)
+        kinds = {"both": 2, "none": 0}.get(use, 1)
         if not kinds:
             return Estimate()
         small = replace(given, noise=given.noise.model_copy(update={"steps": 1 + _STEPS}))
-        model, labels = self._model(), self._labels().perturbing
+        model, labels = self._model(), self._labels()
         with _peak(self.device) as memory:
             step = _timed(lambda watch: unlearning.noise_pair(replace(small, track=watch), model, labels))
         image = self.work.data.train.images[0].shape[1:].numel() * self.work.data.channels
         groups = given.true.unique().numel()
-        if given.noise_use in ("both", "positive"):
+        if use in ("both", "positive"):
             groups += min(len(self.work.data.classes) - 1, len(given.true))
         steps = kinds * given.noise.steps
         return Estimate(steps, 0, steps * step, memory(), 4 * groups * given.noise.batch * image)
@@ -304,13 +311,13 @@ class _Rehearsal:
     def _labels(self) -> Labels:
         given, classes = self.problem, len(self.work.data.classes)
         labels = (given.true + 1) % classes
-        target = functional.one_hot(labels, classes).float() if given.label_mode == "soft" else None
+        target = None if given.label_mode == "hard" else functional.one_hot(labels, classes).float()
         return Labels(given.label_mode, labels, target)
 
     def _pair(self) -> dict[str, torch.Tensor]:
         given, labels = self.problem, self._labels().perturbing
         first = next(self.work.data.train.batches([self.work.request.retain[:1]]))
-        use = given.noise_use
+        use = given.noise_use(given.label_mode)
         values = {"positive": labels, "negative": given.true}
         pair: dict[str, torch.Tensor] = {}
         for name, value in values.items():

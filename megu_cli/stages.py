@@ -163,12 +163,18 @@ def labels(work: Workspace, inputs: Inputs) -> Product:
     if made.target is not None:
         tensors["target"] = made.target
     notes = []
-    less = ", less what is lost with a sub-class that was never seen" if given.foresees_loss else ""
+    if made.proxy:
+        body["proxy"] = made.proxy
+        if made.mode != "proxy":
+            notes.append(
+                f"the proxy is right on {made.proxy['held_out_acc']:.0%} of the held-out images, the model on "
+                f"{made.proxy['original_held_out_acc']:.0%}: labels come from the ratings and the prediction instead"
+            )
     if made.keep and work.config.labels.keep == "auto" and work.own.foreign and not work.data.borrowed:
         notes.append(
             f"the forgotten images keep {_kept(made.keep)} of their labels, as much as the model gives those of the "
-            f"images that data.validation holds out{less}; if it was trained on these as well, set labels.keep to its "
-            "accuracy on images that it has not seen"
+            "images that data.validation holds out; if it was trained on these as well, take them from the test split "
+            "with data.validation_from"
         )
     return Product(Artifact(body, tensors), notes=notes)
 
@@ -182,14 +188,18 @@ def _kept(keep: Mapping[str, float]) -> str:
 def noise(work: Workspace, inputs: Inputs) -> Product:
     """The positive-negative feature noise pair."""
     given = problem(work)
-    pair = unlearning.noise_pair(given, work.original(), inputs["labels"].tensors["perturbing"])
-    return Product(Artifact({"use": given.noise_use, "classes": work.data.classes}, pair))
+    made = _labels(inputs["labels"])
+    pair = unlearning.noise_pair(given, work.original(), made)
+    return Product(Artifact({"use": given.noise_use(made.mode), "classes": work.data.classes}, pair))
+
+
+def _labels(artifact: Artifact) -> Labels:
+    return Labels(artifact.body["mode"], artifact.tensors["perturbing"], artifact.tensors.get("target"))
 
 
 def finetune(work: Workspace, inputs: Inputs) -> Product:
     """Fragment-Align: the unlearned model."""
-    chosen = inputs["labels"]
-    made = Labels(chosen.body["mode"], chosen.tensors["perturbing"], chosen.tensors.get("target"))
+    made = _labels(inputs["labels"])
     model = work.original()
     history = unlearning.align(
         problem(work), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors

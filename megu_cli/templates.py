@@ -87,10 +87,21 @@ def template(
             continue
         settings = chosen.get(name, {})
         lines += ["", f"{'' if settings else '# '}{name}:  # {(section.__doc__ or '').strip()}"]
-        for key, setting in section.model_fields.items():
-            value = settings.get(key, setting.get_default(call_default_factory=True))
-            lines.append(_line("  ", key, value, setting.description or "", set_=key in settings))
+        lines += _section("  ", section, settings)
     return "\n".join(lines) + "\n"
+
+
+def _section(indent: str, section: type[BaseModel], settings: dict[str, Any]) -> list[str]:
+    """The lines of a section's settings; a section within it is indented further."""
+    lines = []
+    for key, setting in section.model_fields.items():
+        inner = setting.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            lines += [f"# {indent}{key}:  # {(inner.__doc__ or '').strip()}", *_section(f"{indent}  ", inner, {})]
+            continue
+        value = settings.get(key, setting.get_default(call_default_factory=True))
+        lines.append(_line(indent, key, value, setting.description or "", set_=key in settings))
+    return lines
 
 
 def _line(indent: str, key: str, value: Any, description: str, set_: bool) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from megu_cli.errors import ConfigError
 from megu_cli.forget import Request
 from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
-from megu_cli.method import unseen
+from megu_cli.method import proxy, unseen
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
 from megu_cli.models import has_head
@@ -35,6 +34,11 @@ from megu_cli.training import Checkpoints, History
 _RETAINED = 12_000
 _PASSES = 20
 _FORGET_PASSES = 3
+# `labels.source: auto` takes the proxy where it is right at least half as often as the original on held-out images. The
+# exponent of T: so much for each share that it is right less often, and at most that (docs/decisions.md).
+_GOOD_ENOUGH, _RATINGS_BY_SHORTFALL, _MOST_RATINGS = 0.5, 8.0, 2.0
+# A log-probability of the original below this counts as this.
+_LEAST = -30.0
 
 
 @dataclass(frozen=True)
@@ -102,36 +106,33 @@ class Problem:
         return min(64, max(8, math.ceil(_FORGET_PASSES * len(self.request.forget) / steps)))
 
     @property
-    def weight(self) -> float:
-        """Weight of the loss on forgotten samples."""
-        if self.finetune.weight != "auto":
-            return self.finetune.weight
-        return 0.1 if self.label_mode == "hard" else 0.2
+    def label_mode(self) -> str:
+        """How perturbing labels are made: ``proxy``, ``hard``, ``sample``, ``soft`` or ``matched``.
+
+        Where the proxy turns out poor and ``labels.source`` is ``auto``, `perturb` makes them by `plain_label_mode`.
+        """
+        given = self.labels
+        auto = given.source == given.mode == given.keep == "auto"
+        return "proxy" if auto or given.source == "proxy" else self.plain_label_mode
 
     @property
-    def label_mode(self) -> str:
-        """How perturbing labels are made: ``hard``, ``sample``, ``soft`` or ``matched``."""
+    def plain_label_mode(self) -> str:
+        """How perturbing labels are made without the proxy."""
         if self.labels.mode != "auto":
             return self.labels.mode
         return "hard" if self.request.kind == "classes" else "matched"
 
-    @property
-    def has_stand_in(self) -> bool:
-        """Whether labels ask a judge that never saw what is forgotten (`unseen.stand_in`)."""
-        return bool(self.labels.stand_in) and self.labels.source == "transition+prediction"
+    def weight(self, mode: str) -> float:
+        """Weight of the loss on forgotten samples with labels made by ``mode``."""
+        if self.finetune.weight != "auto":
+            return self.finetune.weight
+        return 0.1 if mode == "hard" else 0.2
 
-    @property
-    def foresees_loss(self) -> bool:
-        """Whether labels keep less than held-out images say: by what goes with a sub-class (`unseen.left_right`)."""
-        auto = self.label_mode == "matched" and self.labels.keep == "auto"
-        return auto and self.has_stand_in and self.request.kind == "subclasses"
-
-    @property
-    def noise_use(self) -> str:
-        """Which noises are trained: ``both``, ``positive``, ``negative`` or ``none``."""
+    def noise_use(self, mode: str) -> str:
+        """Which noises are trained for labels made by ``mode``: ``both``, ``positive``, ``negative`` or ``none``."""
         if self.noise.use != "auto":
             return self.noise.use
-        return "negative" if self.request.kind == "classes" else "none"
+        return "negative" if self.request.kind == "classes" and mode == "hard" else "none"
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,14 @@ class Labels:
         perturbing: (N_f,) int64 labels; where they are soft, the best-scored ones.
         target: (N_f, K) float32 distributions, where they are soft.
         keep: Concept -> how much of the true label its images keep; empty where they are hard.
+        proxy: How the proxy did on held-out images and what follows from it; empty where it was not asked.
     """
 
     mode: str
     perturbing: Tensor
     target: Tensor | None = None
     keep: dict[str, float] = field(default_factory=dict)
+    proxy: dict[str, float] = field(default_factory=dict)
 
 
 def transition(
@@ -193,24 +196,113 @@ def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
         matrix: From `transition`.
 
     Raises:
-        ConfigError: ``labels.keep: auto`` has no held-out images to look at.
+        ConfigError: There are no held-out images, and the labels need some.
     """
-    settings, mode = problem.labels, problem.label_mode
-    logits = _says(problem, model, problem.request.forget)
-    looks = _stand_in(problem)
-    scores = perturbing.label_scores(
-        _rows(problem, matrix),
-        logits.log_softmax(1),
-        settings.source,
-        settings.alpha,
-        0.0 if looks is None else settings.stand_in * looks,
+    if problem.label_mode != "proxy":
+        return _without_proxy(problem, model, matrix)
+    held_out = _held_out(problem)
+    asked = _proxy(problem, torch.cat([problem.request.forget, held_out]))
+    said, unseen_said = asked.split([len(problem.request.forget), len(held_out)])
+    there, true = _says(problem, model, held_out).double(), problem.data.train.labels[held_out]
+    report = {}
+    if len(held_out):
+        report["held_out_acc"] = (unseen_said.argmax(1) == true).double().mean().item()
+        report["original_held_out_acc"] = (there.argmax(1) == true).double().mean().item()
+        if problem.labels.source == "auto" and report["held_out_acc"] < _GOOD_ENOUGH * report["original_held_out_acc"]:
+            return replace(_without_proxy(problem, model, matrix), proxy=report)
+    if problem.request.kind == "classes":
+        target = _of_classes(problem, model, matrix, said, unseen_said, there, report)
+        return Labels("proxy", target.argmax(1), target.float(), {}, report)
+    if problem.request.kind == "subclasses":
+        # A retrained model has not seen the kind either: the true label says no more of its answer than the proxy does.
+        report["temperature"] = proxy.temperature(unseen_said, there)
+        target = (said / report["temperature"]).softmax(1)
+    else:
+        linked = proxy.mapping(unseen_said, there, true)
+        report |= {"scale": linked.scale, "bonus": linked.bonus}
+        target = linked(said, problem.true)
+    target = target.index_fill(1, torch.tensor(problem.request.classes, dtype=torch.int64), 0)
+    target = target / target.sum(1, keepdim=True).clamp_min(1e-300)
+    stays = target.gather(1, problem.true[:, None])[:, 0]
+    keep = {problem.data.concepts[c]: float(stays[problem.concepts == c].mean()) for c in problem.request.asked}
+    return Labels("proxy", target.argmax(1), target.float(), keep, report)
+
+
+def _of_classes(
+    problem: Problem,
+    model: nn.Module,
+    matrix: Tensor,
+    said: Tensor,
+    unseen_said: Tensor,
+    there: Tensor,
+    report: dict[str, float],
+) -> Tensor:
+    """(N_f, K) distributions over retained classes: softmax((log q + r log T[y] + a log p) / t).
+
+    q is the proxy's answer, T the transition matrix, p the original's answer; t makes the proxy as sure of held-out
+    images as the original is. It adds t and r to ``report``.
+    """
+    settings = problem.labels.proxy
+    gone = torch.tensor(problem.request.classes, dtype=torch.int64)
+    masked = [x.index_fill(1, gone, float("-inf")) for x in (unseen_said, there)]
+    report["temperature"] = proxy.temperature(*masked)
+    ratings = 0.0 if settings.ratings == "auto" else settings.ratings
+    if settings.ratings == "auto" and "held_out_acc" in report:
+        short = 1 - report["held_out_acc"] / max(report["original_held_out_acc"], 1e-12)
+        ratings = min(_MOST_RATINGS, max(0.0, _RATINGS_BY_SHORTFALL * short))
+    report["ratings"] = ratings
+    rows = _rows(problem, matrix)
+    predicted = _says(problem, model, problem.request.forget).double().index_fill(1, gone, float("-inf"))
+    scores = said + ratings * rows.clamp_min(1e-300).log()
+    scores = scores + settings.prediction * predicted.log_softmax(1).clamp_min(_LEAST)
+    return (scores / report["temperature"]).masked_fill(rows == 0, float("-inf")).softmax(1)
+
+
+def _held_out(problem: Problem) -> Tensor:
+    """(V,) positions of the held-out images on which the proxy and the original model are compared.
+
+    Raises:
+        ConfigError: There are none, and the request's classes stay: nothing tells how sure a retrained model would be.
+    """
+    held_out = problem.request.held_out(problem.data)
+    if problem.request.kind == "classes":
+        gone = torch.tensor(problem.request.classes, dtype=torch.int64)
+        return held_out[~torch.isin(problem.data.train.labels[held_out], gone)]
+    if not len(held_out):
+        raise ConfigError(
+            "there are no held-out images to estimate the model's confidence on unseen data",
+            "Raise data.validation, or give labels.source transition+prediction and labels.keep a number from 0 to 1.",
+        )
+    return held_out
+
+
+def _proxy(problem: Problem, asked: Tensor) -> Tensor:
+    """(N, K) log-probabilities of the proxy at positions ``asked``."""
+    return proxy.answers(
+        problem.data.train,
+        problem.request.retain,
+        asked,
+        len(problem.data.classes),
+        problem.labels.proxy,
+        batch=problem.eval_batch,
+        seed=problem.seed,
+        device=problem.device,
+        track=problem.track,
     )
+
+
+def _without_proxy(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
+    """`perturb` from the transition matrix and the original's prediction."""
+    settings, mode = problem.labels, problem.plain_label_mode
+    source = "transition+prediction" if settings.source == "auto" else settings.source
+    logits = _says(problem, model, problem.request.forget)
+    scores = perturbing.label_scores(_rows(problem, matrix), logits.log_softmax(1), source, settings.alpha)
     draw = generator(problem.seed, "labels")
-    hard = perturbing.hard_labels(scores, settings.source, draw)
+    hard = perturbing.hard_labels(scores, source, draw)
     if mode == "hard":
         return Labels(mode, hard)
     concepts, names = problem.concepts, problem.data.concepts
-    keep = _keep(problem, model, mode, logits, looks)
+    keep = _keep(problem, model, mode, logits)
     told = {names[c]: float(keep[concepts == c].mean()) for c in problem.request.asked}
     target = unseen.soft_labels(scores, problem.true, keep)
     if mode == "matched":
@@ -220,24 +312,18 @@ def perturb(problem: Problem, model: nn.Module, matrix: Tensor) -> Labels:
     return Labels(mode, hard, target.float(), told)
 
 
-def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor, looks: Tensor | None) -> Tensor:
+def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor) -> Tensor:
     """(N_f,) how much of its true label each forgotten sample keeps; nothing where the class is wholly forgotten."""
     data, given, request = problem.data, problem.labels.keep, problem.request
-    rank = unseen.ranks([logits] if looks is None else [logits, looks], problem.true, problem.concepts)
+    if request.kind == "classes":
+        return torch.zeros(len(problem.true), dtype=torch.float64)
+    rank = unseen.ranks(logits, problem.true, problem.concepts)
     if given == "auto":
-        held_out = request.held_out(data)
-        if not len(held_out):
-            raise ConfigError(
-                "labels.keep: auto looks at held-out images, and there are none",
-                "Raise data.validation, or give labels.keep a number from 0 to 1.",
-            )
+        held_out = _held_out(problem)
         there, concepts = data.train.labels[held_out], data.train.concepts[held_out]
         sure = _says(problem, model, held_out).double().softmax(1).gather(1, there[:, None])[:, 0]
         if mode == "matched":
-            left = {}
-            if problem.foresees_loss:
-                left = unseen.left_right(data.train, request.retain, request.forget, **_shared(problem))
-            keep = unseen.as_unseen(rank, problem.concepts, sure, concepts, left)
+            keep = unseen.as_unseen(rank, problem.concepts, sure, concepts)
         else:
             keep = unseen.by_concept(sure, concepts, problem.concepts)
     elif mode == "matched":
@@ -247,20 +333,10 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor, looks: 
     return keep.masked_fill(torch.isin(problem.true, torch.tensor(request.classes, dtype=torch.int64)), 0)
 
 
-def _stand_in(problem: Problem) -> Tensor | None:
-    """(N_f, K): log-probabilities of `unseen.stand_in`; nothing where the labels go without it."""
-    if not problem.has_stand_in:
-        return None
-    data, request = problem.data, problem.request
-    return unseen.stand_in(data.train, request.retain, request.forget, len(data.classes), **_shared(problem))
-
-
-def _shared(problem: Problem) -> dict[str, Any]:
-    return {"batch": problem.eval_batch, "seed": problem.seed, "device": problem.device, "track": problem.track}
-
-
 def _says(problem: Problem, model: nn.Module, index: Tensor) -> Tensor:
     """Logits of the original model on training images."""
+    if not len(index):
+        return torch.empty(0, len(problem.data.classes))
     outputs = training.predict(
         model,
         problem.data.train,
@@ -282,19 +358,19 @@ def _rows(problem: Problem, matrix: Tensor) -> Tensor:
     return matrix[row[problem.concepts]]
 
 
-def noise_pair(problem: Problem, model: nn.Module, labels: Tensor) -> dict[str, Tensor]:
+def noise_pair(problem: Problem, model: nn.Module, labels: Labels) -> dict[str, Tensor]:
     """The positive-negative feature noise pair.
 
     Args:
         problem: The request, ``noise`` and the batch size of ``finetune``.
         model: The original model; it is not changed.
-        labels: (N_f,) perturbing labels.
+        labels: From `perturb`.
 
     Returns:
         For each noise in use, ``positive`` and ``negative``, (G, R, C, H, W) float32 noises, and as ``*_class`` the
         (G,) classes that they belong to; empty where none is in use.
     """
-    settings, request, use = problem.noise, problem.request, problem.noise_use
+    settings, request, use = problem.noise, problem.request, problem.noise_use(labels.mode)
     pair: dict[str, Tensor] = {}
 
     def train(label: str, index: Tensor, group: Tensor, target: Tensor, away: bool) -> None:
@@ -319,7 +395,7 @@ def noise_pair(problem: Problem, model: nn.Module, labels: Tensor) -> dict[str, 
         pair[f"{label}_class"] = target
 
     if use in ("both", "positive"):
-        target, group = labels.unique(return_inverse=True)
+        target, group = labels.perturbing.unique(return_inverse=True)
         train("positive", request.forget, group, target, away=False)
     if use in ("both", "negative"):
         target, group = problem.true.unique(return_inverse=True)
@@ -341,9 +417,11 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         pair: From `noise_pair`.
     """
     settings, data, request = problem.finetune, problem.data, problem.request
+    # A proxy's labels of single images leave their class, which is nothing to be hidden.
+    deep = labels.mode == "hard" or (labels.mode == "proxy" and request.kind == "classes")
     hard, source = labels.perturbing, problem.labels.source
     rows = _rows(problem, matrix)
-    log_prior = rows.log() * settings.beta if "transition" in source else torch.zeros_like(rows)
+    log_prior = torch.zeros_like(rows) if source in ("prediction", "random") else rows.log() * settings.beta
     log_prior = log_prior.masked_fill(rows == 0, float("-inf"))  # with beta = 0, too, no label goes there
     target = functional.one_hot(hard, len(data.classes)).float() if labels.target is None else labels.target
     forgotten = fragment_align.Forgotten(
@@ -366,9 +444,9 @@ def align(problem: Problem, model: nn.Module, matrix: Tensor, labels: Labels, pa
         negative=pair.get("negative"),
         uniform=problem.noise.strength == "uniform",
         clean=settings.clean,
-        reassign=settings.reassign and labels.mode == "hard" and "prediction" in source,
-        weight=problem.weight,
-        adversary=settings.adversary if labels.mode == "hard" and has_head(model, len(data.classes)) else 0.0,
+        reassign=settings.reassign and labels.mode == "hard" and source not in ("transition", "random"),
+        weight=problem.weight(labels.mode),
+        adversary=settings.adversary if deep and has_head(model, len(data.classes)) else 0.0,
         epochs=settings.epochs,
         retain_samples=problem.retain_samples,
         batch=settings.batch,

@@ -143,7 +143,7 @@ def test_every_form_of_similarity(trained, samples, tmp_path):
     expected = torch.tensor([0.0, *torch.tensor([9 / 3, 1 / 3]).double().softmax(0)]).double()
     assert all(torch.allclose(matrix[0], expected) for matrix in matrices)
     # Without any: every class is as near as any other, and labels are what the model predicts.
-    result = unlearn(trained, **samples, **SHORT, labels={"stand_in": 0})
+    result = unlearn(trained, **samples, **SHORT, labels={"source": "transition+prediction"})
     assert result.transition.tolist() == [[0, 0.5, 0.5]]
     with torch.no_grad():
         logits = trained(samples["forget"][0])
@@ -151,19 +151,19 @@ def test_every_form_of_similarity(trained, samples, tmp_path):
 
 
 def test_which_classes_are_forgotten(trained, task, samples):
-    assert unlearn(trained, **samples, **SHORT).labels.mode == "hard"
+    assert unlearn(trained, **samples, **SHORT).labels.mode == "proxy"
     x, y = samples["retain"]
     some = {"retain": (x[6:], y[6:]), "forget": (x[:6], y[:6])}
     held_out = (next(task.split.batches([task.validation])), task.split.labels[task.validation])
     result = unlearn(trained, **some, validation=held_out, **SHORT)
-    assert result.labels.mode == "matched"
+    assert result.labels.mode == "proxy"
     assert set(result.labels.keep) == {"1", "2"}
     with pytest.raises(ConfigError, match="held-out"):
         unlearn(trained, **some, **SHORT)
     unlearn(trained, **some, labels={"keep": 0.5}, **SHORT)
     with pytest.raises(ConfigError, match="retain holds samples of 1"):
         unlearn(trained, **some, forgotten=[1], **SHORT)
-    assert unlearn(trained, **samples, forgotten=["0"], **SHORT).labels.mode == "hard"
+    assert unlearn(trained, **samples, forgotten=["0"], **SHORT).labels.mode == "proxy"
 
 
 @pytest.mark.parametrize(

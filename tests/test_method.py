@@ -7,18 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
 from megu_cli.artifacts import state_digest
 from megu_cli.data import MemoryImages, Split
-from megu_cli.method import unseen
 from megu_cli.method.discriminant import Discriminant, thumbnails
 from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.labels import draw_labels, hard_labels, label_scores
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
-from megu_cli.method.unseen import as_unseen, by_concept, left_right, ranks, soft_labels, stand_in
+from megu_cli.method.unseen import as_unseen, by_concept, ranks, soft_labels
 from megu_cli.processes import ALONE, Crew
 
 NAN = float("nan")
@@ -107,31 +105,7 @@ def test_the_least_sure_of_each_concept_rank_first():
     margins = torch.tensor([3.0, 0.5, -1.0, 2.0, 9.0, 8.0])
     logits = torch.zeros(6, 3)
     logits[torch.arange(6), true] = margins
-    assert ranks([logits], true, true).tolist() == [0.875, 0.375, 0.125, 0.625, 0.75, 0.25]
-
-
-def test_the_ranks_of_two_opinions_count_alike():
-    true = torch.zeros(4, dtype=torch.int64)
-    sure, wavering = (
-        torch.tensor([[9.0, 0], [1, 0], [5, 0], [4, 0]]),
-        torch.tensor([[0.1, 0], [0.3, 0], [0.2, 0], [0, 0]]),
-    )
-    # Ranks 4 1 3 2 and 2 4 3 1: 6, 5, 6 and 3 in all.
-    assert ranks([sure, wavering], true, true).tolist() == [0.625, 0.375, 0.875, 0.125]
-    # What is at the end of a stand-in's scale is alike, whatever its place.
-    flat = torch.tensor([[30.0, 0], [30, 0], [30, 0], [30, 0]])
-    assert torch.equal(ranks([sure, flat], true, true), ranks([sure], true, true))
-
-
-def test_of_a_concept_that_was_never_seen_the_least_sure_keep_nothing():
-    rank, all_of_7 = torch.linspace(0.05, 0.95, 10).double(), torch.full((11,), 7)
-    held_out = torch.linspace(0.5, 1, 11)
-    made = as_unseen(rank, all_of_7[:10], held_out, all_of_7, {7: 0.5})
-    assert made[:5].tolist() == [0] * 5
-    assert made[5:].tolist() == pytest.approx([0.55, 0.65, 0.75, 0.85, 0.95])
-    assert as_unseen(rank, all_of_7[:10], held_out, all_of_7, {7: 0.0}).tolist() == [0] * 10
-    unknown = as_unseen(rank, all_of_7[:10], held_out, all_of_7, {8: 0.5})
-    assert torch.equal(unknown, as_unseen(rank, all_of_7[:10], held_out, all_of_7))
+    assert ranks(logits, true, true).tolist() == [0.875, 0.375, 0.125, 0.625, 0.75, 0.25]
 
 
 def test_forgotten_samples_are_as_sure_as_held_out_ones_of_their_concept():
@@ -313,66 +287,6 @@ def test_the_discriminant_is_that_of_normal_distributions_with_one_covariance():
     assert own.grad is not None
     assert (own.grad[:, 1] > 0).all()  # down to the line between the others
     assert torch.isfinite(told.loss(1e6 * own)).all()
-
-
-def test_the_log_probabilities_of_a_discriminant_are_those_of_linear_discriminant_analysis():
-    x, labels = clouds(400, 1.0)
-    told = Discriminant({}, "a", torch.tensor([0, 1, 2]), 5, 1)
-    told.see(x, labels)
-    found = told.log_probabilities(x[:50])
-    fitted = LinearDiscriminantAnalysis(solver="lsqr").fit(x.numpy(), labels.numpy())
-    assert np.allclose(found[:, :3].softmax(1), fitted.predict_proba(x[:50].numpy()), atol=0.01)
-    # Classes that were not seen are as unlikely as the least likely of those that were.
-    assert torch.equal(found[:, 3], found.min(1).values)
-    assert torch.equal(found[:, 4], found[:, 3])
-
-
-def sides(like: torch.Tensor, labels: torch.Tensor, concepts: torch.Tensor, marked: torch.Tensor) -> Split:
-    """Images bright on the left (1) or on the right (2), some with a mark at the bottom."""
-    pixels = torch.randint(0, 120, (len(like), 1, 16, 16), generator=torch.Generator().manual_seed(0))
-    pixels[like == 1, :, :, :8] += 100
-    pixels[like == 2, :, :, 8:] += 100
-    pixels[marked, :, 12:, 4:12] = 255
-    names = [str(i) for i in range(len(like))]
-    images = MemoryImages(pixels.to(torch.uint8))
-    return Split(images, labels, concepts, names, torch.zeros(1, 1, 1), torch.ones(1, 1, 1), "sides")
-
-
-def test_a_stand_in_says_of_the_forgotten_what_they_look_like():
-    # Class 0 is forgotten: half of its images are bright on the left as those of 1, half on the right as those of 2.
-    labels = torch.tensor([0, 1, 2]).repeat(60)
-    like = torch.where(labels > 0, labels, 1 + torch.arange(180) % 2)
-    split = sides(like, labels, labels, torch.zeros(180, dtype=torch.bool))
-    gone, kept = torch.where(labels == 0)[0], torch.where(labels > 0)[0]
-    said = stand_in(split, kept, gone, 3, batch=50)
-    assert said.argmax(1).tolist() == like[gone].tolist()
-    assert torch.equal(said, stand_in(split, kept, gone, 3, batch=50))
-    scores = label_scores(torch.tensor([[0, 0.5, 0.5]]).expand(60, 3), torch.zeros(60, 3), "transition+prediction",
-                          0.75, 0.1 * said)  # fmt: skip
-    assert scores.argmax(1).tolist() == like[gone].tolist()
-    assert (scores[:, 0] == 0).all()
-
-
-def test_forests_tell_how_many_are_right_of_a_sub_class_that_was_never_seen():
-    # Sub-classes 0 (left) and 2 (marked) are class 0, and 1 (right) is class 1. A quarter of 2 is on the left as well,
-    # the rest on the right: who knows the mark has all of it right, who does not a quarter.
-    concepts = torch.tensor([0, 1, 2]).repeat(80)
-    labels = (concepts == 1).long()
-    like = torch.where(concepts < 2, concepts + 1, torch.where(torch.arange(240) // 3 % 4 == 0, 1, 2))
-    split = sides(like, labels, concepts, concepts == 2)
-    gone, kept = torch.where(concepts == 2)[0], torch.where(concepts < 2)[0]
-    assert left_right(split, kept, gone, batch=50)[2] == pytest.approx(0.25, abs=0.05)
-    assert left_right(split, kept, gone, batch=50) == left_right(split, kept, gone, batch=50)
-    assert left_right(split, kept, gone[:9]) == {}  # nine images cannot speak for a sub-class
-
-
-def test_a_small_sub_class_among_many_images_is_looked_at_too(monkeypatch):
-    concepts = torch.tensor([0, 1] * 200 + [2] * 20)
-    like = torch.where(concepts < 2, concepts + 1, 2)
-    split = sides(like, (concepts == 1).long(), concepts, concepts == 2)
-    monkeypatch.setattr(unseen, "KNOWN", 20)  # in proportion there would be one of it, or none
-    gone, kept = torch.where(concepts == 2)[0], torch.where(concepts < 2)[0]
-    assert left_right(split, kept, gone)[2] < 0.2
 
 
 def test_thumbnails_are_means_by_area():

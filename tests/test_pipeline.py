@@ -276,11 +276,11 @@ COARSE = {"superclasses": {"round": ["0", "6", "8", "9"], "other": ["1", "2", "3
 @pytest.mark.parametrize(
     ("data", "forget", "mode"),
     [
-        ({}, {"random": {"fraction": 0.1}}, "matched"),
-        ({}, {"samples": "list.csv"}, "matched"),
-        (COARSE, {"subclasses": ["8"]}, "matched"),
-        (COARSE, {"classes": ["round"]}, "hard"),
-        ({}, {"classes": ["3", "8"]}, "hard"),
+        ({}, {"random": {"fraction": 0.1}}, "proxy"),
+        ({}, {"samples": "list.csv"}, "proxy"),
+        (COARSE, {"subclasses": ["8"]}, "proxy"),
+        (COARSE, {"classes": ["round"]}, "proxy"),
+        ({}, {"classes": ["3", "8"]}, "proxy"),
     ],
 )
 def test_every_kind_of_request_runs_to_the_end(megu, tmp_path, data, forget, mode):
@@ -294,29 +294,6 @@ def test_every_kind_of_request_runs_to_the_end(megu, tmp_path, data, forget, mod
     assert artifacts.read_body(tmp_path / "run" / "labels.safetensors")["mode"] == mode
     assert megu("status", "-c", file).code == 0
     assert ran(megu("run", "-c", file).err) == []
-
-
-def test_a_sub_class_that_was_never_seen_keeps_fewer_labels_than_held_out_images_of_it_would(megu, tmp_path):
-    file = write_config(tmp_path, data=COARSE, forget={"subclasses": ["8"]})
-    assert megu("run", "-c", file).code == 0
-    kept = {}
-    for weight in (0.1, 0.0):  # with 0 nobody asks what a model without the sub-class would say
-        assert megu("labels", "-c", file, "--set", f"labels.stand_in={weight}").code == 0
-        kept[weight] = artifacts.read_body(tmp_path / "run" / "labels.safetensors")["keep"]["8"]
-    assert 0.05 < kept[0.1] < kept[0.0] - 0.05
-
-
-def test_a_stand_in_has_a_say_in_which_images_lose_their_label(megu, tmp_path):
-    file = write_config(tmp_path, forget={"random": {"count": 60}}, labels={"stand_in": 0.0})
-    assert megu("run", "-c", file).code == 0
-    true = Workspace(load_config(file)).data.train.labels
-    kept = []
-    for weight in (0.0, 1e-12):  # too little to change where what is lost goes
-        assert megu("labels", "-c", file, "--set", f"labels.stand_in={weight}").code == 0
-        made = artifacts.read(tmp_path / "run" / "labels.safetensors").tensors
-        kept.append(made["target"].gather(1, true[made["index"], None])[:, 0])
-    assert torch.equal(kept[0].sort().values, kept[1].sort().values)
-    assert not torch.equal(kept[0], kept[1])
 
 
 @pytest.mark.parametrize("mode", ["soft", "sample", "hard"])

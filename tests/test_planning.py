@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from typing import Any
 
 import pytest
 import torch
@@ -38,21 +36,17 @@ def test_a_dry_run_tells_steps_times_and_sizes_and_writes_nothing(megu, tmp_path
     assert result["total"]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows.values()))
 
 
-def test_what_labels_take_counts_the_images_that_a_stand_in_reads_and_its_forests(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning.unseen, "stand_in", lambda *_: time.sleep(0.2))
-    monkeypatch.setattr(planning.unseen, "left_right", lambda *_: time.sleep(0.4))
-    coarse = {"superclasses": {"even": ["0", "2", "4", "6", "8"], "odd": ["1", "3", "5", "7", "9"]}}
-
-    def labels(weight: float, **forget: Any) -> planning.Estimate:
-        data = coarse if "subclasses" in forget else {}
-        file = write_config(tmp_path, data=data, forget=forget, labels={"stand_in": weight})
+def test_what_labels_take_counts_the_steps_of_the_proxy(tmp_path):
+    def labels(source: str) -> planning.Estimate:
+        file = write_config(tmp_path, labels={"source": source, "proxy": {"networks": 2, "passes": 3}})
         return planning.estimates(Workspace(load_config(file)))["labels"]
 
-    nothing, judged = labels(0.0, classes=["8"]), labels(0.1, classes=["8"])
-    foreseen = labels(0.1, subclasses=["8"])
-    assert nothing.seconds < 0.2 <= judged.seconds
-    assert foreseen.seconds >= judged.seconds + 0.2
-    assert foreseen.disk_bytes > judged.disk_bytes
+    plain, asked = labels("transition+prediction"), labels("auto")
+    retained = len(Workspace(load_config(tmp_path / "megu.yaml")).request.retain)
+    assert plain.steps == 0
+    assert asked.steps == 2 * 3 * math.ceil(retained / (retained // 8))
+    assert asked.seconds > plain.seconds
+    assert asked.disk_bytes > plain.disk_bytes  # distributions instead of labels
 
 
 def test_what_is_tried_is_drawn_from_all_classes():

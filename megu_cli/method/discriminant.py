@@ -46,7 +46,7 @@ class Discriminant:
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self._memory, self._name, self._stay, self._classes = memory, name, stay.to(self.device), classes
         self._fade, self._crew = fade, crew
-        self._rule: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._rule: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def found(self) -> Tensor:
@@ -88,13 +88,6 @@ class Discriminant:
         count = self._crew.mean(value.new_tensor(float(len(features)))).clamp(min=1e-12)
         return ((value / (1 + value.detach())).sum() / count).to(features)
 
-    def log_probabilities(self, features: Tensor) -> Tensor:
-        """(B, K) log p(k | z), normalised over all classes; of a class that was not seen, the least of those seen."""
-        axes, offset, _, there = self._solution()
-        said = (features.to(self.device).double() @ axes - offset).log_softmax(1)
-        whole = said.min(1, keepdim=True).values.repeat(1, self._classes)
-        return whole.index_copy(1, there, said)
-
     def _apart(self, features: Tensor) -> Tensor:
         """(B,) by how much the best forgotten class is ahead of the best retained one."""
         kept, gone = self._scores(features)
@@ -106,18 +99,18 @@ class Discriminant:
         z' S^-1 m_k - m_k' S^-1 m_k / 2 is log p(k | z) but for a constant, if classes k are equally frequent, and
         normally distributed with means m_k and a common covariance S.
         """
-        axes, offset, kept, _ = self._solution()
+        axes, offset, kept = self._solution()
         scores = features @ axes - offset
         return scores.masked_fill(~kept, -torch.inf), scores.masked_fill(kept, -torch.inf)
 
-    def _solution(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _solution(self) -> tuple[Tensor, Tensor, Tensor]:
         """`_solved`, once for what was seen so far."""
         if self._rule is None:
             self._rule = self._solved()
         return self._rule
 
-    def _solved(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """S^-1 m (D, C), m' S^-1 m / 2 (C,), which of the C classes are retained (C,), and which they are (C,)."""
+    def _solved(self) -> tuple[Tensor, Tensor, Tensor]:
+        """S^-1 m (D, C), m' S^-1 m / 2 (C,), and which of the C classes are retained (C,)."""
         number, total, outer = self._kept("number"), self._kept("sum"), self._kept("outer")
         within = outer - (total / number.clamp(min=1e-12)[:, None]).T @ total
         n, d = (number - 1).clamp(min=0).sum().clamp(min=1), len(within)
@@ -132,7 +125,7 @@ class Discriminant:
         there = torch.where(number > _SEEN)[0]
         mean = total[there] / number[there, None]
         axes = torch.linalg.solve(within, mean.T)
-        return axes, (mean.T * axes).sum(0) / 2, torch.isin(there, self._stay), there
+        return axes, (mean.T * axes).sum(0) / 2, torch.isin(there, self._stay)
 
     def _name_of(self, key: str) -> str:
         return f"{self._name} {key}"

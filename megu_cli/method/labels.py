@@ -6,24 +6,21 @@ import torch
 from torch import Tensor
 
 
-def label_scores(
-    transition: Tensor, log_probabilities: Tensor, source: str, alpha: float, unseen: Tensor | float = 0.0
-) -> Tensor:
-    """How well each class would do as a perturbing label: T[y, k] * p(k|x) ** alpha * exp(unseen), normalised over k.
+def label_scores(transition: Tensor, log_probabilities: Tensor, source: str, alpha: float) -> Tensor:
+    """How well each class would do as a perturbing label: T[y, k] * p(k|x) ** alpha, normalised over k.
 
     Args:
         transition: (N, K), each sample's row of the transition matrix; 0 marks what may not be a label.
         log_probabilities: (N, K), what the original model says of the samples.
         source: ``transition+prediction``, or one of its factors alone, or ``random`` (uniform).
         alpha: Exponent of the prediction; 0 leaves the transition alone.
-        unseen: (N, K), beyond the paper: what is added to the logarithm beside both factors, of `unseen.stand_in`.
 
     Returns:
         (N, K) float64, each row summing to 1, and 0 where ``transition`` is.
     """
     prior, prediction = transition.double().log(), log_probabilities.double()
     scores = {
-        "transition+prediction": prior + alpha * prediction + unseen,
+        "transition+prediction": prior + alpha * prediction,
         "transition": prior,
         "prediction": prediction,
         "random": torch.zeros_like(prior),

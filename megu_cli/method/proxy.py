@@ -1,0 +1,226 @@
+"""Beyond the paper: a proxy for the retrained model.
+
+A perturbing label should be the answer of a model that was trained without the forget set. The proxy is such a model:
+a small convolutional network, trained on thumbnails of retained images alone. On whole classes it agrees with a
+retrained model as often as a second retrained model does. docs/decisions.md has the figures.
+
+The original model and the proxy are compared on held-out images, which neither has seen. What connects their answers
+there (`temperature`, `Mapping`) is then applied to the proxy's answers on the forget set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megu_cli.config import ProxyConfig
+from megu_cli.data import Split
+from megu_cli.runtime import Track, seeded, silent
+from megu_cli.training import fit, shuffled
+
+# Sides of a thumbnail in pixels; samples that a network is trained on, in how many passes at least and at most.
+_SMALLEST, _LARGEST, _SAMPLES, _FEWEST_PASSES, _MOST_PASSES = 8, 32, 60_000, 10, 40
+_BATCH, _LR, _MOMENTUM, _WEIGHT_DECAY = 128, 0.3, 0.9, 5e-4
+
+
+class ThumbnailNet(nn.Module):
+    """Three 3x3 convolutions with batch norm and a linear head on the mean of their outputs.
+
+    Args:
+        classes: Number of classes K.
+        channels: Channels of an image.
+        width: Channels after the first convolution; the next two have twice and four times as many.
+    """
+
+    def __init__(self, classes: int, channels: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i, (inner, outer) in enumerate(((channels, width), (width, 2 * width), (2 * width, 4 * width))):
+            layers += [nn.MaxPool2d(2)] if i else []
+            layers += [nn.Conv2d(inner, outer, 3, padding=1, bias=False), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of thumbnails (B, C, h, w)."""
+        return self.head(self.body(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def answers(
+    split: Split,
+    retain: Tensor,
+    asked: Tensor,
+    classes: int,
+    settings: ProxyConfig,
+    *,
+    batch: int = 1000,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    track: Track = silent,
+) -> Tensor:
+    """Train the proxy on retained images and return its answers on other images.
+
+    Args:
+        split: Where the images are.
+        retain: (N_r,) positions of D_r; at most ``settings.images`` of them, drawn by the seed, are read.
+        asked: (N,) positions of the images to answer for. None of them is trained on.
+        classes: Number of classes K.
+        settings: ``labels.proxy``.
+        batch: Images per forward pass.
+        seed: Seed of the draw, the initialisation and the order.
+        device: Where to compute.
+        track: Reports progress.
+
+    Returns:
+        (N, K) float64 log-probabilities, the mean over the networks.
+    """
+    known = torch.cat(shuffled(retain, min(len(retain), settings.images), batch, seed, "proxy"))
+    first = next(split.batches([known[:1]]))
+    side = _side(min(first.shape[2:]))
+    shown = torch.cat(list(_thumbnails(split, known, side, batch, device)))
+    labels = split.labels[known].to(device)
+    networks = [_trained(shown, labels, classes, settings, seed, number, track) for number in range(settings.networks)]
+    rows = []
+    with torch.inference_mode(), track("proxy: answers", math.ceil(len(asked) / batch)) as advance:
+        for x in _thumbnails(split, asked, side, batch, device):
+            said = [network(x).double().log_softmax(1) for network in networks]
+            rows.append(torch.stack(said).mean(0).cpu())
+            advance()
+    return torch.cat(rows) if rows else torch.empty(0, classes, dtype=torch.float64)
+
+
+def passes(settings: ProxyConfig, images: int) -> int:
+    """Passes over a number of images."""
+    if settings.passes != "auto":
+        return settings.passes
+    return min(_MOST_PASSES, max(_FEWEST_PASSES, _SAMPLES // images))
+
+
+def steps(settings: ProxyConfig, images: int) -> int:
+    """Optimiser steps of all networks, on a number of images."""
+    return settings.networks * passes(settings, images) * math.ceil(images / _batch(images))
+
+
+def _batch(images: int) -> int:
+    """Samples per step: few images in large batches would be few steps."""
+    return min(_BATCH, max(8, images // 8))
+
+
+def _side(pixels: int) -> int:
+    """Side of the thumbnails of images with ``pixels`` a side: half of it, from 8 to 32."""
+    return min(pixels, max(_SMALLEST, min(_LARGEST, pixels // 2)))
+
+
+def _thumbnails(split: Split, index: Tensor, side: int, batch: int, device: torch.device | str) -> Iterator[Tensor]:
+    for x in split.batches(list(index.split(batch)), device):
+        yield functional.adaptive_avg_pool2d(x, side).contiguous(memory_format=torch.channels_last)
+
+
+def _trained(
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    settings: ProxyConfig,
+    seed: int,
+    number: int,
+    track: Track,
+) -> nn.Module:
+    """Train one network by one-cycle SGD."""
+    number_of_passes, size = passes(settings, len(images)), _batch(len(images))
+    with seeded(seed, "proxy", number, "init"):
+        model: nn.Module = ThumbnailNet(classes, images.shape[1], settings.width)
+    model.to(device=images.device).to(memory_format=torch.channels_last)
+    places = torch.arange(len(images))
+    per_pass = math.ceil(len(images) / size)
+    optimizer = torch.optim.SGD(model.parameters(), _LR, _MOMENTUM, weight_decay=_WEIGHT_DECAY, nesterov=True)
+    fit(
+        model,
+        epochs=number_of_passes,
+        steps=per_pass,
+        batches=lambda epoch, first: shuffled(places, len(places), size, seed, "proxy", number, epoch)[first:],
+        loss=lambda net, index: functional.cross_entropy(net(images[index]), labels[index.to(labels.device)]),
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=number_of_passes * per_pass),
+        seed=seed,
+        label=f"proxy {number + 1}",
+        track=track,
+    )
+    return model
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A map from the proxy's answer and the true label to the original model's answer on unseen images.
+
+    softmax(scale * log q + bonus * onehot(y)). The original is the stronger model: it is right more often than the
+    proxy, so the true label says something about its answer.
+
+    Attributes:
+        scale: Factor of the proxy's log-probabilities.
+        bonus: What is added to the true label's.
+    """
+
+    scale: float = 1.0
+    bonus: float = 0.0
+
+    def __call__(self, proxy: Tensor, true: Tensor) -> Tensor:
+        """(N, K) distributions of (N, K) log-probabilities and (N,) true labels."""
+        label = functional.one_hot(true, proxy.shape[1])
+        return (self.scale * proxy + self.bonus * label).softmax(1)
+
+
+def mapping(proxy: Tensor, original: Tensor, true: Tensor) -> Mapping:
+    """Fit a `Mapping` on held-out images, by the cross-entropy to the original's answers.
+
+    Args:
+        proxy: (V, K) log-probabilities of the proxy.
+        original: (V, K) logits of the original model.
+        true: (V,) true labels.
+    """
+    label = functional.one_hot(true, proxy.shape[1]).double()
+    target, proxy = original.double().softmax(1), proxy.double()
+    with torch.inference_mode(False), torch.enable_grad():
+        factors = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([factors], max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            value = -(target * (factors[0] * proxy + factors[1] * label).log_softmax(1)).sum(1).mean()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+    return Mapping(*factors.tolist())
+
+
+def temperature(proxy: Tensor, original: Tensor) -> float:
+    """Return the temperature at which the proxy is as sure as the original model on the same unseen images.
+
+    Bisection on the mean entropy of softmax(log q / t), which grows with t.
+
+    Args:
+        proxy: (V, K) log-probabilities of the proxy; -inf where no answer may go.
+        original: (V, K) logits of the original model; -inf likewise.
+
+    Returns:
+        From 0.05 to 5; 1 without images.
+    """
+    if not len(proxy):
+        return 1.0
+    sure = _entropy(original.double())
+    low, high = 0.05, 5.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _entropy(proxy / middle) < sure else (low, middle)
+    return (low + high) / 2
+
+
+def _entropy(logits: Tensor) -> float:
+    """Mean entropy in nats of the softmax of (V, K) logits."""
+    p = logits.softmax(1)
+    return float(-torch.xlogy(p, p).sum(1).mean())
