@@ -54,9 +54,8 @@ def test_imports_go_one_way():
     assert not wrong
 
 
-def test_method_baselines_and_evaluation_see_tensors_only():
+def test_method_baselines_and_evaluation_see_tensors_and_settings_only():
     forbidden = {
-        "megu_cli.config",
         "megu_cli.artifacts",
         "megu_cli.workspace",
         "megu_cli.cli",

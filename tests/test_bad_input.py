@@ -256,4 +256,4 @@ def test_superclasses_that_do_not_fit(megu, tmp_path):
 
 def test_labels_that_need_held_out_images(megu, tmp_path):
     file = write_config(tmp_path, data={"validation": 0.0}, forget={"random": {"count": 20}})
-    refused(megu("run", "-c", file), "labels.keep")
+    refused(megu("run", "-c", file), "need held-out images: raise data.validation")

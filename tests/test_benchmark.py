@@ -240,7 +240,8 @@ def test_every_setting_of_the_ablations_is_one(name, tmp_path):
         other = changed(config, {key: Path(v) if key == "mllm.ratings" else v for key, v in changes.items()})
         assert (other != config) == bool(changes)
     assert set(ablations.settings(config, ablations.GRIDS[name], ["labels.source"])) == {
-        ablations.DEFAULT, *(f"labels.source={source}" for source in ("transition", "prediction", "random"))
+        ablations.DEFAULT,
+        *(f"labels.source={s}" for s in ("transition+prediction", "transition", "prediction", "random")),
     }  # fmt: skip
 
 
