@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("benchmark", type=Path, nargs="?", default=HERE / "benchmark.json")
     parser.add_argument("ablations", type=Path, nargs="?", default=HERE / "ablations.json")
     parser.add_argument("speed", type=Path, nargs="?", default=HERE / "speed.json")
+    parser.add_argument("classes", type=Path, nargs="?", default=HERE / "classes.json")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs", metavar="DIR", help="where benchmarks.md is")
     arguments = parser.parse_args(words)
 
@@ -89,6 +91,8 @@ def main(words: list[str] | None = None) -> None:
     if arguments.ablations.exists():
         result = json.loads(arguments.ablations.read_text(encoding="utf-8"))
         blocks |= of_ablations(result, arguments.out)
+    if arguments.classes.exists():
+        blocks["classes"] = of_classes(json.loads(arguments.classes.read_text(encoding="utf-8")))
     if arguments.speed.exists():
         blocks["speed"] = of_speed(json.loads(arguments.speed.read_text(encoding="utf-8")))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -106,6 +110,56 @@ def filled(page: str, blocks: dict[str, str]) -> str:
         before, there, rest = page.partition(start)
         page = before + marked + rest.partition(end)[2] if there else f"{page}\n{marked}\n"
     return page
+
+
+def of_classes(result: dict[str, Any]) -> str:
+    """Markdown of what `classes.py` measured: a row for each class, then megu beside each method over all classes."""
+    from classes import DEVELOPMENT
+
+    found: dict[str, Any] = result["classes"]
+    others = [name for name in ("finetune", "ct", "msg", "mask") if all(name in rows for rows in found.values())]
+    columns = ["megu", *others, "retrain"]
+    lines = []
+    for figure, what in (("js_divergence", "JS on the forget set"), ("avg_gap", "Average gap in points")):
+        lines += [f"{what}, mean over the seeds (`retrain`: another oracle):", ""]
+        lines += [row(["class", *columns]), row(["---"] * (1 + len(columns)))]
+        for name, rows in found.items():
+            values = [COLUMNS[figure][1](_over(rows, method, figure)) for method in columns]
+            lines.append(row([name + " *" * (name in DEVELOPMENT), *values]))
+        lines.append("")
+    lines += ["Depth and retained accuracy, in percent, mean over the seeds:", ""]
+    lines += [row(["class", "probe: megu", "oracle", "retained test: megu", "oracle", "time: megu"]), row(["---"] * 6)]
+    shown = [(method, figure) for figure in ("probe_acc", "retain_test_acc") for method in ("megu", "retrain")]
+    for name, rows in found.items():
+        values = [percent(_over(rows, method, figure)) for method, figure in [*shown, ("megu", "time_ratio")]]
+        lines.append(row([name, *values]))
+    unseen = {name: rows for name, rows in found.items() if name not in DEVELOPMENT}
+    lines += [
+        "",
+        f"Distance to the oracle, less megu's, over the {len(unseen)} classes without * and their seeds: mean and 95% "
+        "interval. Above 0, megu is nearer.",
+        "",
+        row(["method", "JS", "gap, points"]),
+        row(["---"] * 3),
+    ]
+    for method in [*others, "retrain"]:
+        lines.append(row([method, *(_difference(unseen, method, figure) for figure in ("js_divergence", "avg_gap"))]))
+    return "\n".join(lines)
+
+
+def _over(rows: dict[str, Any], method: str, figure: str) -> float:
+    """Mean of a figure over the seeds of a method."""
+    return statistics.mean(cell[figure] for cell in rows[method].values())
+
+
+def _difference(found: dict[str, Any], method: str, figure: str) -> str:
+    """Mean and half of the 95% interval, by Student's t, of how much farther a method is than megu."""
+    from scipy import stats
+
+    pairs = [rows[method][seed][figure] - own[figure] for rows in found.values() for seed, own in rows["megu"].items()]
+    half = stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
+    show = COLUMNS[figure][1]
+    return f"{show(statistics.mean(pairs))} ± {show(half)}"
 
 
 def of_speed(result: dict[str, Any]) -> str:

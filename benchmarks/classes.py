@@ -1,0 +1,108 @@
+"""Every class of Fashion-MNIST forgotten in turn: 10,000 images, default settings, no tuning.
+
+    python benchmarks/classes.py [--out DIR] [--only NAME ...]
+
+Each class is a run directory of `megu compare`, with the same two seeds. The original of a seed is trained once, and shared.
+A run that was killed goes on where it stopped. Writes benchmarks/classes.json, from which tables.py makes a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megu_cli import artifacts
+from megu_cli.compare import figures
+from megu_cli.errors import ArtifactError
+
+HERE = Path(__file__).parent
+# The classes on which the defaults were chosen come last.
+CLASSES = ("Dress", "Trouser", "Pullover", "Sandal", "Shirt", "Bag", "Ankle boot", "Coat", "T-shirt/top", "Sneaker")
+DEVELOPMENT = ("Coat", "T-shirt/top", "Sneaker")
+METHODS = ("original", "retrain", "mask", "finetune", "ct", "msg", "megu")
+SEED, SEEDS = 700, 2
+FIGURES = (
+    *("avg_gap", "js_divergence", "agreement", "probe_acc", "retain_test_acc", "retain_train_acc"),
+    *("forget_train_acc", "mia_entropy_lr", "time_ratio"),
+)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run what is missing and write the figures of all classes that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE / "runs" / "classes", metavar="DIR")
+    parser.add_argument("--only", nargs="*", choices=CLASSES, help="classes to run; none with --only alone")
+    arguments = parser.parse_args(words)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    first = folder(arguments.out, CLASSES[0])
+    for name in CLASSES if arguments.only is None else arguments.only:
+        share_originals(first, folder(arguments.out, name))
+        subprocess.run([sys.executable, "-m", "megu_cli", "compare", "-c", config(arguments.out, name)], check=True)
+    result = {
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "versions": {package: version(package) for package in ("megu-cli", "torch", "torchvision", "scikit-learn")},
+        "classes": {name: found for name in CLASSES if (found := collected(folder(arguments.out, name)))},
+    }
+    (HERE / "classes.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+def folder(out: Path, name: str) -> Path:
+    """The run directory of a class."""
+    return out / name.lower().replace(" ", "-").replace("/", "-")
+
+
+def config(out: Path, name: str) -> Path:
+    """Write the config of a class; its path."""
+    settings = {
+        "seed": SEED,
+        "out": str(folder(out, name).resolve()),
+        "data": {"name": "fashion_mnist", "limit": 10_000},
+        "model": {"name": "small_resnet"},
+        "forget": {"classes": [name]},
+        "compare": {"seeds": SEEDS, "methods": list(METHODS)},
+    }
+    path = folder(out, name).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def share_originals(source: Path, target: Path) -> None:
+    """Copy the originals, which do not depend on the request, and the record of what they took."""
+    for file in (
+        "original.safetensors",
+        *(f"compare/{SEED + i}/original.safetensors" for i in range(1, SEEDS)),
+        "runs.jsonl",
+    ):
+        if (source / file).exists() and not (target / file).exists():
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, target / file)
+
+
+def collected(run: Path) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Method -> seed -> figure of a finished comparison; empty where there is none."""
+    try:
+        body: dict[str, Any] = artifacts.read_body(run / "compare.json")
+    except ArtifactError:
+        return {}
+    return {
+        method: {
+            seed: {key: None if cell_figures.get(key) is None else round(cell_figures[key], 5) for key in FIGURES}
+            for seed, cell in row["seeds"].items()
+            if (cell_figures := figures(cell))
+        }
+        for method, row in body["methods"].items()
+        if method in METHODS
+    }
+
+
+if __name__ == "__main__":
+    main()
