@@ -2,7 +2,7 @@
 
     python benchmarks/classes.py [--out DIR] [--only NAME ...]
 
-Each class is a run directory of `megu compare`, with the same two seeds. The original of a seed is trained once, and shared.
+Each class is a run directory of `megu compare`, with the same two seeds. The originals are trained once, and shared.
 A run that was killed goes on where it stopped. Writes benchmarks/classes.json, from which tables.py makes a table.
 """
 
