@@ -171,11 +171,22 @@ def read(path: Path) -> Artifact:
     return Artifact(body, safetensors.torch.load_file(path), meta)
 
 
+def metadata(path: Path) -> dict[str, Any]:
+    """The metadata in the header of a safetensors file.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ArtifactError: It is no whole safetensors file.
+    """
+    with path.open("rb") as stream:
+        found = _header(stream, path.name)[0].get("__metadata__", {})
+    return found if isinstance(found, dict) else {}
+
+
 def is_ours(path: Path) -> bool:
     """Whether a safetensors file is an artifact of megu's, whole or not."""
     try:
-        with path.open("rb") as stream:
-            return "megu" in _header(stream, path.name)[0].get("__metadata__", {})
+        return "megu" in metadata(path)
     except (OSError, ArtifactError):
         return False
 
