@@ -43,6 +43,7 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_TEST = ("test", "val")
 _NEED_HEADER = "Several columns need a header line with path or index."
 
 
@@ -266,12 +267,11 @@ def _inside(text: str, root: Path | None) -> str:
 
 
 def _matches(cells: Sequence[str], data: Dataset) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
-    """For the number of a cell: positions of the images of exactly this name, and of those by its name without train/.
+    """For the number of a cell: positions of the images of exactly this name, and of those by a name without train/.
 
     Test images have the positions behind the training images. All names are gone through once, and not kept: a table
     of them would take the memory of the data set.
     """
-    number = len(data.train.names)
     wanted: dict[str, list[tuple[int, int]]] = {}
     for i, cell in enumerate(cells):
         for rank, form in enumerate(_forms(cell, data.root)):
@@ -292,8 +292,9 @@ def _matches(cells: Sequence[str], data: Dataset) -> tuple[dict[int, set[int]], 
             known = composed(name) if compose else name
             for i, rank in table.get(known, ()):
                 note(i, rank + 100 * compose, position)
-            if position < min(number, data.own) and known.startswith("train/"):
-                for i, _ in table.get(known.removeprefix("train/"), ()):
+            folder, _, rest = known.partition("/")
+            if rest and folder in (("train",) if position < data.own else _TEST):
+                for i, _ in table.get(rest, ()):
                     loose.setdefault(i, set()).add(position)
 
     if wanted:
@@ -314,19 +315,20 @@ def _position(cell: str, kind: _Kind, named: set[int], loose: set[int], data: Da
         DataError: It may mean two, or is an index where there is none.
     """
     is_index = kind != "path" and bool(_INDEX.fullmatch(cell))
-    index = int(cell) if is_index else -1
     readings = dict.fromkeys(named, "by its name")
     if kind == "index" or not named:
-        if kind != "index":
-            readings |= dict.fromkeys(loose, "by its name without train/")
-        if is_index and 0 <= index < data.own and not data.test_made:
-            readings.setdefault(index, "by its index")
-        elif is_index and not readings:
-            if data.test_made:
-                raise DataError(f"{cell}: where megu makes the test split an index names nothing that lasts")
+        if kind == "index" and not is_index:
+            raise DataError(f"{cell} is no index; call the column path if it holds names")
+        # The images of train/0, train/1, ... of a library's data set are no files: there a number is an index.
+        if kind != "index" and not (is_index and data.root is None):
+            trained = {position for position in loose if position < data.own}
+            readings |= dict.fromkeys(trained or loose, "by its name without train/")
+        if is_index and data.test_made:
+            raise DataError(f"{cell}: where megu makes the test split an index names nothing that lasts")
+        if is_index and not 0 <= int(cell) < data.own:
             raise DataError(f"{cell} is no index below {data.own}")
-        elif kind == "index" and not is_index:
-            raise DataError(f"{cell} is no index; name the column path if it holds names")
+        if is_index:
+            readings.setdefault(int(cell), "by its index")
     if len(readings) > 1:
         number = len(data.train.names)
         told = [

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from megu_cli.config import Config, DataConfig, load_config
 from megu_cli.data import Dataset, holding_out
 from megu_cli.data.names import composed
 from megu_cli.deletion_list import has_indices, listed
-from megu_cli.errors import ArtifactError, CheckpointError, ConfigError, DataError
+from megu_cli.errors import ArtifactError, ConfigError, DataError
 from megu_cli.forget import Earlier, Request, asked, class_positions, resolve
 from megu_cli.own_model import OwnModel
 
@@ -30,8 +29,7 @@ _LISTS = (".csv", ".tsv", ".txt")
 _CONFIGS = (".yaml", ".yml")
 
 
-@dataclass(frozen=True)
-class Forgotten:
+class Forgotten(NamedTuple):
     """What a record says: names of concepts, and contents of single images."""
 
     concepts: tuple[str, ...] = ()
@@ -92,15 +90,12 @@ class Already:
 
         Raises:
             ConfigError: The checkpoint was unlearned, its record is not to be read, and nothing else is said.
-            CheckpointError: There is no checkpoint.
+            CheckpointError: It cannot be read.
         """
         own = self.checkpoint
-        if own is None or self.given == []:
+        # Without the file nothing is made of it, and what is made of another request has another key.
+        if own is None or self.given == [] or not own.exists():
             return Forgotten()
-        if not own.exists():
-            if self.given:
-                return Forgotten()
-            raise CheckpointError(f"no checkpoint at {own}", "Set model.checkpoint, or make one with `megu train`.")
         if (mark := mark_of(own)) is not None:
             try:
                 forgotten: Forgotten = _proven(json.loads(mark), str(own))["forgotten"]
@@ -220,7 +215,7 @@ class Already:
         """
         result = Earlier()
         for forgotten in self.records:
-            result = result.joined(of_record(data, forgotten, self.missing))
+            result = result.joined(of_record(data, *forgotten, missing=self.missing))
         if self.checkpoint is not None and self.own != Forgotten():
             # It is about the checkpoint that is now unlearned further, not about those of earlier configs.
             result = result.joined(Earlier(told=(f"the checkpoint was unlearned before, and says so: {self.own.words} "
@@ -247,23 +242,23 @@ def _counted_in(data: DataConfig) -> dict[str, Any]:
     return data.model_dump(include={"name", "limit", "test_fraction"})
 
 
-def of_record(data: Dataset, forgotten: Forgotten, missing: Missing = "error") -> Earlier:
+def of_record(data: Dataset, concepts: Sequence[str], contents: Sequence[int], missing: Missing = "error") -> Earlier:
     """What a record tells. Images that are no longer in the data need no mention.
 
     Raises:
         DataError: A concept is not in the data.
     """
     there = {composed(name) for name in data.concepts}
-    unknown = [name for name in forgotten.concepts if composed(name) not in there]
+    unknown = [name for name in concepts if composed(name) not in there]
     if unknown and missing == "error":
         raise DataError(
             f"forget.already: {', '.join(unknown[:5])} was forgotten before, and there is no class of this name",
             "Restore the name; or, if its images have left the data, set forget.already_missing: ignore.",
         )
-    gone = class_positions([name for name in forgotten.concepts if name not in unknown], data.concepts)
+    gone = class_positions([name for name in concepts if name not in unknown], data.concepts)
     mask = torch.isin(data.train.concepts, torch.tensor(gone, dtype=torch.int64))
-    if forgotten.contents:
-        mask |= torch.isin(data.train.images.contents(), torch.tensor(forgotten.contents, dtype=torch.int64))
+    if contents:
+        mask |= torch.isin(data.train.images.contents(), torch.tensor(contents, dtype=torch.int64))
     return Earlier(torch.where(mask)[0], gone)
 
 
