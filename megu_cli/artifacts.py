@@ -123,6 +123,19 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     import safetensors.torch
 
     safetensors.torch.save_file(_separate(tensors), path, metadata=metadata)
+    if len(metadata) > 1:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: safetensors writes them in another one each time."""
+    with path.open("r+b") as stream:
+        header, start = _header(stream, path.name)
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= start - 8  # nothing but the order is another
+        stream.seek(8)
+        stream.write(text.ljust(start - 8))
 
 
 def _separate(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -319,10 +319,14 @@ def marked(files: dict[str, bytes], provenance: dict[str, Any]) -> dict[str, byt
     """The files of a `directory` that say what was forgotten: config.json under the key ``megu``, and the weights."""
     import safetensors.torch
 
+    from megu_cli.artifacts import canonical, save_tensors
+
     config = {**json.loads(files[_CONFIG]), MARK_IN_CONFIG: provenance}
-    tensors = safetensors.torch.load(files[_WEIGHTS])
-    mark = {"format": "pt", MARK: json.dumps(provenance)}
-    return {**files, _CONFIG: _pretty(config), _WEIGHTS: safetensors.torch.save(tensors, mark)}
+    mark = {"format": "pt", MARK: canonical(provenance).decode()}
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / _WEIGHTS
+        save_tensors(file, safetensors.torch.load(files[_WEIGHTS]), mark)
+        return {**files, _CONFIG: _pretty(config), _WEIGHTS: file.read_bytes()}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def forgotten(work: Workspace) -> list[str]:
     return [work.data.train.names[i] for i in work.request.forget.tolist()]
 
 
-# How it is written -> its bytes, and what the message says where it is refused. ROOT is the absolute path of the images.
+# How it is written -> its bytes, and what is said where it is refused. ROOT is the absolute path of the images.
 WAYS: dict[str, tuple[bytes, str | None]] = {
     "names alone": (b"cat/1.png\neel/2.png\n", None),
     "names with train/": (b"train/cat/1.png\ntrain/eel/2.png", None),
@@ -113,7 +113,7 @@ def manifest(folder: Path, names: list[str]) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = torch.randint(0, 256, (8, 8, 3), generator=draw, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(file, format="png")
-        lines.append(f"{name},{CLASSES[i % 3]},{'test' if i >= len(names) - 3 else 'train'}")
+        lines.append(f'"{name}",{CLASSES[i % 3]},{"test" if i >= len(names) - 3 else "train"}')
     (folder / "manifest.csv").write_text("\n".join(lines))
     return folder / "manifest.csv"
 
@@ -141,7 +141,7 @@ def manifest(folder: Path, names: list[str]) -> Path:
 def test_an_exact_name_wins_and_what_may_be_two_is_refused(tmp_path, content, wanted):
     names = ["train/a.png", "a.png", "5", "b, c.png", "8", "train/3", *(f"d{i}.png" for i in range(6)), "\u00e9.png"]
     table = manifest(tmp_path / "images", [*names, "x.png", "y.png", "z.png"])
-    settings = {"name": "manifest", "manifest": str(table), "root": None}
+    settings = {"name": "manifest", "manifest": str(table)}
     work = asked(tmp_path / "asked", table.parent, content.encode(), **settings)
     if isinstance(wanted, list):
         assert forgotten(work) == wanted
