@@ -12,6 +12,7 @@ import io
 import json
 import pickle
 import re
+import struct
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -184,16 +185,15 @@ def mark_of(path: Path) -> str | None:
         except (OSError, ArtifactError):
             return None
         return mark if mark is None or isinstance(mark, str) else ""
+    name = None
     try:
         with zipfile.ZipFile(path) as archive:
             name = next((name for name in archive.namelist() if name.endswith(f"/{MARK}.json")), None)
-            if name is None:
-                return None
             # As it was written: what is compressed may be of any size.
-            plain = archive.getinfo(name).compress_type == zipfile.ZIP_STORED
-            return archive.read(name).decode(errors="replace") if plain else ""
-    except (OSError, zipfile.BadZipFile):
-        return "" if zipfile.is_zipfile(path) else None
+            plain = name is not None and archive.getinfo(name).compress_type == zipfile.ZIP_STORED
+            return archive.read(name).decode() if name and plain else name and ""
+    except (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile):
+        return name and ""  # a mark that cannot be read is one
 
 
 def weights_digest(tensors: Iterable[Tensor]) -> str:
@@ -201,7 +201,8 @@ def weights_digest(tensors: Iterable[Tensor]) -> str:
 
     Copies count once, so that tied weights may be written once or twice.
     """
-    return artifacts.digest(sorted({_tensor_digest(t) for t in tensors if t.ndim and t.layout is torch.strided}))
+    plain = (t for t in tensors if t.ndim and t.layout is torch.strided and not (t.is_quantized or t.is_meta))
+    return artifacts.digest(sorted({_tensor_digest(t) for t in plain}))
 
 
 def _tensor_digest(tensor: Tensor) -> str:

@@ -100,7 +100,7 @@ class Already:
             try:
                 forgotten: Forgotten = _proven(json.loads(mark), str(own))["forgotten"]
                 return forgotten
-            except (ValueError, DataError):
+            except (ValueError, RecursionError, DataError):
                 if self.given:
                     return Forgotten()
                 raise ConfigError(
@@ -304,6 +304,8 @@ def recorded(content: Any, where: str) -> Forgotten:
     """
     try:
         unsigned = [int(image, 16) for image in content["images"]]
+        if not all(0 <= n < 2**64 for n in unsigned):
+            raise ValueError
         return Forgotten(tuple(map(str, content["concepts"])), tuple(n - (n >> 63 << 64) for n in unsigned))
     except (TypeError, KeyError, ValueError):
         raise DataError(f"forget.already: {where} does not say what was forgotten there") from None

@@ -317,6 +317,14 @@ def test_a_damaged_record_is_refused_with_what_to_name(megu, unlearned, tmp_path
         assert before(file, "forget.already=[]") == set()
 
 
+def test_a_flipped_bit_in_the_record_of_a_pth_is_refused(megu, unlearned, tmp_path):
+    content = bytearray((unlearned / "first" / "run" / "model.pth").read_bytes())
+    content[content.index(b'"forgotten"') + 15] ^= 1
+    (tmp_path / "odd.pth").write_bytes(content)
+    file = request(tmp_path / "next", unlearned / "images", tmp_path / "odd.pth", "dog/1.png")
+    refused(megu("run", "-c", file), "its record of what was forgotten is damaged")
+
+
 def test_init_leaves_already_to_the_checkpoint(megu, unlearned, tmp_path):
     file = tmp_path / "megu.yaml"
     model = unlearned / "first" / "run" / "model.pth"
