@@ -354,9 +354,14 @@ def planned(work: Workspace, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """`described` of a plan, with what is to be forgotten; without estimates, and why, where something is missing.
 
     Raises:
-        MeguError: The data or the request are at fault.
+        MeguError: The request is at fault.
     """
-    request, names = work.request, work.data.train.names
+    _ = work.reserved  # a list that cannot be read is refused
+    try:
+        names = work.data.train.names
+    except MeguError as error:
+        return {"plan": rows, "note": f"no estimates: {error.message.splitlines()[0]}"}
+    request = work.request
     first = [names[position] for position in request.forget[:_NAMED].tolist()]
     asked = {"notes": work.notes, "forget": {"images": len(request.forget), "first": first}}
     try:

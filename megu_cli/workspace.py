@@ -126,7 +126,7 @@ class Workspace:
             order=self.own.classes if settings.name not in data.SMALL and settings.superclasses is None else None,
             test_fraction=settings.test_fraction,
             follow_links=settings.follow_links,
-            reserved=self._reserved,
+            reserved=self.reserved,
             memo=self.memo,
         )
         return data.reordered(loaded, self.own.order_of(loaded.classes))
@@ -157,7 +157,7 @@ class Workspace:
         )
 
     @property
-    def _reserved(self) -> Reserved:
+    def reserved(self) -> Reserved:
         """What the request names, and what was forgotten before: never part of a test split that megu makes."""
         from megu_cli.data import Reserved, folder_of
         from megu_cli.deletion_list import paths_in
