@@ -282,7 +282,7 @@ def recognised(path: Path, recorded: dict[str, Any]) -> bool:
     if size < was:
         found = found[: size // _part(was)]  # the last one is cut
     same = sum(a == b for a, b in zip(found, known, strict=False))
-    return 2 * same >= max(1, len(found))
+    return bool(2 * same >= max(1, len(found)))
 
 
 def _part(size: int) -> int:
