@@ -432,3 +432,52 @@ def test_weights_whose_artifact_is_gone_are_known_by_the_log(megu, finished):
     answer = megu("run", "-c", finished)
     assert answer.code == 2
     assert "model.safetensors" in answer.err
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_a_users_checkpoint_in_the_run_directory_is_not_replaced(megu, finished, name):
+    from safetensors.torch import load_file
+
+    folder = finished.parent
+    torch.save(load_file(folder / "run" / "original.safetensors"), folder / "mine.pth")
+    out = folder / "new"
+    out.mkdir()
+    torch.save({"weights": torch.ones(5)}, out / name)
+    before = (out / name).read_bytes()
+    answer = megu("run", "-c", finished, "-o", out, "--set", f"model.checkpoint={folder / 'mine.pth'}",
+                  "--set", "eval.oracle=false", "--set", "data.validation_from=train")  # fmt: skip
+    assert answer.code == 2
+    assert name in answer.err
+    assert listing(out) == {name}
+    assert (out / name).read_bytes() == before
+
+
+def test_a_comparison_of_the_users_is_not_replaced(megu, finished):
+    out = finished.parent / "run"
+    for name in ("compare.json", "compare/0/mask.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text('{"mine": 1}')
+        for more in ([], ["--dry-run"]):
+            answer = megu("compare", "-c", finished, "--methods", "original,mask", *more)
+            assert answer.code == 2
+            assert name in answer.err
+        assert (out / name).read_text() == '{"mine": 1}'
+        (out / name).unlink()
+
+
+def test_force_reads_every_file_again(megu, tmp_path, monkeypatch):
+    from megu_cli import memo
+
+    write_folder(tmp_path / "images", number=12)
+    file = write_config(
+        tmp_path,
+        data={"name": "imagefolder", "root": "images", "image_size": 8, "limit": None},
+        forget={"classes": ["dog"]},
+    )
+    assert megu("train", "-c", file).code == 0
+    read, seen = memo._read, []
+    monkeypatch.setattr(memo, "_read", lambda path, inspect: seen.append(path) or read(path, inspect))
+    assert megu("train", "-c", file).code == 0
+    assert seen == []
+    assert megu("train", "-c", file, "--force").code == 0
+    assert len(seen) == len(list((tmp_path / "images").rglob("*.png")))
