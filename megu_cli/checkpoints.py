@@ -35,8 +35,9 @@ _AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow", "teacher", "m
 _PLAIN = (type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device)
 # Floats that torch computes with; float8 and smaller are for storage.
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Levels of containers in a file.
+# Levels of containers in a file, and how many there may be.
 _DEEPEST = 64
+_MOST = 1_000_000
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|model\.|net\.|network\.)+")
 
 
@@ -281,13 +282,18 @@ def _check(path: Path, content: Any) -> None:
         CheckpointError: It is such a file; the place is named.
     """
     left: list[tuple[Place, Any]] = [((), content)]
+    containers = 0
     while left:
         place, value = left.pop()
+        containers += isinstance(value, (Mapping, list, tuple))
         where = ".".join(map(str, place)) or "the top"
-        if len(place) > _DEEPEST:
+        # A few lists that hold each other twice can be more to walk through than there is time.
+        if len(place) > _DEEPEST or containers > _MOST:
             raise CheckpointError(
                 f"{path} contains itself, or is nested too deeply, at {where[:60]}…", "Save model.state_dict() alone."
             )
+        if isinstance(value, int) and not _plain_key(value):
+            raise CheckpointError(f"{path} holds a number of too many digits at {where}", "Save it as text.")
         if isinstance(value, Tensor) and value.is_nested:
             raise CheckpointError(f"{path} holds a nested tensor at {where}", "Save model.state_dict() alone.")
         if isinstance(value, Mapping):
@@ -299,7 +305,9 @@ def _check(path: Path, content: Any) -> None:
                     )
             left += [((*place, key), item) for key, item in value.items()]
         elif isinstance(value, (list, tuple)):
-            left += [((*place, i), item) for i, item in enumerate(value) if isinstance(item, (Mapping, list, tuple))]
+            left += [
+                ((*place, i), item) for i, item in enumerate(value) if isinstance(item, (Mapping, list, tuple, int))
+            ]
 
 
 def _plain_key(key: Any) -> bool:
@@ -308,7 +316,9 @@ def _plain_key(key: Any) -> bool:
         return key.isprintable() or not any("\ud800" <= character <= "\udfff" for character in key)
     if isinstance(key, float):
         return math.isfinite(key)
-    return isinstance(key, (int, type(None))) or (isinstance(key, tuple) and all(map(_plain_key, key)))
+    if isinstance(key, int):
+        return key.bit_length() < 10_000  # Python writes no longer ones
+    return key is None or (isinstance(key, tuple) and all(map(_plain_key, key)))
 
 
 def _usable(path: Path, checkpoint: Checkpoint) -> Checkpoint:
