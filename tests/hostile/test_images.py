@@ -89,6 +89,16 @@ def folder(root: Path) -> None:
             image.save(root / name / f"{i}.png")
 
 
+# `import torch` starts it, through ctypes.util.find_library, before any image is looked at.
+IMPORTED = {"ldconfig"}
+
+
+def executed(log: Path) -> set[str]:
+    """Names of the programs that strace saw started."""
+    found = re.finditer(r'execve(?:at)?\((?:\w+, )?"([^"]*)".* = 0$', log.read_text(), re.M)
+    return {Path(match[1]).name for match in found}
+
+
 def traced(log: Path, *arguments: object) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     """megu under strace; what was executed successfully in it, by any of its processes."""
     answer = subprocess.run(
@@ -96,9 +106,7 @@ def traced(log: Path, *arguments: object) -> tuple[subprocess.CompletedProcess[s
          *map(str, arguments)],
         env=subprocess_environment(), capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
-    return answer, {
-        found[1] for found in re.finditer(r'execve(?:at)?\((?:\w+, )?"([^"]*)".* = 0$', log.read_text(), re.M)
-    }
+    return answer, executed(log)
 
 
 @pytest.mark.slow
@@ -108,8 +116,8 @@ def test_a_run_on_hostile_images_starts_no_program(tmp_path):
     root = tmp_path / "images"
     folder(root)
     config = write_config(
-        tmp_path, data={"name": "folder", "root": str(root), "image_size": 16, "limit": None, "test_fraction": 0.2},
-        forget={"classes": ["cat"]}, mllm={"backend": "recorded"},
+        tmp_path, data={"name": "imagefolder", "root": str(root), "image_size": 16, "limit": None, "test_fraction": 0.2},
+        forget={"classes": ["cat"]},
     )  # fmt: skip
     for name, content in files.items():
         (root / "ant" / name).write_bytes(content)
@@ -120,7 +128,7 @@ def test_a_run_on_hostile_images_starts_no_program(tmp_path):
     answer, started = traced(tmp_path / "trace", "run", "-c", config)
     assert answer.returncode == 2, answer.stderr
     assert "files cannot be used" in answer.stderr
-    assert {Path(path).name for path in started} == {Path(sys.executable).name}, started
+    assert started - IMPORTED == {Path(sys.executable).name}, started
     assert not (tmp_path / "started").exists()
 
 
@@ -151,7 +159,7 @@ def test_each_hostile_image_is_read_or_refused_by_name_and_starts_no_program(tmp
         check=False, timeout=300,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
-    assert log.read_text().count("= 0") == 1, log.read_text()
+    assert executed(log) - IMPORTED == {Path(sys.executable).name}
 
 
 def test_an_eps_file_with_an_images_suffix_asks_for_no_ghostscript(tmp_path):
