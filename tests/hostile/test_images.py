@@ -116,7 +116,8 @@ def test_a_run_on_hostile_images_starts_no_program(tmp_path):
     root = tmp_path / "images"
     folder(root)
     config = write_config(
-        tmp_path, data={"name": "imagefolder", "root": str(root), "image_size": 16, "limit": None, "test_fraction": 0.2},
+        tmp_path, data={"name": "imagefolder", "root": str(root), "image_size": 16, "limit": None, "test_fraction": 0.2,
+              "follow_links": True},
         forget={"classes": ["cat"]},
     )  # fmt: skip
     for name, content in files.items():
