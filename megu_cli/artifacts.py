@@ -8,18 +8,21 @@ metadata key ``megu`` holding canonical JSON. So the artifact is the cache entry
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
+import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from megu_cli.errors import ArtifactError
+from megu_cli.errors import NO_SPACE, ArtifactError
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +35,19 @@ _LOCK = ".lock"
 _HEAD, _PARTS = 64, 16
 # Folders that megu writes in a run directory.
 _FOLDERS = ("model", "compare")
+# Bits of a number in a safetensors file.
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+# Bytes of a safetensors header, and levels of nested JSON, above which a file is not read.
+_LARGEST_HEADER = 100_000_000
+_DEEPEST = 64
+# What a key is made of, and where it comes from: in the meta of every pipeline artifact.
+STAGE_KEYS = ("version", "settings", "inputs", "lineage")
 
 
 class ForeignFileError(ArtifactError):
@@ -68,10 +84,55 @@ def digest(data: Any) -> str:
     return hashlib.sha256(canonical(data)).hexdigest()
 
 
+def strict_json(text: str | bytes) -> Any:
+    """Parse JSON that `canonical` can write again: finite numbers, valid text, at most 64 levels deep.
+
+    Raises:
+        ValueError: The text is something else.
+    """
+    try:
+        data = json.loads(text, parse_constant=_no_number)
+        level, depth = [data], 0
+        while level := [item for value in level for item in _items(value)]:
+            depth += 1
+            if depth > _DEEPEST:
+                raise ValueError("it is nested too deeply")
+        canonical(data)  # an infinite number or a half character
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return data
+
+
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list):
+        yield from value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, opened for reading; a pipe or a device is never waited for.
+
+    Raises:
+        ArtifactError: It is no regular file.
+        OSError: It is not there, or cannot be read.
+    """
+    # A pipe without a writer would block the opening itself.
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:  # noqa: PTH123
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ArtifactError(f"{path.name} is no regular file")
+        yield stream
+
+
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """sha256 of a regular file's bytes."""
     total = hashlib.sha256()
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         while block := stream.read(1 << 20):
             total.update(block)
     return total.hexdigest()
@@ -85,7 +146,7 @@ def tensor_digest(path: Path) -> str:
     Raises:
         ArtifactError: The file is no whole safetensors file.
     """
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         return _stream_digest(stream, path.name)
 
 
@@ -130,10 +191,20 @@ def save(path: Path, artifact: Artifact) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors; tied ones are written out one by one."""
-    import safetensors.torch
+    """Write tensors as safetensors; tied ones are written out one by one.
 
-    safetensors.torch.save_file(_separate(tensors), path, metadata=metadata)
+    Raises:
+        OSError: The file cannot be written.
+    """
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    try:
+        safetensors.torch.save_file(_separate(tensors), path, metadata=metadata)
+    except SafetensorError as error:  # it has the number of the fault in its text alone
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found.group(1)) if found else errno.EIO
+        raise OSError(number, os.strerror(number)) from None
     if len(metadata) > 1:
         _sort_metadata(path)
 
@@ -166,13 +237,19 @@ def _content(body: dict[str, Any], tensors: str) -> str:
     return digest([body] if tensors == _NO_TENSORS else [body, tensors])
 
 
-def read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """Verify an artifact's content digest and return its meta, without torch.
+
+    Args:
+        path: The artifact.
+        needs: Keys that its meta must have.
 
     Raises:
         ArtifactError: The file is missing, no artifact of ours, damaged, or of a newer format.
     """
     body, meta = _read_description(path)
+    if missing := [key for key in needs if key not in meta]:
+        raise ArtifactError(f"{path.name} is damaged: its meta has no {missing[0]}")
     tensors = tensor_digest(path) if path.suffix != ".json" else _NO_TENSORS
     without = {key: value for key, value in meta.items() if key != "checksum"}
     if meta.get("content") != _content(body, tensors) or meta.get("checksum") != digest(without):
@@ -192,19 +269,41 @@ def read(path: Path) -> Artifact:
         return Artifact(body, {}, meta)
     import safetensors.torch
 
-    return Artifact(body, safetensors.torch.load_file(path), meta)
+    try:
+        return Artifact(body, safetensors.torch.load_file(path), meta)
+    except Exception as error:  # safetensors raises its own, and torch more for a dtype that it does not have
+        raise ArtifactError(f"{path.name} is damaged: {error}") from None
 
 
-def metadata(path: Path) -> dict[str, Any]:
+def check_products(folder: Path, meta: dict[str, Any]) -> None:
+    """Compare the files that a stage wrote beside its artifact with what its meta records of them.
+
+    Raises:
+        ArtifactError: A file is another, or is no regular file inside the run directory.
+        OSError: A file cannot be read.
+    """
+    for kind, digest_of in (("weights", tensor_digest), ("files", file_digest)):
+        for name, recorded in meta.get(kind, {}).items():
+            path = folder / name
+            if not within(folder, path):
+                raise ArtifactError(f"its meta names {name}, a file outside the run directory")
+            # A file of another size is not read: what stands there now may be very large.
+            if path.stat().st_size != meta.get("sizes", {}).get(name, path.stat().st_size):
+                raise ArtifactError(f"{name} does not have its size")
+            if digest_of(path) != recorded:
+                raise ArtifactError(f"{name} does not match its digest")
+
+
+def metadata(path: Path) -> dict[str, str]:
     """The metadata in the header of a safetensors file.
 
     Raises:
         OSError: The file cannot be opened.
         ArtifactError: It is no whole safetensors file.
     """
-    with path.open("rb") as stream:
-        found = _header(stream, path.name)[0].get("__metadata__", {})
-    return found if isinstance(found, dict) else {}
+    with opened(path) as stream:
+        found: dict[str, str] = _header(stream, path.name)[0].get("__metadata__", {})
+    return found
 
 
 def is_ours(path: Path) -> bool:
@@ -222,29 +321,55 @@ def read_body(path: Path) -> dict[str, Any]:
 
 def _read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        if path.suffix == ".json":
-            body = json.loads(path.read_text(encoding="utf-8"))
-            if "meta" not in body:
+        with opened(path) as stream:
+            described = (
+                stream.read() if path.suffix == ".json" else _header(stream, path.name)[0].get("__metadata__", {})
+            )
+        if isinstance(described, bytes):
+            body = strict_json(described)
+            if not isinstance(body, dict) or "meta" not in body:
                 raise _foreign(path)
             meta = body.pop("meta")
         else:
-            with path.open("rb") as stream:
-                header, _ = _header(stream, path.name)
-            if "megu" not in header.get("__metadata__", {}):
+            if "megu" not in described:
                 raise _foreign(path)
-            described = json.loads(header["__metadata__"]["megu"])
-            body, meta = described["body"], described["meta"]
+            whole = strict_json(described["megu"])
+            body, meta = whole["body"], whole["meta"]
         written = meta["format"]
     except FileNotFoundError:
         raise ArtifactError(f"{path.name} is not there") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{path.name} is damaged, or was not written by megu") from None
     if written != FORMAT:
         raise ArtifactError(
             f"{path.name} has format {written}; this megu reads format {FORMAT}",
             "Rebuild it, or change the version.",
         )
+    if not isinstance(body, dict) or (fault := _fault(meta)):
+        raise ArtifactError(f"{path.name} is damaged: {fault if isinstance(body, dict) else 'its body is no mapping'}")
     return body, meta
+
+
+def _fault(meta: Any) -> str:
+    """What is wrong with the shape of a meta, in words; empty: nothing."""
+    if not isinstance(meta, dict):
+        return "its meta is no mapping"
+    tables = {key: meta.get(key, {}) for key in ("settings", "inputs", "lineage", "weights", "files", "sizes")}
+    if wrong := [key for key, value in tables.items() if not isinstance(value, dict)]:
+        return f"{wrong[0]} in its meta is no mapping"
+    for key in ("inputs", "weights", "files"):
+        if not all(isinstance(value, str) for value in tables[key].values()):
+            return f"{key} in its meta holds something other than digests"
+    if any("\0" in name or not name for name in [*tables["weights"], *tables["files"]]):
+        return "its meta names a file that cannot be"
+    for name, entry in tables["lineage"].items():
+        if not isinstance(entry, dict) or any(key not in entry for key in ("version", "settings", "inputs")):
+            return f"{name} in its lineage is incomplete"
+        if fault := _fault({"inputs": entry["inputs"], "settings": entry["settings"]}):
+            return f"{name} in its lineage: {fault}"
+        if not isinstance(entry.get("fingerprint"), str):
+            return f"{name} in its lineage has no fingerprint"
+    return ""
 
 
 def _foreign(path: Path) -> ForeignFileError:
@@ -254,7 +379,8 @@ def _foreign(path: Path) -> ForeignFileError:
     )
 
 
-def _linked(path: Path) -> ForeignFileError:
+def linked(path: Path) -> ForeignFileError:
+    """What is said where a symbolic link stands in the place of a file to be written."""
     return ForeignFileError(
         f"{path} is a symbolic link, and megu writes through none",
         "Remove the link, or give another directory with -o.",
@@ -267,13 +393,13 @@ def _header(stream: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
     stream.seek(0)
     prefix = stream.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-    if 8 + length > size:
+    if 8 + length > size or length > _LARGEST_HEADER:
         raise ArtifactError(f"{name} is truncated, or no safetensors file")
     try:
-        header = json.loads(stream.read(length))
-        end = max((info["data_offsets"][1] for key, info in header.items() if key != "__metadata__"), default=0)
+        header = strict_json(stream.read(length))
+        end = _end_of_data(header)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ArtifactError(f"{name} is no safetensors file") from None
+        raise ArtifactError(f"{name} is damaged, or no safetensors file") from None
     if 8 + length + end != size:
         raise ArtifactError(f"{name} is truncated")
     return header, 8 + length
@@ -282,7 +408,7 @@ def _header(stream: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
 def parts(path: Path) -> dict[str, Any]:
     """What recognises a file when it is met again, also where it was damaged: its size and digests of its parts."""
     size = path.stat().st_size
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         head = hashlib.sha256(stream.read(_HEAD)).hexdigest()[:16]
     return {"bytes": size, "head": head, "parts": _digests(path, _part(size))}
 
@@ -298,7 +424,7 @@ def recognised(path: Path, recorded: dict[str, Any]) -> bool:
         if size > 2 * was:
             return False
         if size < min(was, _part(was)):
-            with path.open("rb") as stream:
+            with opened(path) as stream:
                 return size < _HEAD or bool(recorded["head"] == hashlib.sha256(stream.read(_HEAD)).hexdigest()[:16])
         found = _digests(path, _part(was))
     except (OSError, KeyError, TypeError, ValueError):
@@ -316,7 +442,7 @@ def _part(size: int) -> int:
 
 def _digests(path: Path, step: int) -> list[str]:
     found: list[str] = []
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         while True:
             total, left = hashlib.sha256(), step
             while left and (block := stream.read(min(left, 1 << 20))):
@@ -329,7 +455,7 @@ def _digests(path: Path, step: int) -> list[str]:
 
 def marked(path: Path) -> bool:
     """True if a file shows by itself that megu wrote it, also where it was damaged."""
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         head = stream.read(2048)
     if path.suffix in (".safetensors", ".checkpoint"):
         return b'{"__metadata__":{"megu":' in head
@@ -347,7 +473,8 @@ def marked(path: Path) -> bool:
 
 
 def _json_of_ours(path: Path) -> bool:
-    content = path.read_bytes()
+    with opened(path) as stream:
+        content = stream.read()
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -357,9 +484,14 @@ def _json_of_ours(path: Path) -> bool:
     return isinstance(meta, dict) and ({"checksum", "content"} <= meta.keys() or {"megu", "sections"} <= meta.keys())
 
 
+# How a line of ours begins: with its checksum; without one those of earlier versions.
+_FIRST_KEYS = (b'{"checksum": "', b'{"time": "', b'{"stage": "', b'{"key": "')
+
+
 def _log_of_ours(path: Path) -> bool:
     """Whether any line is an entry of runs.jsonl or an answer; a single line that was cut must begin like one."""
-    content = path.read_bytes()
+    with opened(path) as stream:
+        content = stream.read()
     for line in content.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
@@ -368,7 +500,7 @@ def _log_of_ours(path: Path) -> bool:
                 return True
             if line == content.rstrip(b"\n"):
                 return False
-    return b"\n" not in content and content.startswith((b'{"time": "', b'{"stage": "', b'{"key": "'))
+    return b"\n" not in content and content.startswith(_FIRST_KEYS)
 
 
 def refuse_foreign(folder: Path, name: str, records: Iterable[dict[str, Any]] = ()) -> None:
@@ -385,7 +517,7 @@ def refuse_foreign(folder: Path, name: str, records: Iterable[dict[str, Any]] = 
     path = folder / name
     for link in (path, *path.parents[: len(Path(name).parts) - 1]):
         if link.is_symlink():
-            raise _linked(link)
+            raise linked(link)
     try:
         if not path.exists():
             return
@@ -396,6 +528,31 @@ def refuse_foreign(folder: Path, name: str, records: Iterable[dict[str, Any]] = 
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
     if not ours:
         raise _foreign(path)
+
+
+def _end_of_data(header: dict[str, Any]) -> int:
+    """Number of bytes of all tensors, which follow each other without gaps.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: The header is no header of safetensors.
+    """
+    if not all(isinstance(value, str) for value in header.get("__metadata__", {}).values()):
+        raise ValueError("its metadata are no texts")
+    spans = []
+    for key, info in header.items():
+        if key != "__metadata__":
+            first, last = info["data_offsets"]
+            if any(type(number) is not int or number < 0 for number in (first, last, *info["shape"])):
+                raise ValueError("a size is no natural number")
+            if (last - first) * 8 != math.prod(info["shape"]) * _BITS[info["dtype"]]:
+                raise ValueError("a tensor does not fill its place")
+            spans.append((first, last))
+    end = 0
+    for first, last in sorted(spans):
+        if first != end:
+            raise ValueError("tensors overlap, or lie apart")
+        end = last
+    return end
 
 
 def within(folder: Path, path: Path) -> bool:
@@ -413,7 +570,7 @@ def replacing(path: Path) -> Iterator[Path]:
         ArtifactError: The folder cannot be written, or ``path`` is a symbolic link.
     """
     if path.is_symlink():
-        raise _linked(path)
+        raise linked(path)
     try:
         with _temporary(path) as temporary:
             mode = temporary.stat().st_mode
@@ -428,7 +585,14 @@ def replacing(path: Path) -> Iterator[Path]:
             finally:
                 os.close(folder)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> ArtifactError:
+    """What is said where a file cannot be written."""
+    if error.errno in NO_SPACE:
+        return ArtifactError(f"no space left while writing {path}; nothing was lost", "Make room, and run it again.")
+    return ArtifactError(f"{path} cannot be written: {error.strerror or error}")
 
 
 @contextlib.contextmanager
@@ -472,6 +636,8 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         lock.release()
+        if error.errno in NO_SPACE:
+            raise unwritable(folder, error) from None
         raise ArtifactError(
             f"the run directory {folder} cannot be written: {error.strerror or error}",
             "Give another with -o DIR.",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+# What the system says where a disk is full, a quota used up or a file as large as it may be.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class MeguError(Exception):
     """An expected failure: what went wrong, where, and what to do next.

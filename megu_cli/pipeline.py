@@ -263,19 +263,14 @@ class Pipeline:
             trouble = State("missing", "not made yet")
         else:
             try:
-                meta = artifacts.read_meta(path)
-                for file, recorded in meta.get("weights", {}).items():
-                    if not artifacts.within(self.work.out, self.work.out / file):
-                        trouble = State("corrupt", f"{stage.file} names a file outside the run directory")
-                    elif artifacts.tensor_digest(self.work.out / file) != recorded:
-                        trouble = State("corrupt", f"{file} does not match its digest")
-                for file, recorded in meta.get("files", {}).items():
-                    if artifacts.file_digest(self.work.out / file) != recorded:
-                        trouble = State("corrupt", f"{file} does not match its digest")
+                meta = artifacts.read_meta(path, artifacts.STAGE_KEYS)
+                artifacts.check_products(self.work.out, meta)
+            except artifacts.ForeignFileError as error:
+                return State("blocked", error.message)
             except ArtifactError as error:
                 trouble = State("corrupt", error.message)
             except OSError as error:
-                gone = Path(error.filename).name if error.filename else stage.weights[0]
+                gone = Path(error.filename).name if error.filename else stage.file
                 trouble = State("missing", f"{gone} is not there ({error.strerror})")
         try:
             parts = self._parts(stage)
@@ -466,9 +461,10 @@ class Pipeline:
         if not stage.weights:
             return {}
         try:
-            meta = json.loads((self.work.out / stage.file).read_text(encoding="utf-8"))["meta"]
+            with artifacts.opened(self.work.out / stage.file) as stream:
+                meta = artifacts.strict_json(stream.read())["meta"]
             return {**meta["weights"], **meta.get("files", {})}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, ArtifactError):
             return {}
 
     def _written(self, stage: Stage) -> list[str]:
@@ -561,12 +557,14 @@ class Pipeline:
             for file, content in product.files.items():
                 written[file].write_bytes(content)
             files = {file: artifacts.file_digest(written[file]) for file in product.files}
+            sizes = {file: written[file].stat().st_size for file in (*product.weights, *product.files)}
             meta = {
                 **parts,
                 "fingerprint": artifacts.digest(parts),
                 "lineage": lineage,
                 "weights": {file: artifacts.tensor_digest(written[file]) for file in product.weights},
                 **({"files": files} if files else {}),
+                **({"sizes": sizes} if sizes else {}),
                 "seed": self.work.config.seed,
                 "megu": __version__,
             }

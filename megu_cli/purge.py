@@ -87,8 +87,9 @@ def traces(out: Path, *, original: bool = False, oracle: bool = False) -> list[T
         files["oracle.safetensors"] = _MODELS["oracle.safetensors"]
     # `megu compare` runs MeGU once more for each seed, in folders of its own; the figures of its methods stay.
     beside = [path for path in _files(out / "compare") if path.name in files]
-    found = [Trace(path, files[path.name]) for path in [*(out / name for name in files), *beside] if _ours(path)]
-    if _ours(out / REPORT) and _shows_traces(out / REPORT):
+    logs: dict[Path, RunLog] = {}
+    found = [Trace(path, files[path.name]) for path in [*(out / name for name in files), *beside] if _ours(path, logs)]
+    if _ours(out / REPORT, logs) and _shows_traces(out / REPORT):
         found.append(
             Trace(out / REPORT, "pictures of the noises or of forgotten images; `megu report` makes one without")
         )
@@ -113,12 +114,13 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _ours(path: Path) -> bool:
+def _ours(path: Path, logs: dict[Path, RunLog]) -> bool:
     """True if megu wrote the file; the memo of digests has a name that is megu's alone."""
     if not path.is_file() or path.is_symlink():
         return False
+    log = logs.setdefault(path.parent, RunLog(path.parent))  # one a folder: it says once which lines are damaged
     try:
-        refuse_foreign(path.parent, path.name, RunLog(path.parent).written(path.name))
+        refuse_foreign(path.parent, path.name, log.written(path.name))
     except ArtifactError:
         return path.name == MEMO
     return True

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from megu_cli.errors import ArtifactError
+from megu_cli.json_lines import JSONLines
 
 
 class RunLog:
@@ -18,42 +18,33 @@ class RunLog:
 
     def __init__(self, out: Path) -> None:
         self.file = out / "runs.jsonl"
+        self._lines = JSONLines(self.file, "times that stood there are not known")
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add a line, synced to disk; ``fingerprint`` names the artifact.
+        """Add a line; ``fingerprint`` names the artifact, ``seconds``, ``machine`` and ``files`` are read back.
 
-        ``seconds``, ``machine`` and ``files`` are read back.
+        Raises:
+            ArtifactError: The file cannot be written.
         """
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        self._lines.append(entry)
 
     def last(self, fingerprint: str) -> dict[str, Any] | None:
         """The last entry for the artifact with this fingerprint."""
-        found = [entry for entry in self._entries() if entry.get("fingerprint") == fingerprint]
-        return found[-1] if found else None
+        return next((entry for entry in reversed(self._entries()) if entry.get("fingerprint") == fingerprint), None)
 
     def written(self, name: str) -> list[dict[str, Any]]:
         """What is recorded of each file that megu has written here under this name; see `artifacts.parts`."""
         found = [files.get(name) for entry in self._entries() if isinstance(files := entry.get("files"), dict)]
         return [record for record in found if isinstance(record, dict)]
 
-    def _entries(self) -> Iterator[dict[str, Any]]:
+    def _entries(self) -> list[dict[str, Any]]:
         try:
-            lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return
-        for line in lines:
-            try:
-                entry: Any = json.loads(line)
-            except (ValueError, RecursionError):  # a line cut short by a kill
-                continue
-            if isinstance(entry, dict):
-                yield entry
+            return self._lines.read()
+        except ArtifactError:
+            return []
 
     def seconds(self, fingerprint: str) -> tuple[float, str] | None:
         """Seconds that the artifact with this fingerprint last took, and on which machine; ``None`` if not known."""
-        entry = self.last(fingerprint)
-        return (float(entry["seconds"]), str(entry["machine"])) if entry else None
+        entry = self.last(fingerprint) or {}
+        known = type(entry.get("seconds")) in (int, float) and "machine" in entry
+        return (float(entry["seconds"]), str(entry["machine"])) if known else None
