@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from megu_cli.cli.console import say
 from megu_cli.cli.options import Options, command
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _version(show: bool) -> None:
     if show:
         from megu_cli import __version__
 
-        typer.echo(f"megu {__version__}")
+        say(f"megu {__version__}")
         raise typer.Exit
 
 
@@ -166,9 +167,9 @@ def init(
     _make(config.parent)
     with replacing(config) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
+    say(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
     if images:
-        typer.echo(
+        say(
             f"Two things are for you to say: data.image_size, as the model was trained (now {own['image_size']}), "
             "and mllm, who rates how similar the classes are (docs/mllm.md)."
         )
@@ -377,13 +378,13 @@ def report(
             notices.append(f"It could not be checked here whether this evaluation is up to date: {state.reason}.")
         verdicts = judge(parse(config.eval.require), read_body(file))
         if options.dry_run:
-            _show(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: typer.echo(r["file"]))
+            _show(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: say(r["file"]))
             return
         path = reports.write(pipeline.work, verdicts, form=form.value, show_forgotten=show_forgotten, notices=notices)
     for notice in notices:
-        typer.echo(notice, err=True)
+        say(notice, err=True)
     result = {"file": str(path), "format": form.value, "bytes": path.stat().st_size, "shows_forgotten": show_forgotten}
-    _show(options, result, lambda r: typer.echo(f"wrote {r['file']} ({r['bytes'] / 1e3:,.0f} kB)"))
+    _show(options, result, lambda r: say(f"wrote {r['file']} ({r['bytes'] / 1e3:,.0f} kB)"))
 
 
 def purge(
@@ -447,9 +448,9 @@ def _confirm(result: dict[str, Any]) -> None:
     from megu_cli.errors import InputError
 
     for name, what in result["deleted"].items():
-        typer.echo(f"  {name}: {what}", err=True)
+        say(f"  {name}: {what}", err=True)
     if result["report"]:
-        typer.echo(f"  report.html: {result['report']}", err=True)
+        say(f"  report.html: {result['report']}", err=True)
     try:
         sure = typer.confirm("Delete these for good?", err=True)
     except typer.Abort:
@@ -553,7 +554,7 @@ def _opened(
     from megu_cli.workspace import Workspace
 
     work = Workspace(config, tracker(quiet))
-    pipeline = Pipeline(work, say=lambda line: None if quiet else typer.echo(line, err=True))
+    pipeline = Pipeline(work, say=lambda line: None if quiet else say(line, err=True))
     try:
         if not write or options.dry_run:
             yield pipeline, config
@@ -566,7 +567,7 @@ def _opened(
                 yield pipeline, config
                 work.crew.close()
     except KeyboardInterrupt:
-        typer.echo("interrupted; what was finished is kept, and the same command goes on from there", err=True)
+        say("interrupted; what was finished is kept, and the same command goes on from there", err=True)
         raise
 
 
