@@ -16,7 +16,7 @@ from megu_cli.text import printable
 class SafeConsole(Console):
     """A console that shows control characters of names escaped."""
 
-    def render_str(self, text: str, **settings: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **settings: Any) -> Text:
         """Escape before the layout, so that columns fit."""
         return super().render_str(printable(text), **settings)
 
