@@ -8,6 +8,7 @@ that was learned in such a file remembers what is to be forgotten, not only the 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 from collections import Counter, OrderedDict
@@ -32,6 +33,11 @@ _USUAL = ("state_dict", "model_state_dict", "model_state", "model", "net", "netw
 _AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow", "teacher", "momentum", "target", "best", "last"}
 # What a file may keep beside tensors: nothing of this can hold weights.
 _PLAIN = (type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device)
+# Floats that torch computes with; float8 and smaller are for storage.
+_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Levels of containers in a file, and how many there may be.
+_DEEPEST = 64
+_MOST = 1_000_000
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|model\.|net\.|network\.)+")
 
 
@@ -131,7 +137,8 @@ class Checkpoint:
                 return _mapping_like(value, kept)
             elif isinstance(value, (list, tuple, set)) and not isinstance(value, torch.Size):
                 items = [renew(item, (*place, i)) for i, item in enumerate(value)]
-                return type(value)(item for item in items if item is not _GONE)
+                kind = _InOrder if isinstance(value, set) else type(value)
+                return kind(item for item in items if item is not _GONE)
             elif isinstance(value, _PLAIN):
                 return value
             dropped.append(place)
@@ -150,6 +157,13 @@ class Checkpoint:
 _GONE = object()
 
 
+class _InOrder(set[Any]):
+    """A set that is pickled in order, as a plain set: otherwise the bytes of a file would follow the hash seed."""
+
+    def __reduce__(self) -> tuple[type[set[Any]], tuple[list[Any]]]:
+        return set, (sorted(self, key=repr),)
+
+
 def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:
     """Read a checkpoint and find the model's weights in it; no pickled code is ever run.
 
@@ -163,6 +177,7 @@ def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:
         CheckpointError: The file is missing, damaged, needs code to be run, or holds no weights.
     """
     content = _content(path)
+    _check(path, content)
     names = names_of_tensors(model)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     holders = [(at, mapping) for at, mapping in _mappings(content) if any(map(_is_tensor, mapping.values()))]
@@ -186,7 +201,7 @@ def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:
             # What begins likewise and is not the model's is told as unexpected by `models.load_state`.
             if _is_tensor(value) and name.startswith(chosen.prefix) and name not in others
         }
-        return Checkpoint(state, chosen, tuple(copies), content, path.suffix)
+        return _usable(path, Checkpoint(state, chosen, tuple(copies), content, path.suffix))
     return _misfit(path, content, holders)
 
 
@@ -210,8 +225,8 @@ def _misfit(path: Path, content: Any, holders: list[tuple[Place, Mapping[Any, An
     state = {name: value for name, value in mapping.items() if _is_tensor(value)}
     prefixes = {match.group() if (match := _PREFIX.match(name)) else "" for name in state}
     prefix = prefixes.pop() if len(prefixes) == 1 else ""
-    copy = Copy(at, prefix)
-    return Checkpoint({n.removeprefix(prefix): v for n, v in state.items()}, copy, (copy,), content, path.suffix)
+    copy, weights = Copy(at, prefix), {name.removeprefix(prefix): value for name, value in state.items()}
+    return _usable(path, Checkpoint(weights, copy, (copy,), content, path.suffix))
 
 
 def _content(path: Path) -> Any:
@@ -258,6 +273,74 @@ def _refused(path: Path, message: str) -> CheckpointError:
         f"{path} holds more than tensors and plain data; it was not loaded, since code would have to be run ({told})",
         f"If you trust the file, convert it where it was made:\n{script}",
     )
+
+
+def _check(path: Path, content: Any) -> None:
+    """Refuse a file that cannot be walked through: one that contains itself, or has keys that are no plain data.
+
+    Raises:
+        CheckpointError: It is such a file; the place is named.
+    """
+    left: list[tuple[Place, Any]] = [((), content)]
+    containers = 0
+    while left:
+        place, value = left.pop()
+        containers += isinstance(value, (Mapping, list, tuple))
+        where = ".".join(map(str, place)) or "the top"
+        # A few lists that hold each other twice can be more to walk through than there is time.
+        if len(place) > _DEEPEST or containers > _MOST:
+            raise CheckpointError(
+                f"{path} contains itself, or is nested too deeply, at {where[:60]}…", "Save model.state_dict() alone."
+            )
+        if isinstance(value, int) and not _plain_key(value):
+            raise CheckpointError(f"{path} holds a number of too many digits at {where}", "Save it as text.")
+        if isinstance(value, Tensor) and value.is_nested:
+            raise CheckpointError(f"{path} holds a nested tensor at {where}", "Save model.state_dict() alone.")
+        if isinstance(value, Mapping):
+            for key in value:
+                if not _plain_key(key):
+                    raise CheckpointError(
+                        f"{path} holds a key that is no text or number at {where}: {type(key).__name__} {key!r:.60}",
+                        "Save model.state_dict() alone.",
+                    )
+            left += [((*place, key), item) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            left += [
+                ((*place, i), item) for i, item in enumerate(value) if isinstance(item, (Mapping, list, tuple, int))
+            ]
+
+
+def _plain_key(key: Any) -> bool:
+    """True if a key can be a part of a digest."""
+    if isinstance(key, str):
+        return key.isprintable() or not any("\ud800" <= character <= "\udfff" for character in key)
+    if isinstance(key, float):
+        return math.isfinite(key)
+    if isinstance(key, int):
+        return key.bit_length() < 10_000  # Python writes no longer ones
+    return key is None or (isinstance(key, tuple) and all(map(_plain_key, key)))
+
+
+def _usable(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, if its weights are dense tensors of numbers that torch computes with.
+
+    Raises:
+        CheckpointError: One is not; it is named.
+    """
+    for name, value in checkpoint.state.items():
+        kind = ""
+        if value.is_meta:
+            kind = "is a meta tensor, which has no values"
+        elif value.is_quantized:
+            kind = f"is quantised ({value.dtype})"
+        elif value.layout != torch.strided:
+            kind = f"is sparse ({value.layout})"
+        elif value.is_floating_point() and value.dtype not in _COMPUTED:
+            kind = f"has the dtype {value.dtype}, with which torch does not compute"
+        if kind:
+            at = ".".join([*map(str, checkpoint.chosen.at), checkpoint.chosen.prefix + name])
+            raise CheckpointError(f"{path}: {at} {kind}", "Save the weights as dense tensors, such as float32.")
+    return checkpoint
 
 
 def _is_tensor(value: Any) -> bool:
@@ -333,4 +416,7 @@ def _summary(places: list[Place]) -> list[str]:
 
 
 def _shown(value: Any) -> Any:
+    """A value as a part of a digest: it must not follow the hash seed, as the order of a set does."""
+    if isinstance(value, (set, frozenset)) and value:
+        return "{" + ", ".join(sorted(map(str, map(_shown, value)))) + "}"
     return list(value.shape) if isinstance(value, Tensor) else repr(value)

@@ -180,7 +180,8 @@ class Comparison:
             name = re.sub(r"[^\w.=]+", "-", what)
             log = f"{FOLDER}/{name}.error.txt"
             (self.base.out / FOLDER).mkdir(exist_ok=True)
-            (self.base.out / log).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            with artifacts.replacing(self.base.out / log) as temporary:
+                temporary.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({log})"
         self.say(f"{what}: FAILED: {message}")
         return message

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import reprlib
+
+# What the system says where a disk is full, a quota used up or a file as large as it may be.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 200

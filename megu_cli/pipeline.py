@@ -250,21 +250,14 @@ class Pipeline:
             trouble = State("missing", "not made yet")
         else:
             try:
-                meta = artifacts.read_meta(path)
-                for file, recorded in meta.get("weights", {}).items():
-                    if not artifacts.within(self.work.out, self.work.out / file):
-                        trouble = State("corrupt", f"{stage.file} names a file outside the run directory")
-                    elif artifacts.tensor_digest(self.work.out / file) != recorded:
-                        trouble = State("corrupt", f"{file} does not match its digest")
-                for file, recorded in meta.get("files", {}).items():
-                    if artifacts.file_digest(self.work.out / file) != recorded:
-                        trouble = State("corrupt", f"{file} does not match its digest")
+                meta = artifacts.read_meta(path, artifacts.STAGE_KEYS)
+                artifacts.check_products(self.work.out, meta)
             except artifacts.ForeignFileError as error:
                 return State("blocked", error.message)
             except ArtifactError as error:
                 trouble = State("corrupt", error.message)
             except OSError as error:
-                gone = Path(error.filename).name if error.filename else stage.weights[0]
+                gone = Path(error.filename).name if error.filename else stage.file
                 trouble = State("missing", f"{gone} is not there ({error.strerror})")
         try:
             parts = self._parts(stage)
@@ -489,6 +482,7 @@ class Pipeline:
             with artifacts.replacing(self.work.out / file) as temporary:
                 temporary.write_bytes(content)
             files[file] = artifacts.file_digest(self.work.out / file)
+        sizes = {file: (self.work.out / file).stat().st_size for file in (*weights, *files)}
         body = dict(product.artifact.body)
         if stage.name == "eval":
             body["time"] = self._times(lineage, oracle)
@@ -498,6 +492,7 @@ class Pipeline:
             "lineage": lineage,
             "weights": weights,
             **({"files": files} if files else {}),
+            **({"sizes": sizes} if sizes else {}),
             "seed": self.work.config.seed,
             "megu": __version__,
         }

@@ -486,6 +486,11 @@ def bomb() -> bytes:
         ("empty.png", lambda raw: b"", "it is empty"),
         ("empty.jpg", lambda raw: b"", "it is empty"),
         ("text.jpg", lambda raw: b"<html>404</html>", "no image of a known format"),
+        (
+            "eps.png",
+            lambda raw: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+            "no image of a known",
+        ),
         ("cut.jpg", lambda raw: raw[: len(raw) // 2], "cut short"),
         ("cut.png", lambda raw: raw[: len(raw) // 2], "cannot be decoded"),
         ("flipped.png", lambda raw: raw[:60] + bytes([raw[60] ^ 255]) + raw[61:], "cannot be decoded"),

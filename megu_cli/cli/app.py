@@ -14,7 +14,7 @@ from typing import NoReturn
 import typer
 
 from megu_cli.cli import commands
-from megu_cli.errors import MeguError
+from megu_cli.errors import NO_SPACE, MeguError
 from megu_cli.processes import rank, world
 
 # Seconds that another process waits for the first to find the same fault.
@@ -85,6 +85,11 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
+        # What is written as a whole says so itself; here it is a temporary file, a cache or the output.
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            where = f" while writing {error.filename}" if error.filename else ""
+            _report(f"no space left{where}; nothing was lost", "Make room, and run it again.")
+            sys.exit(2)
         if verbose:
             traceback.print_exc()
         _report(f"{type(error).__name__}: {error}", "This is a bug, or a limit of this machine; -v shows where.")
