@@ -10,6 +10,7 @@ from typing import Any
 
 from megu_cli import artifacts
 from megu_cli.errors import ArtifactError
+from megu_cli.text import printable
 
 _BEGINNING = b'{"checksum": "'
 
@@ -43,7 +44,7 @@ class JSONLines:
         if (bad := len(lines) - len(entries)) and not self._said:
             self._said = True
             what = f"{bad} of {len(lines)} lines {'is' if bad == 1 else 'are'} damaged or without a checksum"
-            print(f"{self.path}: {what}: {self.lost}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{printable(str(self.path))}: {what}: {self.lost}", file=sys.stderr, flush=True)  # noqa: T201
         return entries
 
     def append(self, entry: dict[str, Any]) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # What torchvision's ImageFolder takes for an image.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 # What an image file may hold, whatever its suffix. Pillow reads these itself: for others, such as EPS, it starts a
-# program, and a data set must not be able to start one.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+# program, and a data set must not be able to start one. The reader of JPEG reads MPO as well.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 
 
 @dataclass(frozen=True)
