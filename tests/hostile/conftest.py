@@ -36,9 +36,7 @@ def photo(path: Path, seed: int) -> Path:
 
 def ratings(file: Path, classes: tuple[str, ...] = CLASSES) -> Path:
     """Recorded ratings of these classes."""
-    scores = {
-        a: {b: float((i + 2 * k) % 10) for k, b in enumerate(classes) if b != a} for i, a in enumerate(classes)
-    }
+    scores = {a: {b: float((i + 2 * k) % 10) for k, b in enumerate(classes) if b != a} for i, a in enumerate(classes)}
     file.write_text(json.dumps({"rater": "x", "classes": list(classes), "scores": scores}), encoding="utf-8")
     return file
 

@@ -69,7 +69,9 @@ KEYS = st.one_of(
 def contents(state: dict[str, Any]) -> st.SearchStrategy[Any]:
     """What may stand in a file, beside or in place of the weights."""
     odd = st.sampled_from(odd_tensors())
-    strange = st.sampled_from((_looped(dict), _looped(list), {"a", "b", "c"}, b"\xff", 3 + 4j, torch.Size([1]), torch.int8))
+    strange = st.sampled_from(
+        (_looped(dict), _looped(list), {"a", "b", "c"}, b"\xff", 3 + 4j, torch.Size([1]), torch.int8)
+    )
     leaves = st.one_of(odd, strange, junk(), st.sampled_from(NUMBERS), st.just(state))
     trees = st.recursive(
         leaves, lambda inner: st.dictionaries(KEYS, inner, max_size=3) | st.lists(inner, max_size=3), max_leaves=5

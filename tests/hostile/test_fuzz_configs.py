@@ -109,10 +109,32 @@ def test_configs(photos: Path, content: bytes) -> None:
     assert not (photos / "pwned").exists()
 
 
-KEYS = ("seed", "out", "noise.steps", "forget", "forget.classes", "data", "data.root", "mllm.ratings", "x", "", ".", "a..b")
+KEYS = (
+    "seed",
+    "out",
+    "noise.steps",
+    "forget",
+    "forget.classes",
+    "data",
+    "data.root",
+    "mllm.ratings",
+    "x",
+    "",
+    ".",
+    "a..b",
+)
 
 
 @fuzz(key=st.sampled_from(KEYS), value=st.sampled_from((*SNIPPETS, *NASTY)))
 def test_settings_on_the_command_line(photos: Path, key: str, value: str) -> None:
     write_config(photos, **BASE)
-    call("similarity", "--dry-run", "-c", photos / "megu.yaml", "--set", f"{key}={value}", user=photos, run=photos / "none")
+    call(
+        "similarity",
+        "--dry-run",
+        "-c",
+        photos / "megu.yaml",
+        "--set",
+        f"{key}={value}",
+        user=photos,
+        run=photos / "none",
+    )

@@ -101,7 +101,15 @@ def _row(layout: str, number: int, cell: str) -> list[str]:
 def in_folders(draw: st.DrawFn, name: str) -> str:
     """A file's name as people write it who list their folders."""
     forms = (name, name, f"./{name}", f"train/{name}", name.replace("/", "\\"), f" {name} ", f"/home/x/{name}")
-    odd = (f".\\train\\{name}", f"C:\\x\\{name}", f"'{name}'", name.upper(), f"{name}/", f"x/../{name}", f"photos/{name}")
+    odd = (
+        f".\\train\\{name}",
+        f"C:\\x\\{name}",
+        f"'{name}'",
+        name.upper(),
+        f"{name}/",
+        f"x/../{name}",
+        f"photos/{name}",
+    )
     return draw(st.sampled_from(forms + odd))
 
 
@@ -114,7 +122,9 @@ def judge(code: int, meant: frozenset[str], found: list[tuple[set[str], set[str]
     """What is forgotten (or was, ``earlier``) is what was meant, or the call was refused."""
     if code == 0:
         assert found, "neither refused nor resolved"
-        taken = {name.removeprefix("train/") for name in found[-1][earlier]} if meant <= {*TRAINED} else found[-1][earlier]
+        taken = (
+            {name.removeprefix("train/") for name in found[-1][earlier]} if meant <= {*TRAINED} else found[-1][earlier]
+        )
         assert taken == set(meant), f"{sorted(taken)} are forgotten where {sorted(meant)} were meant"
 
 
@@ -178,7 +188,9 @@ def manifests(draw: st.DrawFn) -> bytes:
         header[draw(st.integers(0, 3))] = draw(texts())
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter=draw(st.sampled_from((",", ",", ",", ";", "\t"))))
-    order = [("path", "label", "split", "subject").index(name) for name in columns or ("path", "label", "split", "subject")]
+    order = [
+        ("path", "label", "split", "subject").index(name) for name in columns or ("path", "label", "split", "subject")
+    ]
     writer.writerows([header, *([row[i] for i in order] for row in rows)])
     content = stream.getvalue().encode(draw(st.sampled_from(ENCODINGS)), "replace")
     return draw(damaged(content)) if draw(st.integers(0, 3)) == 0 else content
