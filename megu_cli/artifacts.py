@@ -123,6 +123,19 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     import safetensors.torch
 
     safetensors.torch.save_file(_separate(tensors), path, metadata=metadata)
+    if len(metadata) > 1:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: safetensors writes them in another one each time."""
+    with path.open("r+b") as stream:
+        header, start = _header(stream, path.name)
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= start - 8  # nothing but the order is another
+        stream.seek(8)
+        stream.write(text.ljust(start - 8))
 
 
 def _separate(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -171,11 +184,22 @@ def read(path: Path) -> Artifact:
     return Artifact(body, safetensors.torch.load_file(path), meta)
 
 
+def metadata(path: Path) -> dict[str, Any]:
+    """The metadata in the header of a safetensors file.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ArtifactError: It is no whole safetensors file.
+    """
+    with path.open("rb") as stream:
+        found = _header(stream, path.name)[0].get("__metadata__", {})
+    return found if isinstance(found, dict) else {}
+
+
 def is_ours(path: Path) -> bool:
     """Whether a safetensors file is an artifact of megu's, whole or not."""
     try:
-        with path.open("rb") as stream:
-            return "megu" in _header(stream, path.name)[0].get("__metadata__", {})
+        return "megu" in metadata(path)
     except (OSError, ArtifactError):
         return False
 

@@ -7,11 +7,14 @@ that was learned in such a file remembers what is to be forgotten, not only the 
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import pickle
 import re
+import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megu_cli.errors import CheckpointError
+from megu_cli import artifacts
+from megu_cli.errors import ArtifactError, CheckpointError
 from megu_cli.models import State, names_of_tensors
 
 Place = tuple[Any, ...]
 
 # The unlearned checkpoint in the run directory: with a suffix a file, without one a directory of transformers.
 UNLEARNED = "model"
+# Where an unlearned file says what was forgotten (`earlier.provenance`): in the metadata of safetensors, and as a file
+# in the archive that torch.save writes, beside its pickle. The keys of the state dict stay as they are.
+MARK = "megu_unlearned"
+# The same in config.json of a directory.
+MARK_IN_CONFIG = "megu"
 # What the weights are usually called, the first first.
 _USUAL = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 # What a copy that was averaged over training is usually called: EMA and its kin.
@@ -148,6 +157,71 @@ class Checkpoint:
 
 
 _GONE = object()
+
+
+def marked(content: bytes, mark: str) -> bytes:
+    """A file of ``torch.save`` with a mark in its archive, which ``torch.load`` does not read."""
+    stream = io.BytesIO(content)
+    with zipfile.ZipFile(stream, "a") as archive:
+        folder = archive.namelist()[0].partition("/")[0]
+        archive.writestr(zipfile.ZipInfo(f"{folder}/{MARK}.json"), mark)  # with a date of its own: 1980
+    return stream.getvalue()
+
+
+def mark_of(path: Path) -> str | None:
+    """The mark of an unlearned file or directory, as it stands there; ``None``: there is none."""
+    if path.is_dir():
+        try:
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            config = None
+        if isinstance(config, dict) and MARK_IN_CONFIG in config:
+            return json.dumps(config[MARK_IN_CONFIG])
+        return mark_of(path / "model.safetensors")
+    if path.suffix == ".safetensors":
+        try:
+            mark = artifacts.metadata(path).get(MARK)
+        except (OSError, ArtifactError):
+            return None
+        return mark if mark is None or isinstance(mark, str) else ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((name for name in archive.namelist() if name.endswith(f"/{MARK}.json")), None)
+            if name is None:
+                return None
+            # As it was written: what is compressed may be of any size.
+            plain = archive.getinfo(name).compress_type == zipfile.ZIP_STORED
+            return archive.read(name).decode(errors="replace") if plain else ""
+    except (OSError, zipfile.BadZipFile):
+        return "" if zipfile.is_zipfile(path) else None
+
+
+def weights_digest(tensors: Iterable[Tensor]) -> str:
+    """sha256 of a set of tensors, by whichever names and in whichever order; scalars, such as counters, do not count.
+
+    Copies count once, so that tied weights may be written once or twice.
+    """
+    return artifacts.digest(sorted({_tensor_digest(t) for t in tensors if t.ndim and t.layout is torch.strided}))
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous()
+    total = hashlib.sha256(f"{values.dtype} {list(values.shape)}".encode())
+    total.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def weights_digests(path: Path) -> set[str]:
+    """The `weights_digest` of each mapping in a checkpoint file, or of all weights in a directory.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        return {weights_digest(tensor for file in files for tensor in _content(file).values() if _is_tensor(tensor))}
+    mappings = [mapping for _, mapping in _mappings(_content(path))]
+    return {weights_digest(filter(_is_tensor, mapping.values())) for mapping in mappings}
 
 
 def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:

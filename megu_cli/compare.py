@@ -277,7 +277,7 @@ class Arena:
                 "classes": {"classes": self._owners},
                 "subclasses": {"subclasses": [self.base.data.concepts[c] for c in request.asked]},
             }.get(request.kind, {"random": {"fraction": share}})
-            settings["forget"] = {**named, "already": config.forget.already}
+            settings["forget"] = {**named, **self._before}
         work = self.base.sibling(changed(config, settings), request=False, data=limit == config.data.limit)
         if config.compare.tune_limit is not None and work.own_checkpoint:
             raise ConfigError(
@@ -429,11 +429,16 @@ class Arena:
             return self.work
         settings = {
             "seed": self.seed,
-            "forget": {"classes": self._owners, "already": config.forget.already},
+            "forget": {"classes": self._owners, **self._before},
             "out": self.folder / "tune",
             "model.checkpoint": self.work.checkpoint_file,
         }
         return self.work.sibling(changed(config, settings), request=False)
+
+    @property
+    def _before(self) -> dict[str, Any]:
+        """What the config says of earlier requests."""
+        return self.base.config.forget.model_dump(include={"already", "already_missing"})
 
     @property
     def _owners(self) -> list[str]:

@@ -159,7 +159,7 @@ class ForgetConfig(_Section):
 
     classes: list[_NameOrIndex] | None = Field(None, description="class names (or indices): forget whole classes")
     subclasses: list[_Name] | None = Field(None, description="members of data.superclasses: forget sub-classes")
-    samples: Path | None = Field(None, description="CSV with one training index or relative path per line")
+    samples: Path | None = Field(None, description="list with one relative path or training index per line")
     subjects: list[_NameOrIndex] | None = Field(None, description="ids of data with subjects: everything of a person")
     random: RandomForget | None = Field(None, description="{fraction: 0.03} or {count: 100}")
     duplicates: Literal["include", "warn"] = Field(
@@ -169,7 +169,14 @@ class ForgetConfig(_Section):
     already: list[Path] | None = Field(
         None,
         description="what the checkpoint was made to forget before, and is not to learn again: run directories, "
-        "deletion lists (.csv) or configs (.yaml)",
+        "deletion lists (.csv, .tsv, .txt) or configs (.yaml), beside what an unlearned checkpoint says itself; []: "
+        "it may be learned again",
+    )
+
+    already_missing: Literal["error", "ignore"] = Field(
+        "error",
+        description="lines and classes of earlier requests that match nothing: error | ignore, when their images were "
+        "deleted from the data",
     )
 
     @model_validator(mode="after")
@@ -584,7 +591,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             _merge(base[key], value)
         elif key == "forget" and isinstance(value, dict) and isinstance(base.get(key), dict):
             # What was forgotten before stays so whatever is asked for now.
-            beside = ("duplicates", "already")
+            beside = ("duplicates", "already", "already_missing")
             another = any(k not in beside for k in value)
             kept = {k: v for k, v in base[key].items() if k in beside or not another}
             base[key] = {**kept, **copy.deepcopy(value)}

@@ -481,7 +481,7 @@ class Pipeline:
         weights = {}
         for file, state in product.weights.items():
             with artifacts.replacing(self.work.out / file) as temporary:
-                artifacts.save_tensors(temporary, state, {"format": "pt"})
+                artifacts.save_tensors(temporary, state, {"format": "pt", **product.metadata})
             weights[file] = artifacts.tensor_digest(self.work.out / file)
         files = {}
         for file, content in product.files.items():

@@ -69,7 +69,7 @@ class Workspace:
             from megu_cli.earlier import Already, recording
 
             # Positions, and draws, mean other images in other data.
-            other.__dict__["_already"] = Already.told(recording(self.data, self._already.resolved(self.data)))
+            other.__dict__["already"] = Already.told(recording(self.data, self.already.resolved(self.data)))
         if request:
             other.__dict__["request"] = self.request
         return other
@@ -147,21 +147,27 @@ class Workspace:
         return self.own.checkpoint
 
     @cached_property
-    def _already(self) -> Already:
+    def already(self) -> Already:
+        """What was forgotten before."""
         from megu_cli.earlier import Already
 
-        return Already(self.config.forget.already, self.own_checkpoint, self.config.data)
+        asked = self.config.forget
+        return Already(
+            asked.already, self.own_checkpoint, self.config.data, out=self.out, missing=asked.already_missing
+        )
 
     @property
     def _reserved(self) -> Reserved:
         """What the request names, and what was forgotten before: never part of a test split that megu makes."""
-        from megu_cli.data import Reserved
+        from megu_cli.data import Reserved, folder_of
         from megu_cli.deletion_list import paths_in
 
-        asked, before = self.config.forget, self._already
+        asked, before = self.config.forget, self.already
+        settings = self.config.data
+        root = folder_of(settings.name, settings.root, settings.manifest)
         lists = [asked.samples, *before.lists]
         return Reserved(
-            frozenset(name for path in lists if path is not None for name in paths_in(path)),
+            frozenset(name for path in lists if path is not None for name in paths_in(path, root)),
             frozenset([*map(str, asked.subjects or []), *before.subjects]),
             frozenset(before.contents),
         )
@@ -171,7 +177,7 @@ class Workspace:
         """The forget request, resolved."""
         from megu_cli.forget import asked, resolve
 
-        earlier = self._already.resolved(self.data)
+        earlier = self.already.resolved(self.data)
         return resolve(self.data, **asked(self.config.forget), earlier=earlier, seed=self.config.seed)
 
     @property

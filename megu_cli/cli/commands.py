@@ -189,7 +189,8 @@ def run(options: Options, require: _Require = None, max_steps: _MaxSteps = None)
             _show(options, _estimated(pipeline, None, options.force), tables.plan)
             return
         pipeline.run(force=options.force)
-    _show_eval(options, config)
+        notes = pipeline.work.notes
+    _show_eval(options, config, notes)
 
 
 def status(options: Options) -> None:
@@ -468,7 +469,8 @@ def _stage(options: Options, names: list[str], require: list[str] | None = None)
     elif names == ["eval"]:
         with _opened(options, require, shared=True) as (pipeline, config):
             pipeline.build(names, options.force)
-        _show_eval(options, config)
+            notes = pipeline.work.notes
+        _show_eval(options, config, notes)
     else:
         _show(options, _built(options, names), tables.stages)
 
@@ -484,7 +486,7 @@ def _built(options: Options, names: list[str]) -> dict[str, Any]:
     return {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
 
 
-def _show_eval(options: Options, config: Config) -> None:
+def _show_eval(options: Options, config: Config, notes: list[str]) -> None:
     """Print the evaluation, then hold it against the requirements."""
     from megu_cli.artifacts import read_body
     from megu_cli.cli import tables
@@ -505,7 +507,7 @@ def _show_eval(options: Options, config: Config) -> None:
             }
             for v in verdicts
         ]
-    _show(options, result, tables.evaluation)
+    _show(options, {**result, "notes": notes} if options.json else result, tables.evaluation)
     missed = [
         f"{v.requirement} is not met: {'there' if v.value is None else v.requirement.name} is {v.measured}"
         for v in verdicts

@@ -205,6 +205,11 @@ def plan(result: dict[str, Any]) -> None:
             row["stage"], row["action"], escape(row["reason"]), *(_takes(row) if estimated else ()), style=style
         )
     console = _console()
+    for note in result.get("notes", ()):
+        console.print(note, markup=False)
+    if asked := result.get("forget"):
+        shown = ", ".join(asked["first"]) + (", …" if asked["images"] > len(asked["first"]) else "")
+        console.print(f"{asked['images']:,} training images would be forgotten: {shown}", markup=False)
     if estimated:
         table.add_section()
         total = {"steps": 0, **result["total"]}
