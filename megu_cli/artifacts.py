@@ -12,8 +12,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 _NO_TENSORS = hashlib.sha256().hexdigest()
 _TEMPORARY = ".megu-tmp-"
+_LOCK = ".lock"
+# Of what `parts` records: bytes of the head, and the number of parts.
+_HEAD, _PARTS = 64, 16
+# Folders that megu writes in a run directory.
+_FOLDERS = ("model", "compare")
 
 
 class ForeignFileError(ArtifactError):
@@ -109,13 +115,18 @@ def write(path: Path, artifact: Artifact) -> None:
         ArtifactError: The folder cannot be written.
     """
     with replacing(path) as temporary:
-        if path.suffix == ".json":
-            document = {**artifact.body, "meta": artifact.meta}
-            text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
-        else:
-            described = canonical({"body": artifact.body, "meta": artifact.meta}).decode()
-            save_tensors(temporary, artifact.tensors, {"megu": described})
+        save(temporary, artifact)
+
+
+def save(path: Path, artifact: Artifact) -> None:
+    """Write an artifact to a temporary file that `replacing` gave."""
+    if path.suffix == ".json":
+        document = {**artifact.body, "meta": artifact.meta}
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
+    else:
+        described = canonical({"body": artifact.body, "meta": artifact.meta}).decode()
+        save_tensors(path, artifact.tensors, {"megu": described})
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -243,6 +254,13 @@ def _foreign(path: Path) -> ForeignFileError:
     )
 
 
+def _linked(path: Path) -> ForeignFileError:
+    return ForeignFileError(
+        f"{path} is a symbolic link, and megu writes through none",
+        "Remove the link, or give another directory with -o.",
+    )
+
+
 def _header(stream: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
     """Header of a safetensors file, and where its data start."""
     size = stream.seek(0, os.SEEK_END)
@@ -261,6 +279,124 @@ def _header(stream: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
+def parts(path: Path) -> dict[str, Any]:
+    """What recognises a file when it is met again, also where it was damaged: its size and digests of its parts."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = hashlib.sha256(stream.read(_HEAD)).hexdigest()[:16]
+    return {"bytes": size, "head": head, "parts": _digests(path, _part(size))}
+
+
+def recognised(path: Path, recorded: dict[str, Any]) -> bool:
+    """True if a file is the one that `parts` describes, damaged or not.
+
+    Half of the parts that it has must be as they were. A file that is cut off within the first part must begin as the
+    recorded one does, as far as that can be told.
+    """
+    try:
+        size, was, known = path.stat().st_size, int(recorded["bytes"]), list(recorded["parts"])
+        if size > 2 * was:
+            return False
+        if size < min(was, _part(was)):
+            with path.open("rb") as stream:
+                return size < _HEAD or hashlib.sha256(stream.read(_HEAD)).hexdigest()[:16] == str(recorded["head"])
+        found = _digests(path, _part(was))
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+    if size < was:
+        found = found[: size // _part(was)]  # the last one is cut
+    return 2 * sum(a == b for a, b in zip(found, known, strict=False)) >= max(1, len(found))
+
+
+def _part(size: int) -> int:
+    """Bytes of each part of a file."""
+    return max(_HEAD, -(-size // _PARTS))
+
+
+def _digests(path: Path, step: int) -> list[str]:
+    found: list[str] = []
+    with path.open("rb") as stream:
+        while True:
+            total, left = hashlib.sha256(), step
+            while left and (block := stream.read(min(left, 1 << 20))):
+                total.update(block)
+                left -= len(block)
+            if left == step:
+                return found
+            found.append(total.hexdigest()[:16])
+
+
+def marked(path: Path) -> bool:
+    """True if a file shows by itself that megu wrote it, also where it was damaged."""
+    with path.open("rb") as stream:
+        head = stream.read(2048)
+    if path.suffix in (".safetensors", ".checkpoint"):
+        return b'{"__metadata__":{"megu":' in head
+    if path.suffix == ".png":
+        return b"megu" in head[:256]
+    if path.name.endswith(".error.txt"):
+        return head.startswith(b"Traceback (most recent call last)")
+    if path.suffix == ".html":
+        return b'<meta name="generator" content="megu ' in head
+    if path.suffix == ".md":
+        return head.startswith(b"# Unlearning report: ")
+    if path.suffix == ".jsonl":
+        return _log_of_ours(path)
+    return path.suffix == ".json" and _json_of_ours(path)
+
+
+def _json_of_ours(path: Path) -> bool:
+    content = path.read_bytes()
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return content.startswith(b'{\n "')  # the layout of ours, cut off or damaged
+    meta = body.get("meta", body) if isinstance(body, dict) else None
+    # An artifact, or a report.
+    return isinstance(meta, dict) and ({"checksum", "content"} <= meta.keys() or {"megu", "sections"} <= meta.keys())
+
+
+def _log_of_ours(path: Path) -> bool:
+    """Whether any line is an entry of runs.jsonl or an answer; a single line that was cut must begin like one."""
+    content = path.read_bytes()
+    for line in content.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            name = "key" if path.name.startswith("similarity") else "fingerprint"
+            if isinstance(entry, dict) and re.fullmatch("[0-9a-f]{64}", str(entry.get(name))):
+                return True
+            if line == content.rstrip(b"\n"):
+                return False
+    return b"\n" not in content and content.startswith((b'{"time": "', b'{"stage": "', b'{"key": "'))
+
+
+def refuse_foreign(folder: Path, name: str, records: Iterable[dict[str, Any]] = ()) -> None:
+    """See that a file of a run directory may be replaced: it is not there, or megu wrote it.
+
+    Args:
+        folder: The run directory.
+        name: The file, relative to it.
+        records: What `parts` said of files that megu wrote here under this name.
+
+    Raises:
+        ForeignFileError: It was not written by megu, or is, or is reached by, a symbolic link.
+    """
+    path = folder / name
+    for link in (path, *path.parents[: len(Path(name).parts) - 1]):
+        if link.is_symlink():
+            raise _linked(link)
+    try:
+        if not path.exists():
+            return
+        ours = path.is_file() and (
+            not path.stat().st_size or marked(path) or any(recognised(path, record) for record in records)
+        )
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not ours:
+        raise _foreign(path)
+
+
 def within(folder: Path, path: Path) -> bool:
     """Whether a path, links followed, lies in a folder."""
     return path.resolve().is_relative_to(folder.resolve())
@@ -270,12 +406,18 @@ def within(folder: Path, path: Path) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place, synced to disk, when the block ends well.
 
+    The file's mode follows the umask, whatever the writer makes of it.
+
     Raises:
-        ArtifactError: The folder cannot be written.
+        ArtifactError: The folder cannot be written, or ``path`` is a symbolic link.
     """
+    if path.is_symlink():
+        raise _linked(path)
     try:
         with _temporary(path) as temporary:
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode & 0o777)
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
@@ -291,6 +433,8 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary.unlink(missing_ok=True)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
     finally:
@@ -301,18 +445,25 @@ def _temporary(path: Path) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Be the one writer of a run directory; leftovers of a killed one are swept.
 
+    The lock file goes with the lock, and so does the directory where it was made for nothing.
+
     Raises:
         ArtifactError: The directory cannot be written, or another process writes to it.
     """
     import filelock
 
     # What fails in the body is another's fault, and is not told as the directory's.
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    file = folder / _LOCK
+    lock = filelock.FileLock(file, timeout=0)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        for leftover in folder.rglob(f"{_TEMPORARY}*"):
-            leftover.unlink()
+        while not _holds(lock, file):  # its last holder deleted the file between our opening and locking it
+            lock.release()
+            lock.acquire()
+        for leftover in _leftovers(folder):
+            leftover.unlink(missing_ok=True)
     except filelock.Timeout:
         raise ArtifactError(
             f"another megu process is writing to {folder}",
@@ -327,4 +478,30 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)  # while it is held: whoever opened it before sees in `_holds` that it is gone
         lock.release()
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _holds(lock: Any, file: Path) -> bool:
+    """True if the file that is locked is still the one in the directory."""
+    try:
+        own, there = os.fstat(lock._context.lock_file_fd), file.stat()
+    except FileNotFoundError:
+        return False
+    return (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _leftovers(folder: Path, nested: bool = False) -> Iterator[Path]:
+    """Temporary files in a run directory and where megu writes below it, but not in a run directory of its own."""
+    if nested and (folder / _LOCK).exists():
+        return
+    for path in list(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            if nested or path.name in _FOLDERS:
+                yield from _leftovers(path, nested=True)
+        elif path.name.startswith(_TEMPORARY):
+            yield path

@@ -97,6 +97,18 @@ class Comparison:
         seed = self.base.config.seed if settings.tune_seed is None else settings.tune_seed
         return Arena(self.base, seed, self.say, apart=True)
 
+    def refuse_foreign(self, tune: bool = False, force: bool = False) -> None:
+        """See that nothing is replaced but what megu wrote.
+
+        Raises:
+            ForeignFileError: A file that megu did not write stands where a result would.
+        """
+        Pipeline(self.base).refuse_foreign(["similarity", "transition"])
+        for name in (FILE, self.base.log.file.name):
+            artifacts.refuse_foreign(self.base.out, name)
+        for arena in dict.fromkeys([*self.arenas, *([self.tuning] if tune else [])]):
+            arena.refuse_foreign(self.names, force)
+
     def plan(self, tune: bool = False) -> list[tuple[str, str, str]]:
         """(seed and method, run or keep, reason) of each cell, without running any.
 
@@ -179,8 +191,10 @@ class Comparison:
         else:
             name = re.sub(r"[^\w.=]+", "-", what)
             log = f"{FOLDER}/{name}.error.txt"
+            artifacts.refuse_foreign(self.base.out, log)
             (self.base.out / FOLDER).mkdir(exist_ok=True)
-            (self.base.out / log).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            with artifacts.replacing(self.base.out / log) as temporary:
+                temporary.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({log})"
         self.say(f"{what}: FAILED: {message}")
         return message
@@ -290,6 +304,20 @@ class Arena:
     def _goals(self) -> list[str]:
         goals = ["train"] if self.apart else ["train", "oracle"]
         return goals[1:] if self.work.own_checkpoint else goals
+
+    def refuse_foreign(self, names: Sequence[str], force: bool) -> None:
+        """See that the files of these methods, where they are there, were written by megu.
+
+        Raises:
+            ForeignFileError: One was not.
+        """
+        Pipeline(self.work).refuse_foreign(self._goals)
+        for name in names:
+            folder = self.folder / name
+            artifacts.refuse_foreign(self.base.out, _file(folder).relative_to(self.base.out).as_posix())
+            if name in OURS and folder.exists():
+                ours = self._ours(name, {}, folder, self.work)
+                ours.refuse_foreign(ours._all_upstream(["finetune"]), force)
 
     def prepare(self) -> None:
         """Train the original and, where anything is judged, the oracle, unless they are there."""

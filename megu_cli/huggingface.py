@@ -255,6 +255,11 @@ def names_in_file(folder: Path) -> dict[str, Any]:
     return {path.name: file_digest(path) for path in _beside(folder)}
 
 
+def names_written(folder: Path) -> list[str]:
+    """Names of the files that `directory` may write for the model of a directory."""
+    return sorted({path.name for path in _beside(folder)} | {_CONFIG, _PREPROCESSOR, "model.safetensors"})
+
+
 def _beside(folder: Path) -> list[Path]:
     known = {_CONFIG, _PREPROCESSOR, "processor_config.json"}
     return sorted(path for path in folder.iterdir() if path.name in known or path.suffix == ".py")

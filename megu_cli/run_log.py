@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +20,38 @@ class RunLog:
         self.file = out / "runs.jsonl"
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add a line; ``fingerprint`` names the artifact, ``seconds`` and ``machine`` are read back."""
+        """Add a line, synced to disk; ``fingerprint`` names the artifact.
+
+        ``seconds``, ``machine`` and ``files`` are read back.
+        """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def last(self, fingerprint: str) -> dict[str, Any] | None:
         """The last entry for the artifact with this fingerprint."""
+        found = [entry for entry in self._entries() if entry.get("fingerprint") == fingerprint]
+        return found[-1] if found else None
+
+    def written(self, name: str) -> list[dict[str, Any]]:
+        """What is recorded of each file that megu has written here under this name; see `artifacts.parts`."""
+        found = [files.get(name) for entry in self._entries() if isinstance(files := entry.get("files"), dict)]
+        return [record for record in found if isinstance(record, dict)]
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
         try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
+            lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
-            return None
-        for line in reversed(lines):
+            return
+        for line in lines:
             try:
-                entry: dict[str, Any] = json.loads(line)
-            except ValueError:  # a line cut short by a kill
+                entry: Any = json.loads(line)
+            except (ValueError, RecursionError):  # a line cut short by a kill
                 continue
-            if entry.get("fingerprint") == fingerprint:
-                return entry
-        return None
+            if isinstance(entry, dict):
+                yield entry
 
     def seconds(self, fingerprint: str) -> tuple[float, str] | None:
         """Seconds that the artifact with this fingerprint last took, and on which machine; ``None`` if not known."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from megu_cli.resume import Resume
 
 _MEMO = ".digests.npy"
+ANSWERS = "similarity.answers.jsonl"
 
 
 class Workspace:
@@ -227,7 +228,7 @@ class Workspace:
             settings,
             ratings=lambda: self.ratings_file,
             identity=lambda: self.digest("rater_model"),
-            answers=self.out / "similarity.answers.jsonl",
+            answers=self.out / ANSWERS,
             show=self.picture,
             device=self.device,
             track=self.track,
@@ -305,6 +306,19 @@ class Workspace:
         path = folder / "model.safetensors"
         key = self.file.chosen.name if self.own_checkpoint and self.file.suffix == path.suffix else ""
         return self.load(read(path, self.build(), key or None).state, path.name)
+
+    @property
+    def unlearned_files(self) -> list[str]:
+        """The files that the unlearned model may have beside model.safetensors, relative to the run directory."""
+        from megu_cli import huggingface
+        from megu_cli.checkpoints import UNLEARNED
+
+        own, names = self.own_checkpoint, []
+        if self.hf_folder:
+            names += [f"{UNLEARNED}/{name}" for name in huggingface.names_written(self.hf_folder)]
+        if own and not own.is_dir() and own.suffix != ".safetensors":
+            names.append(f"{UNLEARNED}{own.suffix}")
+        return names
 
     def original(self) -> nn.Module:
         """A new copy of the original model, in eval mode.

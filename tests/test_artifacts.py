@@ -114,6 +114,55 @@ def test_the_lock_sweeps_what_a_killed_writer_left(tmp_path):
             pass
 
 
+def test_the_lock_sweeps_only_its_own_run_directory(tmp_path):
+    own = [tmp_path / folder / ".megu-tmp-1-x" for folder in ("model", "compare/0/megu")]
+    other = [tmp_path / folder / ".megu-tmp-1-x" for folder in ("nested", "nested/model", "compare/live")]
+    for path in own + other:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    (tmp_path / "compare" / "live" / ".lock").touch()
+    with artifacts.locked(tmp_path):
+        assert not any(path.exists() for path in own)
+        assert all(path.exists() for path in other)
+
+
+def test_the_lock_file_goes_with_the_lock_and_so_does_a_directory_made_for_nothing(tmp_path):
+    with artifacts.locked(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with artifacts.locked(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lock_file_that_its_holder_deletes_is_not_locked_by_who_opened_it_before(tmp_path, monkeypatch):
+    import filelock
+
+    acquire = filelock.FileLock.acquire
+    opened = []
+
+    def slow(self, *args, **options):
+        proxy = acquire(self, *args, **options)
+        if not opened:  # what the holder before does between our opening of the file and our locking it
+            opened.append(self)
+            (tmp_path / ".lock").unlink()
+        return proxy
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", slow)
+    with artifacts.locked(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.safetensors"])
+def test_the_mode_of_every_file_follows_the_umask(tmp_path, name):
+    before = os.umask(0o027)
+    try:
+        artifacts.write(tmp_path / name, sealed(**({} if name == "x.json" else {"t": torch.zeros(1)})))
+    finally:
+        os.umask(before)
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
+
+
 def test_tied_weights_are_written_one_by_one(tmp_path):
     shared = torch.rand(4)
     artifacts.save_tensors(tmp_path / "x.safetensors", {"a": shared, "b": shared, "c": shared.view(2, 2).t()}, {})

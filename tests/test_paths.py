@@ -9,7 +9,7 @@ import pytest
 from megu_cli import artifacts, baselines, purge
 from megu_cli.artifacts import Artifact
 from megu_cli.config import load_config
-from megu_cli.errors import ConfigError
+from megu_cli.errors import ArtifactError, ConfigError
 from megu_cli.pipeline import Pipeline
 from megu_cli.workspace import Workspace
 
@@ -26,14 +26,15 @@ def test_an_artifact_that_names_a_file_outside_is_corrupt(finished):
     assert (state.status, state.reason) == ("corrupt", "finetune.json names a file outside the run directory")
 
 
-def test_what_megu_writes_replaces_a_link_and_not_what_it_leads_to(tmp_path):
+def test_megu_writes_through_no_link(tmp_path):
     target = tmp_path / "precious.json"
     target.write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "eval.json").symlink_to(target)
-    artifacts.write(tmp_path / "run" / "eval.json", artifacts.seal(Artifact({}), {}))
+    with pytest.raises(ArtifactError, match="symbolic link"):
+        artifacts.write(tmp_path / "run" / "eval.json", artifacts.seal(Artifact({}), {}))
     assert target.read_text() == "mine"
-    assert not (tmp_path / "run" / "eval.json").is_symlink()
+    assert (tmp_path / "run" / "eval.json").is_symlink()
 
 
 @pytest.mark.parametrize("place", ["compare", "compare/0", "else"])

@@ -232,6 +232,18 @@ def test_figures_survive_many_classes_with_long_names():
             assert len(picture.uri) < 1e6
 
 
+@pytest.mark.parametrize("look", [figures.Look(), figures.Look(dark=True, narrow=True)])
+def test_names_with_dollar_signs_are_drawn_as_they_are(look):
+    names = ["$$", "$x^{$", r"\\frac"]
+    accuracy = {"original": [0.9] * 3, "unlearned": [0.1, None, 0.8]}
+    for draw in (
+        lambda at: figures.per_class(names, accuracy, {0}, {1: "(rated 6)"}, at),
+        lambda at: figures.flow([("$$", "$x^{$", "$$", 3)], at),
+        lambda at: figures.similarity(names, names, np.ones((3, 3)), np.ones((3, 3)), at),
+    ):
+        assert figures.drawn(draw, look).uri.startswith("data:image/svg+xml;base64,")
+
+
 # -- what it is drawn from -----------------------------------------------------------------------------------------
 
 

@@ -142,6 +142,7 @@ def init(
     Example: megu init --images photos --checkpoint weights.pth --samples delete.csv
     """
     from megu_cli.artifacts import replacing
+    from megu_cli.config import load_config
     from megu_cli.errors import ConfigError
     from megu_cli.templates import beside, data_at, template
 
@@ -166,6 +167,12 @@ def init(
     _make(config.parent)
     with replacing(config) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        try:
+            load_config(temporary)
+        except ConfigError as error:
+            raise ConfigError(
+                error.message.replace(str(temporary), str(config)), f"{config} was not written: give other options."
+            ) from None
     typer.echo(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
     if images:
         typer.echo(
@@ -241,6 +248,7 @@ def compare(
         work = pipeline.work
         work.config = changed(config, settings)
         comparison = Comparison(work, pipeline.say)
+        comparison.refuse_foreign(tune, options.force)
         if options.dry_run:
             _show(options, {"plan": _plan(comparison.plan(tune))}, tables.plan)
             return
@@ -356,7 +364,7 @@ def report(
     Example: megu report --format md
     """
     from megu_cli import report as reports
-    from megu_cli.artifacts import read_body
+    from megu_cli.artifacts import read_body, refuse_foreign
     from megu_cli.errors import ArtifactError, ConfigError
     from megu_cli.pipeline import STAGES
     from megu_cli.requirements import judge, parse
@@ -377,6 +385,7 @@ def report(
             # The evaluation can be read where the data are not; whether it still fits them cannot be told there.
             notices.append(f"It could not be checked here whether this evaluation is up to date: {state.reason}.")
         verdicts = judge(parse(config.eval.require), read_body(file))
+        refuse_foreign(config.out, f"report.{form.value}")
         if options.dry_run:
             _show(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: typer.echo(r["file"]))
             return
@@ -555,6 +564,8 @@ def _opened(
     from megu_cli.workspace import Workspace
 
     work = Workspace(config, tracker(quiet))
+    if options.force:
+        work.memo.renew()
     pipeline = Pipeline(work, say=lambda line: None if quiet else typer.echo(line, err=True))
     try:
         if not write or options.dry_run:
