@@ -218,8 +218,8 @@ class Already:
             result = result.joined(of_record(data, *forgotten, missing=self.missing))
         if self.checkpoint is not None and self.own != Forgotten():
             # It is about the checkpoint that is now unlearned further, not about those of earlier configs.
-            result = result.joined(Earlier(told=(f"the checkpoint was unlearned before, and says so: {self.own.words} "
-                                                 "stay forgotten",)))  # fmt: skip
+            told = f"the checkpoint was unlearned before; these stay forgotten: {self.own.words}"
+            result = result.joined(Earlier(told=(told,)))
         for path in self.given or []:
             if path.suffix in _LISTS:
                 result = result.joined(of_list(data, path, self.missing))

@@ -64,7 +64,7 @@ def test_an_unlearned_checkpoint_says_so(megu, finished, tmp_path):
     folder = tmp_path / "next"
     file = second(folder, first, classes=["3"])
     answer = megu("run", "-c", file, "--dry-run", "--json")
-    assert "the checkpoint was unlearned before, and says so: class 8 stay forgotten" in answer.json["notes"]
+    assert "the checkpoint was unlearned before; these stay forgotten: class 8" in answer.json["notes"]
     assert Workspace(load_config(file)).request.classes == [3, 8]
     assert Workspace(load_config(file, ["forget.already=[]"])).request.classes == [3]
     # Where it does not say what it has forgotten, the user must, in whichever form it was written.

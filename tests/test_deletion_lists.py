@@ -130,7 +130,7 @@ def manifest(folder: Path, names: list[str]) -> Path:
         ("a.png\n", ["a.png"]),
         ("./a.png\n", ["a.png"]),
         ("train/a.png\n", ["train/a.png"]),
-        ("3\n", "may be train/3 .by its name without train/. or b, c.png .by its index."),
+        ("3\n", "may be b, c.png .by its index. or train/3 .by its name without train"),
         ("b, c.png\n", ["b, c.png"]),
         ('path,why\n"b, c.png",x\n', ["b, c.png"]),
         ("e\u0301.png\n", ["\u00e9.png"]),
@@ -251,7 +251,7 @@ def test_three_requests_each_from_the_last_ones_moved_and_renamed_file(megu, tmp
     photo.write_bytes(kept)
     fourth = request(tmp_path / "else", images, tmp_path / "v4.pth", "cat/5.png")
     assert before(fourth) == {f"train/{name}" for name in asked_for}
-    assert any("says so: 3 images stay forgotten" in note for note in Workspace(load_config(fourth)).notes)
+    assert any("these stay forgotten: 3 images" in note for note in Workspace(load_config(fourth)).notes)
     assert before(fourth, "forget.already=[]") == set()
     (tmp_path / "else" / "more.csv").write_text("eel/0.png")
     joined = before(fourth, f"forget.already=[{tmp_path / 'else' / 'more.csv'}]")
