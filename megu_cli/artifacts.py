@@ -299,13 +299,14 @@ def recognised(path: Path, recorded: dict[str, Any]) -> bool:
             return False
         if size < min(was, _part(was)):
             with path.open("rb") as stream:
-                return size < _HEAD or hashlib.sha256(stream.read(_HEAD)).hexdigest()[:16] == str(recorded["head"])
+                return size < _HEAD or bool(recorded["head"] == hashlib.sha256(stream.read(_HEAD)).hexdigest()[:16])
         found = _digests(path, _part(was))
     except (OSError, KeyError, TypeError, ValueError):
         return False
     if size < was:
         found = found[: size // _part(was)]  # the last one is cut
-    return 2 * sum(a == b for a, b in zip(found, known, strict=False)) >= max(1, len(found))
+    same = sum(a == b for a, b in zip(found, known, strict=False))
+    return bool(2 * same >= max(1, len(found)))
 
 
 def _part(size: int) -> int:

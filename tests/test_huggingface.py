@@ -384,3 +384,14 @@ def test_classes_of_any_name_through_a_run(megu, tmp_path):
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["id2label"] == {str(i): name for i, name in labels.items()}
     assert megu("report", "-c", file).code == 0
+
+
+def test_a_file_of_the_users_in_the_written_directory_is_not_replaced(megu, tmp_path):
+    saved(tmp_path / "mine", "vit")
+    file = write_config(tmp_path, model={"name": "hf:mine", "preflight": False})
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text('{"mine": 1}')
+    answer = megu("run", "-c", file)
+    assert answer.code == 2
+    assert "config.json" in answer.err
+    assert listing(tmp_path / "run") == {"model"}

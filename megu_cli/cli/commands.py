@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -35,6 +35,9 @@ _MaxSteps = Annotated[
         "--max-steps", metavar="N", help="Steps of the finetuning at most. [dim]finetune.max_steps[/dim]", min=1
     ),
 ]
+
+
+_HEAT_MAP = "similarity.png"
 
 
 class _Format(str, Enum):
@@ -288,12 +291,15 @@ def similarity(
 
     Example: megu similarity --set mllm.backend=endpoint --set mllm.model=llava --dry-run
     """
+    from megu_cli.artifacts import refuse_foreign
     from megu_cli.cli import tables
 
     names = ["similarity", "transition"]
     if options.dry_run:
         with _opened(options) as (pipeline, _):
             plan = _plan(pipeline.plan(names, options.force))
+            if show:
+                refuse_foreign(pipeline.work.out, _HEAT_MAP)
             cost = pipeline.work.rating_cost() if plan[0]["action"] == "run" else None
         _show(options, {"plan": plan, "cost": dataclasses.asdict(cost) if cost else None}, tables.rating_cost)
         return
@@ -302,7 +308,7 @@ def similarity(
         from megu_cli.mllm.recorded import Recorded
 
         other = Recorded(against)  # a file that cannot be read is said before anything is asked
-    result = _built(options, names)
+    result = _built(options, names, [_HEAT_MAP] if show else [])
     if against is not None:
         body = result["similarity"]
         result["against"] = {
@@ -313,7 +319,7 @@ def similarity(
     if show and result["similarity"]["scores"]:
         from megu_cli.mllm.heatmap import draw
 
-        result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_suffix(".png"))
+        result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_name(_HEAT_MAP))
     _show(options, result, tables.similarity)
 
 
@@ -406,46 +412,29 @@ def purge(
 ) -> None:
     """Delete what holds traces of the forgotten data, once the result is accepted.
 
-    The unlearned model, the figures and the digests stay. Example: megu purge --original
+    The unlearned model, the figures and the digests stay. Needs the run directory alone: -o names one whose config or
+    data are gone. Example: megu purge --original
     """
     from megu_cli import purge as traces
-    from megu_cli import report as reports
-    from megu_cli.artifacts import read_body
+    from megu_cli.artifacts import locked
     from megu_cli.cli import tables
-    from megu_cli.errors import ArtifactError
-    from megu_cli.pipeline import STAGES
-    from megu_cli.requirements import judge, parse
+    from megu_cli.config import load_config
 
-    with _opened(options) as (pipeline, config):
-        # What is stale or unfinished still needs what would be deleted.
-        for name in pipeline.goals():
-            state = pipeline.state(name)
-            if state.status != "fresh":
-                raise ArtifactError(
-                    f"nothing was deleted: {STAGES[name].file} is {state.status} ({state.reason})",
-                    "Finish the run with `megu run`, and purge once its result is accepted.",
-                )
-        going = traces.traces(config.out, original=original, oracle=oracle)
-        rewritten = ""
-        if traces.shows_forgotten(config.out):
-            rewritten = "written again without forgotten images"
-        elif going and not (config.out / "report.html").exists():
-            rewritten = "written first, so that the figures stay"
+    _alone(options)
+    out = options.out or load_config(options.config, list(options.set_)).out
+    if not (options.force and out.is_dir()):
+        traces.check(out)
+    with contextlib.nullcontext() if options.dry_run else locked(out):
+        going = traces.traces(out, original=original, oracle=oracle)
         result: dict[str, Any] = {
-            "deleted": {trace.path.relative_to(config.out).as_posix(): trace.what for trace in going},
-            "kept": traces.kept(config.out, going),
-            "report": rewritten,
+            "deleted": {trace.path.relative_to(out).as_posix(): trace.what for trace in going},
+            "kept": traces.kept(out, going),
         }
-        if options.dry_run or not (going or rewritten):
-            _show(options, {**result, "dry_run": options.dry_run}, tables.purge)
-            return
-        if not yes:
-            _confirm(result)
-        if rewritten:
-            verdicts = judge(parse(config.eval.require), read_body(config.out / STAGES["eval"].file))
-            reports.write(pipeline.work, verdicts)
-        traces.delete(going)
-    _show(options, {**result, "dry_run": False}, tables.purge)
+        if going and not options.dry_run:
+            if not yes:
+                _confirm(result)
+            traces.delete(going)
+    _show(options, {**result, "dry_run": options.dry_run}, tables.purge)
 
 
 def _confirm(result: dict[str, Any]) -> None:
@@ -458,8 +447,6 @@ def _confirm(result: dict[str, Any]) -> None:
 
     for name, what in result["deleted"].items():
         typer.echo(f"  {name}: {what}", err=True)
-    if result["report"]:
-        typer.echo(f"  report.html: {result['report']}", err=True)
     try:
         sure = typer.confirm("Delete these for good?", err=True)
     except typer.Abort:
@@ -484,12 +471,14 @@ def _stage(options: Options, names: list[str], require: list[str] | None = None)
         _show(options, _built(options, names), tables.stages)
 
 
-def _built(options: Options, names: list[str]) -> dict[str, Any]:
-    """Build stages; what they made, by name."""
-    from megu_cli.artifacts import read_body
+def _built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dict[str, Any]:
+    """Build stages; what they made, by name. Files that are written beside them must not be the user's."""
+    from megu_cli.artifacts import read_body, refuse_foreign
     from megu_cli.pipeline import STAGES
 
     with _opened(options, shared=True) as (pipeline, config):
+        for file in beside:
+            refuse_foreign(config.out, file)
         pipeline.build(names, options.force)
     files = {name: config.out / STAGES[name].file for name in names}
     return {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
@@ -541,14 +530,9 @@ def _opened(
     from megu_cli.artifacts import locked
     from megu_cli.cli.progress import tracker
     from megu_cli.config import load_config
-    from megu_cli.errors import ConfigError
     from megu_cli.requirements import parse
 
-    if processes.world() > 1 and (options.dry_run or not shared):
-        raise ConfigError(
-            "this command is for one process" + (" where --dry-run is given" if shared else ""),
-            "Call it without `accelerate launch`, which run, train, noise, finetune and eval can use.",
-        )
+    _alone(options, shared)
     first = processes.rank() == 0
     quiet = options.quiet or not first
     overrides = list(options.set_)
@@ -581,6 +565,22 @@ def _opened(
     except KeyboardInterrupt:
         typer.echo("interrupted; what was finished is kept, and the same command goes on from there", err=True)
         raise
+
+
+def _alone(options: Options, shared: bool = False) -> None:
+    """See that there is one process, unless the command shares its work among several.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    from megu_cli.errors import ConfigError
+    from megu_cli.processes import world
+
+    if world() > 1 and (options.dry_run or not shared):
+        raise ConfigError(
+            "this command is for one process" + (" where --dry-run is given" if shared else ""),
+            "Call it without `accelerate launch`, which run, train, noise, finetune and eval can use.",
+        )
 
 
 def _estimated(pipeline: Pipeline, names: list[str] | None, force: bool) -> dict[str, Any]:

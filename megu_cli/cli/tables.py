@@ -402,15 +402,12 @@ def _labels(console: Console, body: dict[str, Any]) -> None:
 def purge(result: dict[str, Any]) -> None:
     """What a purge deleted and kept."""
     console = _console()
-    if not result["deleted"] and not result["report"]:
+    if not result["deleted"]:
         console.print("nothing to purge: no traces are here")
-        return
     verb = "would delete" if result["dry_run"] else "deleted"
     for name, what in result["deleted"].items():
         console.print(f"{verb} [bold]{name}[/]: {what}", soft_wrap=True)
-    if result["report"]:
-        console.print(f"report.html: {result['report']}")
-    console.print(f"kept: {', '.join(result['kept'])}", style="dim", soft_wrap=True)
+    console.print(f"kept: {escape(', '.join(result['kept']))}", style="dim", soft_wrap=True)
     console.print(
         "Not megu's to delete: the images, the list of the request, your own checkpoint, and all copies elsewhere.",
         style="dim",
