@@ -115,7 +115,7 @@ def files(draw: st.DrawFn, state: dict[str, Any], marker: Path) -> bytes:
                     Runs(builtins.exec, f"open({str(marker)!r}, 'w').close()"),
                     Runs(builtins.eval, f"open({str(marker)!r}, 'w').close()"),
                     Runs(open, str(marker), "w"),
-                    Runs(getattr, os, "system"),
+                    Runs(__import__, "antigravity"),
                 )
             )
         )
