@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 200
+_REPR.maxlevel = 2
+
+
+def brief(value: object) -> str:
+    """A value of the user's as a message shows it: at most about 200 characters."""
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:98]}...{text[-98:]}"
+
 
 class MeguError(Exception):
     """An expected failure: what went wrong, where, and what to do next.

@@ -103,10 +103,11 @@ def _wait_for_the_first(error: MeguError) -> None:
 
 
 def _report(message: str, hint: str) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    from megu_cli.cli.console import SafeConsole
+
+    console = SafeConsole(stderr=True, soft_wrap=True, highlight=False)
     console.print(Text("error: ", style="bold red") + Text(message))
     if hint:
         console.print(Text(hint, style="dim"))

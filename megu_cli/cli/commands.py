@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from megu_cli.cli.console import say
 from megu_cli.cli.options import Options, command
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _version(show: bool) -> None:
     if show:
         from megu_cli import __version__
 
-        typer.echo(f"megu {__version__}")
+        say(f"megu {__version__}")
         raise typer.Exit
 
 
@@ -176,9 +177,9 @@ def init(
             raise ConfigError(
                 error.message.replace(str(temporary), str(config)), f"{config} was not written: give other options."
             ) from None
-    typer.echo(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
+    say(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
     if images:
-        typer.echo(
+        say(
             f"Two things are for you to say: data.image_size, as the model was trained (now {own['image_size']}), "
             "and mllm, who rates how similar the classes are (docs/mllm.md)."
         )
@@ -393,13 +394,13 @@ def report(
         verdicts = judge(parse(config.eval.require), read_body(file))
         refuse_foreign(config.out, f"report.{form.value}")
         if options.dry_run:
-            _show(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: typer.echo(r["file"]))
+            _show(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: say(r["file"]))
             return
         path = reports.write(pipeline.work, verdicts, form=form.value, show_forgotten=show_forgotten, notices=notices)
     for notice in notices:
-        typer.echo(notice, err=True)
+        say(notice, err=True)
     result = {"file": str(path), "format": form.value, "bytes": path.stat().st_size, "shows_forgotten": show_forgotten}
-    _show(options, result, lambda r: typer.echo(f"wrote {r['file']} ({r['bytes'] / 1e3:,.0f} kB)"))
+    _show(options, result, lambda r: say(f"wrote {r['file']} ({r['bytes'] / 1e3:,.0f} kB)"))
 
 
 def purge(
@@ -446,7 +447,7 @@ def _confirm(result: dict[str, Any]) -> None:
     from megu_cli.errors import InputError
 
     for name, what in result["deleted"].items():
-        typer.echo(f"  {name}: {what}", err=True)
+        say(f"  {name}: {what}", err=True)
     try:
         sure = typer.confirm("Delete these for good?", err=True)
     except typer.Abort:
@@ -550,7 +551,7 @@ def _opened(
     work = Workspace(config, tracker(quiet))
     if options.force:
         work.memo.renew()
-    pipeline = Pipeline(work, say=lambda line: None if quiet else typer.echo(line, err=True))
+    pipeline = Pipeline(work, say=lambda line: None if quiet else say(line, err=True))
     try:
         if not write or options.dry_run:
             yield pipeline, config
@@ -563,7 +564,7 @@ def _opened(
                 yield pipeline, config
                 work.crew.close()
     except KeyboardInterrupt:
-        typer.echo("interrupted; what was finished is kept, and the same command goes on from there", err=True)
+        say("interrupted; what was finished is kept, and the same command goes on from there", err=True)
         raise
 
 

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from megu_cli.cli.console import SafeConsole
+
 _COLUMNS = {"original": "original", "mask": "masked", "unlearned": "unlearned", "oracle": "retrained"}
 _METRICS = {
     "retain_train_acc": "accuracy, retained training images",
@@ -47,8 +49,8 @@ _ROWS = 40
 
 def _console() -> Console:
     # A pipe has no width of its own: leave lines whole there.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    console = SafeConsole(highlight=False)
+    return console if console.is_terminal else SafeConsole(highlight=False, width=120)
 
 
 def _percent(value: float | None) -> str:
