@@ -24,6 +24,7 @@ TRAINED = [f"{name}/{k}.png" for name in CLASSES for k in range(5)]
 # A manifest whose files have the names that lists are often misread by.
 ODD = ("5", "8", "a.png", "train/a.png", "b,c.png", "d e.png", "'f'.png", "g;h.png", "train/i.png", "ä.png", "#j.png")
 HEADERS = (None, None, "path", "index", "file", "filename", "name", "Path", "image", "label", "sample", "x")
+LAYOUTS = ("bare", "bare", "pandas", "numbered", "labelled", "label first", "empty first")
 SEPARATORS = (",", ",", ";", "\t", "|", " ")
 ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "utf-32")
 
@@ -62,8 +63,9 @@ def lists(draw: st.DrawFn, names: list[str], indices: bool, form: Any) -> Writte
     chosen = draw(st.lists(st.sampled_from(range(len(names))), min_size=1, max_size=3, unique=True))
     by_index = indices and draw(st.integers(0, 4)) == 0
     cells = [str(i) if by_index else form(draw, names[i]) for i in chosen]
-    header = draw(st.sampled_from(HEADERS))
-    layout = draw(st.sampled_from(("bare", "bare", "pandas", "numbered", "labelled", "label first", "empty first")))
+    header = draw(st.sampled_from((None, "index") if by_index else HEADERS))
+    # A position beside another number can be meant either way: who writes positions writes them alone, or first.
+    layout = draw(st.sampled_from(("bare", "labelled") if by_index else LAYOUTS))
     rows = [_row(layout, number, cell) for number, cell in enumerate(cells)]
     if header is not None:
         rows.insert(0, _row(layout, -1, header))
