@@ -113,6 +113,8 @@ def _report(message: str, hint: str) -> None:
     from megu_cli.cli.console import SafeConsole
 
     console = SafeConsole(stderr=True, soft_wrap=True, highlight=False)
+    # A name with a line break begins no line of its own: it could pass for another message.
+    message, hint = (re.sub(r"\n(?! )", "\n  ", text) for text in (message, hint))
     console.print(Text("error: ", style="bold red") + Text(message))
     if hint:
         console.print(Text(hint, style="dim"))
