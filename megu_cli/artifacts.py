@@ -17,24 +17,19 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from megu_cli.errors import NO_SPACE, ArtifactError
+from megu_cli.errors import ArtifactError, ForeignFileError
+from megu_cli.writing import replacing
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
 _NO_TENSORS = hashlib.sha256().hexdigest()
-_TEMPORARY = ".megu-tmp-"
-_LOCK = ".lock"
-# Of what `parts` records: bytes of the head, and the number of parts.
-_HEAD, _PARTS = 64, 16
-# Folders that megu writes in a run directory.
-_FOLDERS = ("model", "compare")
 # Bits of a number in a safetensors file.
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
@@ -48,10 +43,6 @@ _LARGEST_HEADER = 100_000_000
 _DEEPEST = 64
 # What a key is made of, and where it comes from: in the meta of every pipeline artifact.
 STAGE_KEYS = ("version", "settings", "inputs", "lineage")
-
-
-class ForeignFileError(ArtifactError):
-    """A whole file that stands where an artifact should, and is not megu's: it must not be replaced."""
 
 
 @dataclass(frozen=True)
@@ -328,11 +319,11 @@ def _read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if isinstance(described, bytes):
             body = strict_json(described)
             if not isinstance(body, dict) or "meta" not in body:
-                raise _foreign(path)
+                raise foreign(path)
             meta = body.pop("meta")
         else:
             if "megu" not in described:
-                raise _foreign(path)
+                raise foreign(path)
             whole = strict_json(described["megu"])
             body, meta = whole["body"], whole["meta"]
         written = meta["format"]
@@ -372,18 +363,11 @@ def _fault(meta: Any) -> str:
     return ""
 
 
-def _foreign(path: Path) -> ForeignFileError:
+def foreign(path: Path) -> ForeignFileError:
+    """What is said where a file that megu did not write stands in the place of one of megu's."""
     return ForeignFileError(
         f"{path} was not written by megu and would be replaced",
         "Move it elsewhere (trained weights are named by model.checkpoint), or give another directory with -o.",
-    )
-
-
-def linked(path: Path) -> ForeignFileError:
-    """What is said where a symbolic link stands in the place of a file to be written."""
-    return ForeignFileError(
-        f"{path} is a symbolic link, and megu writes through none",
-        "Remove the link, or give another directory with -o.",
     )
 
 
@@ -403,131 +387,6 @@ def _header(stream: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
     if 8 + length + end != size:
         raise ArtifactError(f"{name} is truncated")
     return header, 8 + length
-
-
-def parts(path: Path) -> dict[str, Any]:
-    """What recognises a file when it is met again, also where it was damaged: its size and digests of its parts."""
-    size = path.stat().st_size
-    with opened(path) as stream:
-        head = hashlib.sha256(stream.read(_HEAD)).hexdigest()[:16]
-    return {"bytes": size, "head": head, "parts": _digests(path, _part(size))}
-
-
-def recognised(path: Path, recorded: dict[str, Any]) -> bool:
-    """True if a file is the one that `parts` describes, damaged or not.
-
-    Half of the parts that it has must be as they were. A file that is cut off within the first part must begin as the
-    recorded one does, as far as that can be told.
-    """
-    try:
-        size, was, known = path.stat().st_size, int(recorded["bytes"]), list(recorded["parts"])
-        if size > 2 * was:
-            return False
-        if size < min(was, _part(was)):
-            with opened(path) as stream:
-                return size < _HEAD or bool(recorded["head"] == hashlib.sha256(stream.read(_HEAD)).hexdigest()[:16])
-        found = _digests(path, _part(was))
-    except (OSError, KeyError, TypeError, ValueError):
-        return False
-    if size < was:
-        found = found[: size // _part(was)]  # the last one is cut
-    same = sum(a == b for a, b in zip(found, known, strict=False))
-    return bool(2 * same >= max(1, len(found)))
-
-
-def _part(size: int) -> int:
-    """Bytes of each part of a file."""
-    return max(_HEAD, -(-size // _PARTS))
-
-
-def _digests(path: Path, step: int) -> list[str]:
-    found: list[str] = []
-    with opened(path) as stream:
-        while True:
-            total, left = hashlib.sha256(), step
-            while left and (block := stream.read(min(left, 1 << 20))):
-                total.update(block)
-                left -= len(block)
-            if left == step:
-                return found
-            found.append(total.hexdigest()[:16])
-
-
-def marked(path: Path) -> bool:
-    """True if a file shows by itself that megu wrote it, also where it was damaged."""
-    with opened(path) as stream:
-        head = stream.read(2048)
-    if path.suffix in (".safetensors", ".checkpoint"):
-        return b'{"__metadata__":{"megu":' in head
-    if path.suffix == ".png":
-        return b"megu" in head[:256]
-    if path.name.endswith(".error.txt"):
-        return head.startswith(b"Traceback (most recent call last)")
-    if path.suffix == ".html":
-        return b'<meta name="generator" content="megu ' in head
-    if path.suffix == ".md":
-        return head.startswith(b"# Unlearning report: ")
-    if path.suffix == ".jsonl":
-        return _log_of_ours(path)
-    return path.suffix == ".json" and _json_of_ours(path)
-
-
-def _json_of_ours(path: Path) -> bool:
-    with opened(path) as stream:
-        content = stream.read()
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        return content.startswith(b'{\n "')  # the layout of ours, cut off or damaged
-    meta = body.get("meta", body) if isinstance(body, dict) else None
-    # An artifact, or a report.
-    return isinstance(meta, dict) and ({"checksum", "content"} <= meta.keys() or {"megu", "sections"} <= meta.keys())
-
-
-# How a line of ours begins: with its checksum; without one those of earlier versions.
-_FIRST_KEYS = (b'{"checksum": "', b'{"time": "', b'{"stage": "', b'{"key": "')
-
-
-def _log_of_ours(path: Path) -> bool:
-    """Whether any line is an entry of runs.jsonl or an answer; a single line that was cut must begin like one."""
-    with opened(path) as stream:
-        content = stream.read()
-    for line in content.splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            entry = json.loads(line)
-            name = "key" if path.name.startswith("similarity") else "fingerprint"
-            if isinstance(entry, dict) and re.fullmatch("[0-9a-f]{64}", str(entry.get(name))):
-                return True
-            if line == content.rstrip(b"\n"):
-                return False
-    return b"\n" not in content and content.startswith(_FIRST_KEYS)
-
-
-def refuse_foreign(folder: Path, name: str, records: Iterable[dict[str, Any]] = ()) -> None:
-    """See that a file of a run directory may be replaced: it is not there, or megu wrote it.
-
-    Args:
-        folder: The run directory.
-        name: The file, relative to it.
-        records: What `parts` said of files that megu wrote here under this name.
-
-    Raises:
-        ForeignFileError: It was not written by megu, or is, or is reached by, a symbolic link.
-    """
-    path = folder / name
-    for link in (path, *path.parents[: len(Path(name).parts) - 1]):
-        if link.is_symlink():
-            raise linked(link)
-    try:
-        if not path.exists():
-            return
-        ours = path.is_file() and (
-            not path.stat().st_size or marked(path) or any(recognised(path, record) for record in records)
-        )
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
-    if not ours:
-        raise _foreign(path)
 
 
 def _end_of_data(header: dict[str, Any]) -> int:
@@ -558,117 +417,3 @@ def _end_of_data(header: dict[str, Any]) -> int:
 def within(folder: Path, path: Path) -> bool:
     """Whether a path, links followed, lies in a folder."""
     return path.resolve().is_relative_to(folder.resolve())
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place, synced to disk, when the block ends well.
-
-    The file's mode follows the umask, whatever the writer makes of it.
-
-    Raises:
-        ArtifactError: The folder cannot be written, or ``path`` is a symbolic link.
-    """
-    if path.is_symlink():
-        raise linked(path)
-    try:
-        with _temporary(path) as temporary:
-            mode = temporary.stat().st_mode
-            yield temporary
-            temporary.chmod(mode & 0o777)
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        raise unwritable(path, error) from None
-
-
-def unwritable(path: Path, error: OSError) -> ArtifactError:
-    """What is said where a file cannot be written."""
-    if error.errno in NO_SPACE:
-        return ArtifactError(f"no space left while writing {path}; nothing was lost", "Make room, and run it again.")
-    return ArtifactError(f"{path} cannot be written: {error.strerror or error}")
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    temporary.unlink(missing_ok=True)
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the one writer of a run directory; leftovers of a killed one are swept.
-
-    The lock file goes with the lock, and so does the directory where it was made for nothing.
-
-    Raises:
-        ArtifactError: The directory cannot be written, or another process writes to it.
-    """
-    import filelock
-
-    # What fails in the body is another's fault, and is not told as the directory's.
-    file = folder / _LOCK
-    lock = filelock.FileLock(file, timeout=0)
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        while not _holds(lock, file):  # its last holder deleted the file between our opening and locking it
-            lock.release()
-            lock.acquire()
-        for leftover in _leftovers(folder):
-            leftover.unlink(missing_ok=True)
-    except filelock.Timeout:
-        raise ArtifactError(
-            f"another megu process is writing to {folder}",
-            "Wait for it to end, or give another directory with -o.",
-        ) from None
-    except OSError as error:
-        lock.release()
-        if error.errno in NO_SPACE:
-            raise unwritable(folder, error) from None
-        raise ArtifactError(
-            f"the run directory {folder} cannot be written: {error.strerror or error}",
-            "Give another with -o DIR.",
-        ) from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)  # while it is held: whoever opened it before sees in `_holds` that it is gone
-        lock.release()
-        if made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
-
-def _holds(lock: Any, file: Path) -> bool:
-    """True if the file that is locked is still the one in the directory."""
-    try:
-        own, there = os.fstat(lock._context.lock_file_fd), file.stat()
-    except FileNotFoundError:
-        return False
-    return (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
-
-
-def _leftovers(folder: Path, nested: bool = False) -> Iterator[Path]:
-    """Temporary files in a run directory and where megu writes below it, but not in a run directory of its own."""
-    if nested and (folder / _LOCK).exists():
-        return
-    for path in list(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            if nested or path.name in _FOLDERS:
-                yield from _leftovers(path, nested=True)
-        elif path.name.startswith(_TEMPORARY):
-            yield path

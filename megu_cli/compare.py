@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megu_cli import __version__, artifacts
+from megu_cli import __version__, artifacts, ownership, writing
 from megu_cli.artifacts import Artifact
 from megu_cli.baselines import methods
 from megu_cli.config import changed, preset_settings
@@ -105,7 +105,7 @@ class Comparison:
         """
         Pipeline(self.base).refuse_foreign(["similarity", "transition"])
         for name in (FILE, self.base.log.file.name):
-            artifacts.refuse_foreign(self.base.out, name)
+            ownership.refuse_foreign(self.base.out, name)
         for arena in dict.fromkeys([*self.arenas, *([self.tuning] if tune else [])]):
             arena.refuse_foreign(self.names, force)
 
@@ -191,9 +191,9 @@ class Comparison:
         else:
             name = re.sub(r"[^\w.=]+", "-", what)
             log = f"{FOLDER}/{name}.error.txt"
-            artifacts.refuse_foreign(self.base.out, log)
+            ownership.refuse_foreign(self.base.out, log)
             (self.base.out / FOLDER).mkdir(exist_ok=True)
-            with artifacts.replacing(self.base.out / log) as temporary:
+            with writing.replacing(self.base.out / log) as temporary:
                 temporary.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({log})"
         self.say(f"{what}: FAILED: {message}")
@@ -314,7 +314,7 @@ class Arena:
         Pipeline(self.work).refuse_foreign(self._goals)
         for name in names:
             folder = self.folder / name
-            artifacts.refuse_foreign(self.base.out, _file(folder).relative_to(self.base.out).as_posix())
+            ownership.refuse_foreign(self.base.out, _file(folder).relative_to(self.base.out).as_posix())
             if name in OURS and folder.exists():
                 ours = self._ours(name, {}, folder, self.work)
                 ours.refuse_foreign(ours._all_upstream(["finetune"]), force)

@@ -63,6 +63,10 @@ class ArtifactError(InputError):
     """A file of the run directory is missing, corrupt or stale, or the directory is in use."""
 
 
+class ForeignFileError(ArtifactError):
+    """A whole file that stands where an artifact should, and is not megu's: it must not be replaced."""
+
+
 class RequirementError(MeguError):
     """A requirement of ``megu eval --require`` is not met."""
 

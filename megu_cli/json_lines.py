@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megu_cli import artifacts
+from megu_cli import artifacts, writing
 from megu_cli.errors import ArtifactError
 from megu_cli.text import printable
 
@@ -54,7 +54,7 @@ class JSONLines:
             ArtifactError: The file cannot be written, or is a symbolic link.
         """
         if self.path.is_symlink():
-            raise artifacts.linked(self.path)
+            raise writing.linked(self.path)
         # ASCII only, so that a line cut anywhere is still text.
         line = json.dumps({"checksum": artifacts.digest(entry), **entry}, allow_nan=False).encode("ascii") + b"\n"
         try:
@@ -68,7 +68,7 @@ class JSONLines:
                 _write(stream.fileno(), _end_last_line(stream.fileno()) + line)
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise artifacts.unwritable(self.path, error) from None
+            raise writing.unwritable(self.path, error) from None
 
 
 def _sound(line: bytes) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megu_cli import artifacts
+from megu_cli import artifacts, writing
 from megu_cli.errors import DataError, Faults
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Memo:
         table = np.concatenate([*self._new, self._table])
         _, first = np.unique(table["stamp"], return_index=True)  # sorted, the newest of equals
         self._known, self._new = table[first], []
-        with artifacts.replacing(self.file) as temporary, temporary.open("wb") as stream:
+        with writing.replacing(self.file) as temporary, temporary.open("wb") as stream:
             seal = np.array([(_SEAL, _SEAL, _checksum(self._known.tobytes()))], _FIELDS)
             np.save(stream, np.concatenate([self._known, seal]), allow_pickle=False)
 

@@ -15,9 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from megu_cli import __version__, artifacts
+from megu_cli import __version__, artifacts, ownership, writing
 from megu_cli.artifacts import Artifact
-from megu_cli.errors import ArtifactError, CheckpointError, MeguError
+from megu_cli.errors import ArtifactError, CheckpointError, ForeignFileError, MeguError
 from megu_cli.resume import Resume, resume_file
 from megu_cli.workspace import ANSWERS, Workspace
 
@@ -249,7 +249,7 @@ class Pipeline:
             return state
         try:
             self._refuse_foreign(stage)
-        except artifacts.ForeignFileError as error:
+        except ForeignFileError as error:
             return State("blocked", error.message, state.meta)
         except MeguError:
             pass  # what is at fault is the state's own to tell
@@ -265,7 +265,7 @@ class Pipeline:
             try:
                 meta = artifacts.read_meta(path, artifacts.STAGE_KEYS)
                 artifacts.check_products(self.work.out, meta)
-            except artifacts.ForeignFileError as error:
+            except ForeignFileError as error:
                 return State("blocked", error.message)
             except ArtifactError as error:
                 trouble = State("corrupt", error.message)
@@ -443,7 +443,7 @@ class Pipeline:
         for stage in running:
             self._refuse_foreign(stage)
         if running:
-            artifacts.refuse_foreign(self.work.out, self.work.log.file.name)
+            ownership.refuse_foreign(self.work.out, self.work.log.file.name)
 
     def _refuse_foreign(self, stage: Stage) -> None:
         recorded = self._recorded(stage)
@@ -454,7 +454,7 @@ class Pipeline:
                 with contextlib.suppress(OSError, ArtifactError):
                     if digest(path) == recorded[name]:
                         continue
-            artifacts.refuse_foreign(self.work.out, name, self.work.log.written(name))
+            ownership.refuse_foreign(self.work.out, name, self.work.log.written(name))
 
     def _recorded(self, stage: Stage) -> dict[str, str]:
         """Digests that a stage's artifact, which may be damaged, gives of the files beside it."""
@@ -551,7 +551,7 @@ class Pipeline:
             # Entered first, so that it takes its place last.
             for file in (stage.file, *product.weights, *product.files):
                 (out / file).parent.mkdir(exist_ok=True)
-                written[file] = stack.enter_context(artifacts.replacing(out / file))
+                written[file] = stack.enter_context(writing.replacing(out / file))
             for file, state in product.weights.items():
                 artifacts.save_tensors(written[file], state, {"format": "pt", **product.metadata})
             for file, content in product.files.items():
@@ -580,7 +580,7 @@ class Pipeline:
                     "seconds": round(seconds, 3),
                     "device": str(self.work.device),
                     "machine": machine(),
-                    "files": {file: artifacts.parts(path) for file, path in written.items()},
+                    "files": {file: ownership.parts(path) for file, path in written.items()},
                 }
             )
         self.work.keep_memo()

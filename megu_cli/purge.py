@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megu_cli.artifacts import read_meta, refuse_foreign
+from megu_cli.artifacts import read_meta
 from megu_cli.errors import ArtifactError
+from megu_cli.ownership import refuse_foreign
 from megu_cli.report import SHOWS_FORGOTTEN
 from megu_cli.resume import resume_file
 from megu_cli.run_log import RunLog

@@ -33,7 +33,7 @@ class RunLog:
         return next((entry for entry in reversed(self._entries()) if entry.get("fingerprint") == fingerprint), None)
 
     def written(self, name: str) -> list[dict[str, Any]]:
-        """What is recorded of each file that megu has written here under this name; see `artifacts.parts`."""
+        """What is recorded of each file that megu has written here under this name; see `ownership.parts`."""
         found = [files.get(name) for entry in self._entries() if isinstance(files := entry.get("files"), dict)]
         return [record for record in found if isinstance(record, dict)]
 

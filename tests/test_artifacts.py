@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megu_cli import artifacts
+from megu_cli import artifacts, writing
 from megu_cli.artifacts import Artifact
 from megu_cli.errors import ArtifactError
 
@@ -110,9 +110,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 def test_the_lock_sweeps_what_a_killed_writer_left(tmp_path):
     (tmp_path / ".megu-tmp-1-labels.safetensors").write_bytes(b"half")
-    with artifacts.locked(tmp_path):
+    with writing.locked(tmp_path):
         assert [p.name for p in tmp_path.iterdir()] == [".lock"]
-        with pytest.raises(ArtifactError, match="another megu process"), artifacts.locked(tmp_path):
+        with pytest.raises(ArtifactError, match="another megu process"), writing.locked(tmp_path):
             pass
 
 
@@ -123,16 +123,16 @@ def test_the_lock_sweeps_only_its_own_run_directory(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
     (tmp_path / "compare" / "live" / ".lock").touch()
-    with artifacts.locked(tmp_path):
+    with writing.locked(tmp_path):
         assert not any(path.exists() for path in own)
         assert all(path.exists() for path in other)
 
 
 def test_the_lock_file_goes_with_the_lock_and_so_does_a_directory_made_for_nothing(tmp_path):
-    with artifacts.locked(tmp_path):
+    with writing.locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
-    with artifacts.locked(tmp_path / "run"):
+    with writing.locked(tmp_path / "run"):
         pass
     assert not (tmp_path / "run").exists()
 
@@ -151,7 +151,7 @@ def test_a_lock_file_that_its_holder_deletes_is_not_locked_by_who_opened_it_befo
         return proxy
 
     monkeypatch.setattr(filelock.FileLock, "acquire", slow)
-    with artifacts.locked(tmp_path):
+    with writing.locked(tmp_path):
         assert (tmp_path / ".lock").exists()
 
 
@@ -174,9 +174,9 @@ def test_tied_weights_are_written_one_by_one(tmp_path):
 
 
 def test_what_fails_while_a_directory_is_locked_is_not_told_as_its_fault(tmp_path):
-    with pytest.raises(FileNotFoundError), artifacts.locked(tmp_path):
+    with pytest.raises(FileNotFoundError), writing.locked(tmp_path):
         (tmp_path / "none" / "file").read_text()
-    with artifacts.locked(tmp_path):  # and the lock is free again
+    with writing.locked(tmp_path):  # and the lock is free again
         pass
 
 

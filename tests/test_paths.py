@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from megu_cli import artifacts, baselines, purge
+from megu_cli import artifacts, baselines, purge, writing
 from megu_cli.artifacts import Artifact
 from megu_cli.config import load_config
 from megu_cli.errors import ArtifactError, ConfigError
@@ -23,7 +23,10 @@ def test_an_artifact_that_names_a_file_outside_is_corrupt(finished):
     names = {"../outside.safetensors": read.meta["weights"]["model.safetensors"]}
     artifacts.write(out / "finetune.json", artifacts.seal(Artifact(read.body), {**meta, "weights": names}))
     state = Pipeline(Workspace(load_config(finished))).state("finetune")
-    assert (state.status, state.reason) == ("corrupt", "finetune.json names a file outside the run directory")
+    assert (state.status, state.reason) == (
+        "corrupt",
+        "its meta names ../outside.safetensors, a file outside the run directory",
+    )
 
 
 def test_megu_writes_through_no_link(tmp_path):
@@ -41,13 +44,13 @@ def test_megu_writes_through_no_link(tmp_path):
 def test_neither_the_sweep_nor_purge_follows_links_out(tmp_path, place):
     outside = tmp_path / "outside"
     outside.mkdir()
-    mine = [outside / "labels.safetensors", outside / f"{artifacts._TEMPORARY}1-x"]
+    mine = [outside / "labels.safetensors", outside / f"{writing._TEMPORARY}1-x"]
     for path in mine:
         path.write_text("mine")
     run = tmp_path / "run"
     (run / place).parent.mkdir(parents=True)
     (run / place).symlink_to(outside)
-    with artifacts.locked(run):
+    with writing.locked(run):
         purge.delete(purge.traces(run))
     assert all(path.exists() for path in mine)
 

@@ -88,8 +88,8 @@ def demo(
 
     Example: megu demo -o /tmp/demo
     """
-    from megu_cli.artifacts import replacing
     from megu_cli.templates import DEMO
+    from megu_cli.writing import replacing
 
     file = out / "megu.yaml"
     if not file.exists():
@@ -145,10 +145,10 @@ def init(
 
     Example: megu init --images photos --checkpoint weights.pth --samples delete.csv
     """
-    from megu_cli.artifacts import replacing
     from megu_cli.config import load_config
     from megu_cli.errors import ConfigError
     from megu_cli.templates import beside, data_at, template
+    from megu_cli.writing import replacing
 
     if config.exists() and not force:
         raise ConfigError(f"{config} is there already", "Give another name with -c, or overwrite it with --force.")
@@ -292,8 +292,8 @@ def similarity(
 
     Example: megu similarity --set mllm.backend=endpoint --set mllm.model=llava --dry-run
     """
-    from megu_cli.artifacts import refuse_foreign
     from megu_cli.cli import tables
+    from megu_cli.ownership import refuse_foreign
 
     names = ["similarity", "transition"]
     if options.dry_run:
@@ -371,8 +371,9 @@ def report(
     Example: megu report --format md
     """
     from megu_cli import report as reports
-    from megu_cli.artifacts import read_body, refuse_foreign
+    from megu_cli.artifacts import read_body
     from megu_cli.errors import ArtifactError, ConfigError
+    from megu_cli.ownership import refuse_foreign
     from megu_cli.pipeline import STAGES
     from megu_cli.requirements import judge, parse
 
@@ -417,9 +418,9 @@ def purge(
     data are gone. Example: megu purge --original
     """
     from megu_cli import purge as traces
-    from megu_cli.artifacts import locked
     from megu_cli.cli import tables
     from megu_cli.config import load_config
+    from megu_cli.writing import locked
 
     _alone(options)
     out = options.out or load_config(options.config, list(options.set_)).out
@@ -474,7 +475,8 @@ def _stage(options: Options, names: list[str], require: list[str] | None = None)
 
 def _built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dict[str, Any]:
     """Build stages; what they made, by name. Files that are written beside them must not be the user's."""
-    from megu_cli.artifacts import read_body, refuse_foreign
+    from megu_cli.artifacts import read_body
+    from megu_cli.ownership import refuse_foreign
     from megu_cli.pipeline import STAGES
 
     with _opened(options, shared=True) as (pipeline, config):
@@ -528,10 +530,10 @@ def _opened(
         ConfigError: There are several, and the command is for one.
     """
     from megu_cli import processes
-    from megu_cli.artifacts import locked
     from megu_cli.cli.progress import tracker
     from megu_cli.config import load_config
     from megu_cli.requirements import parse
+    from megu_cli.writing import locked
 
     _alone(options, shared)
     first = processes.rank() == 0

@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from megu_cli.artifacts import replacing
 from megu_cli.mllm.base import SCALE
+from megu_cli.writing import replacing
 
 _CELL = 0.38  # inches
 

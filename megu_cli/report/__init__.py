@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megu_cli import artifacts
+from megu_cli import artifacts, writing
 from megu_cli.artifacts import Artifact
 from megu_cli.errors import ArtifactError
 from megu_cli.requirements import Verdict
@@ -66,7 +66,7 @@ def write(
     report = gather(_sources(work, verdicts, show_forgotten, notices))
     text = _RENDER[form](report)
     path = work.out / f"report.{form}"
-    with artifacts.replacing(path) as temporary:
+    with writing.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
