@@ -111,7 +111,7 @@ def _log_of_ours(path: Path) -> bool:
                 return True
             if line == content.rstrip(b"\n"):
                 return False
-    return b"\n" not in content and content.startswith(_FIRST_KEYS)
+    return b"\n" not in content and any(content[: len(key)] == key[: len(content)] for key in _FIRST_KEYS)
 
 
 def refuse_foreign(folder: Path, name: str, records: Iterable[dict[str, Any]] = ()) -> None:

@@ -13,7 +13,11 @@ from safetensors.torch import save_file
 
 from megu_cli import artifacts, writing
 from megu_cli.artifacts import Artifact
-from megu_cli.errors import ArtifactError
+from megu_cli.checkpoints import MARK, MARK_IN_CONFIG
+from megu_cli.config import DataConfig, ModelConfig
+from megu_cli.errors import ArtifactError, ForeignFileError
+from megu_cli.own_model import OwnModel
+from megu_cli.ownership import refuse_foreign
 
 META = {"stage": "labels", "fingerprint": "f", "lineage": {}, "seed": 0}
 
@@ -303,3 +307,16 @@ def test_tensors_on_a_full_disk(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unlearned_model_that_was_moved_is_no_artifact_of_a_stage(tmp_path):
+    path = tmp_path / "original.safetensors"
+    artifacts.save_tensors(path, {"a": torch.zeros(2)}, {MARK: '{"megu": "1"}', "format": "pt"})
+    config = tmp_path / "eval.json"
+    config.write_text(json.dumps({MARK_IN_CONFIG: {"forgotten": []}, "model_type": "vit"}, indent=2))
+    assert not artifacts.is_ours(path)
+    for file in (path, config):
+        with pytest.raises(ForeignFileError):
+            refuse_foreign(tmp_path, file.name)
+    model = ModelConfig(name="resnet18", checkpoint=path)
+    assert OwnModel(model, DataConfig(name="fashion_mnist")).foreign

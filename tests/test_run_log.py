@@ -7,9 +7,10 @@ import multiprocessing
 
 import pytest
 
-from megu_cli.errors import ArtifactError
+from megu_cli.errors import ArtifactError, ForeignFileError
 from megu_cli.json_lines import JSONLines
 from megu_cli.mllm.answers import Answers
+from megu_cli.ownership import refuse_foreign
 from megu_cli.run_log import RunLog
 
 
@@ -116,3 +117,27 @@ def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path):
     assert lines.read() == [{"a": 1}]
     lines.append({"a": 2})
     assert lines.read() == [{"a": 1}, {"a": 2}]
+
+
+def test_what_is_recorded_of_files_is_read_back_and_the_log_tells_that_it_is_megus(tmp_path):
+    log, record = RunLog(tmp_path), {"bytes": 1, "head": "a", "parts": []}
+    log.append({"time": "now", "stage": "finetune", "fingerprint": "0" * 64, "files": {"model.safetensors": record}})
+    assert RunLog(tmp_path).written("model.safetensors") == [record]
+    answers = tmp_path / "similarity.answers.jsonl"
+    Answers(answers).append({"q": 1}, {"body": "7"})
+    for file in (log.file, answers):
+        whole = file.read_bytes()
+        for size in range(1, len(whole) + 1):  # killed while its first line was written
+            file.write_bytes(whole[:size])
+            refuse_foreign(tmp_path, file.name)
+        file.write_bytes(b'{"loss": 1}\n')
+        with pytest.raises(ForeignFileError):
+            refuse_foreign(tmp_path, file.name)
+
+
+def test_no_line_is_appended_through_a_link(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("mine\n")
+    (tmp_path / "runs.jsonl").symlink_to(tmp_path / "mine.jsonl")
+    with pytest.raises(ForeignFileError, match="symbolic link"):
+        RunLog(tmp_path).append({"fingerprint": "a"})
+    assert (tmp_path / "mine.jsonl").read_text() == "mine\n"
