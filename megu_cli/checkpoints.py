@@ -180,8 +180,9 @@ def mark_of(path: Path) -> str | None:
     """The mark of an unlearned file or directory, as it stands there; ``None``: there is none."""
     if path.is_dir():
         try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            with artifacts.opened(path / "config.json") as stream:
+                config = json.loads(stream.read())
+        except (OSError, ValueError, RecursionError, ArtifactError):
             config = None
         if isinstance(config, dict) and MARK_IN_CONFIG in config:
             return json.dumps(config[MARK_IN_CONFIG])
