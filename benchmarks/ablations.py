@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from megu_cli import artifacts, training
+from megu_cli import artifacts, training, writing
 from megu_cli.compare import Arena, distances, paired, summary
 from megu_cli.config import Config, get
 from megu_cli.data import Dataset
@@ -99,7 +99,7 @@ def main(words: list[str] | None = None) -> None:
             "versions": {package: version(package) for package in PACKAGES},
             "requests": known,
         }
-        with artifacts.replacing(target) as temporary:
+        with writing.replacing(target) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {target}")
 
@@ -110,7 +110,7 @@ def ablated(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     varied = settings(config, GRIDS[name], arguments.keys)
     base = Workspace(config)
     started = time.perf_counter()
-    with artifacts.locked(config.out):
+    with writing.locked(config.out):
         Pipeline(base, print).run(goals=["transition"])
         cells: dict[str, dict[str, dict[str, Any]]] = {}
         floor = {}

@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from megu_cli import artifacts
+from megu_cli import artifacts, writing
 from megu_cli.compare import chosen
 from megu_cli.config import Config, changed, get, load_config
 from megu_cli.errors import ArtifactError
@@ -230,7 +230,7 @@ def collect(cells: list[Cell], target: Path) -> None:
         "missing": missing,
         "cells": found,
     }
-    with artifacts.replacing(target) as temporary:
+    with writing.replacing(target) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -32,7 +32,7 @@ from tables import pyplot, save
 from torch import nn
 from torch.nn import functional
 
-from megu_cli import artifacts, stages, training, unlearning
+from megu_cli import artifacts, stages, training, unlearning, writing
 from megu_cli.config import Config
 from megu_cli.errors import MeguError
 from megu_cli.forget import resolve
@@ -77,7 +77,7 @@ def main(words: list[str] | None = None) -> None:
         "share": share(arguments.run) if arguments.run else None,
     }
     target = (arguments.out if arguments.small else HERE) / "speed.json"
-    with artifacts.replacing(target) as temporary:
+    with writing.replacing(target) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     drawing = (arguments.out if arguments.small else HERE.parent / "docs") / "figures" / "speed.svg"
     draw(result, drawing)
@@ -100,7 +100,7 @@ def prepared(arguments: argparse.Namespace) -> Workspace:
     # JSON is YAML: what the processes of `overheads` read.
     (config.out / "speed.yaml").write_text(config.model_dump_json(), encoding="utf-8")
     work = Workspace(config)
-    with artifacts.locked(config.out):
+    with writing.locked(config.out):
         Pipeline(work, print).run(goals=["finetune"])
     work.preload()
     return work

@@ -7,11 +7,16 @@ that was learned in such a file remembers what is to be forgotten, not only the 
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import math
 import pickle
 import re
+import struct
+import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +24,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megu_cli.errors import CheckpointError
+from megu_cli import artifacts
+from megu_cli.errors import ArtifactError, CheckpointError
 from megu_cli.models import State, names_of_tensors
 
 Place = tuple[Any, ...]
 
 # The unlearned checkpoint in the run directory: with a suffix a file, without one a directory of transformers.
 UNLEARNED = "model"
+# Where an unlearned file says what was forgotten (`earlier.provenance`): in the metadata of safetensors, and as a file
+# in the archive that torch.save writes, beside its pickle. The keys of the state dict stay as they are.
+MARK = "megu_unlearned"
+# The same in config.json of a directory.
+MARK_IN_CONFIG = "megu"
 # What the weights are usually called, the first first.
 _USUAL = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 # What a copy that was averaged over training is usually called: EMA and its kin.
 _AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow", "teacher", "momentum", "target", "best", "last"}
 # What a file may keep beside tensors: nothing of this can hold weights.
 _PLAIN = (type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device)
+# Floats that torch computes with; float8 and smaller are for storage.
+_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Levels of containers in a file, and how many there may be.
+_DEEPEST = 64
+_MOST = 1_000_000
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|model\.|net\.|network\.)+")
 
 
@@ -131,7 +147,8 @@ class Checkpoint:
                 return _mapping_like(value, kept)
             elif isinstance(value, (list, tuple, set)) and not isinstance(value, torch.Size):
                 items = [renew(item, (*place, i)) for i, item in enumerate(value)]
-                return type(value)(item for item in items if item is not _GONE)
+                kind = _InOrder if isinstance(value, set) else type(value)
+                return kind(item for item in items if item is not _GONE)
             elif isinstance(value, _PLAIN):
                 return value
             dropped.append(place)
@@ -150,6 +167,79 @@ class Checkpoint:
 _GONE = object()
 
 
+def marked(content: bytes, mark: str) -> bytes:
+    """A file of ``torch.save`` with a mark in its archive, which ``torch.load`` does not read."""
+    stream = io.BytesIO(content)
+    with zipfile.ZipFile(stream, "a") as archive:
+        folder = archive.namelist()[0].partition("/")[0]
+        archive.writestr(zipfile.ZipInfo(f"{folder}/{MARK}.json"), mark)  # with a date of its own: 1980
+    return stream.getvalue()
+
+
+def mark_of(path: Path) -> str | None:
+    """The mark of an unlearned file or directory, as it stands there; ``None``: there is none."""
+    if path.is_dir():
+        try:
+            with artifacts.opened(path / "config.json") as stream:
+                config = json.loads(stream.read())
+        except (OSError, ValueError, RecursionError, ArtifactError):
+            config = None
+        if isinstance(config, dict) and MARK_IN_CONFIG in config:
+            return json.dumps(config[MARK_IN_CONFIG])
+        return mark_of(path / "model.safetensors")
+    if path.suffix == ".safetensors":
+        try:
+            mark = artifacts.metadata(path).get(MARK)
+        except (OSError, ArtifactError):
+            return None
+        return mark if mark is None or isinstance(mark, str) else ""
+    name = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((name for name in archive.namelist() if name.endswith(f"/{MARK}.json")), None)
+            # As it was written: what is compressed may be of any size.
+            plain = name is not None and archive.getinfo(name).compress_type == zipfile.ZIP_STORED
+            return archive.read(name).decode() if name and plain else name and ""
+    except (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile):
+        return name and ""  # a mark that cannot be read is one
+
+
+def weights_digest(tensors: Iterable[Tensor]) -> str:
+    """sha256 of a set of tensors, by whichever names and in whichever order; scalars, such as counters, do not count.
+
+    Copies count once, so that tied weights may be written once or twice.
+    """
+    plain = (t for t in tensors if t.ndim and t.layout is torch.strided and not (t.is_quantized or t.is_meta))
+    return artifacts.digest(sorted({_tensor_digest(t) for t in plain}))
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous()
+    total = hashlib.sha256(f"{values.dtype} {list(values.shape)}".encode())
+    total.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def weights_digests(path: Path) -> set[str]:
+    """The `weights_digest` of each mapping in a checkpoint file, or of all weights in a directory.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        return {weights_digest(tensor for file in files for tensor in _content(file).values() if _is_tensor(tensor))}
+    mappings = [mapping for _, mapping in _mappings(_content(path))]
+    return {weights_digest(filter(_is_tensor, mapping.values())) for mapping in mappings}
+
+
+class _InOrder(set[Any]):
+    """A set that is pickled in order, as a plain set: otherwise the bytes of a file would follow the hash seed."""
+
+    def __reduce__(self) -> tuple[type[set[Any]], tuple[list[Any]]]:
+        return set, (sorted(self, key=repr),)
+
+
 def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:
     """Read a checkpoint and find the model's weights in it; no pickled code is ever run.
 
@@ -163,6 +253,7 @@ def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:
         CheckpointError: The file is missing, damaged, needs code to be run, or holds no weights.
     """
     content = _content(path)
+    _check(path, content)
     names = names_of_tensors(model)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     holders = [(at, mapping) for at, mapping in _mappings(content) if any(map(_is_tensor, mapping.values()))]
@@ -186,7 +277,7 @@ def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:
             # What begins likewise and is not the model's is told as unexpected by `models.load_state`.
             if _is_tensor(value) and name.startswith(chosen.prefix) and name not in others
         }
-        return Checkpoint(state, chosen, tuple(copies), content, path.suffix)
+        return _usable(path, Checkpoint(state, chosen, tuple(copies), content, path.suffix))
     return _misfit(path, content, holders)
 
 
@@ -210,8 +301,8 @@ def _misfit(path: Path, content: Any, holders: list[tuple[Place, Mapping[Any, An
     state = {name: value for name, value in mapping.items() if _is_tensor(value)}
     prefixes = {match.group() if (match := _PREFIX.match(name)) else "" for name in state}
     prefix = prefixes.pop() if len(prefixes) == 1 else ""
-    copy = Copy(at, prefix)
-    return Checkpoint({n.removeprefix(prefix): v for n, v in state.items()}, copy, (copy,), content, path.suffix)
+    copy, weights = Copy(at, prefix), {name.removeprefix(prefix): value for name, value in state.items()}
+    return _usable(path, Checkpoint(weights, copy, (copy,), content, path.suffix))
 
 
 def _content(path: Path) -> Any:
@@ -258,6 +349,74 @@ def _refused(path: Path, message: str) -> CheckpointError:
         f"{path} holds more than tensors and plain data; it was not loaded, since code would have to be run ({told})",
         f"If you trust the file, convert it where it was made:\n{script}",
     )
+
+
+def _check(path: Path, content: Any) -> None:
+    """Refuse a file that cannot be walked through: one that contains itself, or has keys that are no plain data.
+
+    Raises:
+        CheckpointError: It is such a file; the place is named.
+    """
+    left: list[tuple[Place, Any]] = [((), content)]
+    containers = 0
+    while left:
+        place, value = left.pop()
+        containers += isinstance(value, (Mapping, list, tuple))
+        where = ".".join(map(str, place)) or "the top"
+        # A few lists that hold each other twice can be more to walk through than there is time.
+        if len(place) > _DEEPEST or containers > _MOST:
+            raise CheckpointError(
+                f"{path} contains itself, or is nested too deeply, at {where[:60]}…", "Save model.state_dict() alone."
+            )
+        if isinstance(value, int) and not _plain_key(value):
+            raise CheckpointError(f"{path} holds a number of too many digits at {where}", "Save it as text.")
+        if isinstance(value, Tensor) and value.is_nested:
+            raise CheckpointError(f"{path} holds a nested tensor at {where}", "Save model.state_dict() alone.")
+        if isinstance(value, Mapping):
+            for key in value:
+                if not _plain_key(key):
+                    raise CheckpointError(
+                        f"{path} holds a key that is no text or number at {where}: {type(key).__name__} {key!r:.60}",
+                        "Save model.state_dict() alone.",
+                    )
+            left += [((*place, key), item) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            left += [
+                ((*place, i), item) for i, item in enumerate(value) if isinstance(item, (Mapping, list, tuple, int))
+            ]
+
+
+def _plain_key(key: Any) -> bool:
+    """True if a key can be a part of a digest."""
+    if isinstance(key, str):
+        return key.isprintable() or not any("\ud800" <= character <= "\udfff" for character in key)
+    if isinstance(key, float):
+        return math.isfinite(key)
+    if isinstance(key, int):
+        return key.bit_length() < 10_000  # Python writes no longer ones
+    return key is None or (isinstance(key, tuple) and all(map(_plain_key, key)))
+
+
+def _usable(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, if its weights are dense tensors of numbers that torch computes with.
+
+    Raises:
+        CheckpointError: One is not; it is named.
+    """
+    for name, value in checkpoint.state.items():
+        kind = ""
+        if value.is_meta:
+            kind = "is a meta tensor, which has no values"
+        elif value.is_quantized:
+            kind = f"is quantised ({value.dtype})"
+        elif value.layout != torch.strided:
+            kind = f"is sparse ({value.layout})"
+        elif value.is_floating_point() and value.dtype not in _COMPUTED:
+            kind = f"has the dtype {value.dtype}, with which torch does not compute"
+        if kind:
+            at = ".".join([*map(str, checkpoint.chosen.at), checkpoint.chosen.prefix + name])
+            raise CheckpointError(f"{path}: {at} {kind}", "Save the weights as dense tensors, such as float32.")
+    return checkpoint
 
 
 def _is_tensor(value: Any) -> bool:
@@ -333,4 +492,7 @@ def _summary(places: list[Place]) -> list[str]:
 
 
 def _shown(value: Any) -> Any:
+    """A value as a part of a digest: it must not follow the hash seed, as the order of a set does."""
+    if isinstance(value, (set, frozenset)) and value:
+        return "{" + ", ".join(sorted(map(str, map(_shown, value)))) + "}"
     return list(value.shape) if isinstance(value, Tensor) else repr(value)

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megu_cli import __version__, artifacts
+from megu_cli import __version__, artifacts, ownership, writing
 from megu_cli.artifacts import Artifact
 from megu_cli.baselines import methods
 from megu_cli.config import changed, preset_settings
@@ -96,6 +96,18 @@ class Comparison:
             return self.arenas[0]
         seed = self.base.config.seed if settings.tune_seed is None else settings.tune_seed
         return Arena(self.base, seed, self.say, apart=True)
+
+    def refuse_foreign(self, tune: bool = False, force: bool = False) -> None:
+        """See that nothing is replaced but what megu wrote.
+
+        Raises:
+            ForeignFileError: A file that megu did not write stands where a result would.
+        """
+        Pipeline(self.base).refuse_foreign(["similarity", "transition"])
+        for name in (FILE, self.base.log.file.name):
+            ownership.refuse_foreign(self.base.out, name)
+        for arena in dict.fromkeys([*self.arenas, *([self.tuning] if tune else [])]):
+            arena.refuse_foreign(self.names, force)
 
     def plan(self, tune: bool = False) -> list[tuple[str, str, str]]:
         """(seed and method, run or keep, reason) of each cell, without running any.
@@ -179,8 +191,10 @@ class Comparison:
         else:
             name = re.sub(r"[^\w.=]+", "-", what)
             log = f"{FOLDER}/{name}.error.txt"
+            ownership.refuse_foreign(self.base.out, log)
             (self.base.out / FOLDER).mkdir(exist_ok=True)
-            (self.base.out / log).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            with writing.replacing(self.base.out / log) as temporary:
+                temporary.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({log})"
         self.say(f"{what}: FAILED: {message}")
         return message
@@ -277,7 +291,7 @@ class Arena:
                 "classes": {"classes": self._owners},
                 "subclasses": {"subclasses": [self.base.data.concepts[c] for c in request.asked]},
             }.get(request.kind, {"random": {"fraction": share}})
-            settings["forget"] = {**named, "already": config.forget.already}
+            settings["forget"] = {**named, **self._before}
         work = self.base.sibling(changed(config, settings), request=False, data=limit == config.data.limit)
         if config.compare.tune_limit is not None and work.own_checkpoint:
             raise ConfigError(
@@ -290,6 +304,20 @@ class Arena:
     def _goals(self) -> list[str]:
         goals = ["train"] if self.apart else ["train", "oracle"]
         return goals[1:] if self.work.own_checkpoint else goals
+
+    def refuse_foreign(self, names: Sequence[str], force: bool) -> None:
+        """See that the files of these methods, where they are there, were written by megu.
+
+        Raises:
+            ForeignFileError: One was not.
+        """
+        Pipeline(self.work).refuse_foreign(self._goals)
+        for name in names:
+            folder = self.folder / name
+            ownership.refuse_foreign(self.base.out, _file(folder).relative_to(self.base.out).as_posix())
+            if name in OURS and folder.exists():
+                ours = self._ours(name, {}, folder, self.work)
+                ours.refuse_foreign(ours._all_upstream(["finetune"]), force)
 
     def prepare(self) -> None:
         """Train the original and, where anything is judged, the oracle, unless they are there."""
@@ -429,11 +457,16 @@ class Arena:
             return self.work
         settings = {
             "seed": self.seed,
-            "forget": {"classes": self._owners, "already": config.forget.already},
+            "forget": {"classes": self._owners, **self._before},
             "out": self.folder / "tune",
             "model.checkpoint": self.work.checkpoint_file,
         }
         return self.work.sibling(changed(config, settings), request=False)
+
+    @property
+    def _before(self) -> dict[str, Any]:
+        """What the config says of earlier requests."""
+        return self.base.config.forget.model_dump(include={"already", "already_missing"})
 
     @property
     def _owners(self) -> list[str]:

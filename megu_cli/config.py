@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import difflib
+import errno
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from megu_cli.errors import ConfigError
+from megu_cli.errors import ConfigError, brief
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -159,7 +161,7 @@ class ForgetConfig(_Section):
 
     classes: list[_NameOrIndex] | None = Field(None, description="class names (or indices): forget whole classes")
     subclasses: list[_Name] | None = Field(None, description="members of data.superclasses: forget sub-classes")
-    samples: Path | None = Field(None, description="CSV with one training index or relative path per line")
+    samples: Path | None = Field(None, description="list with one relative path or training index per line")
     subjects: list[_NameOrIndex] | None = Field(None, description="ids of data with subjects: everything of a person")
     random: RandomForget | None = Field(None, description="{fraction: 0.03} or {count: 100}")
     duplicates: Literal["include", "warn"] = Field(
@@ -169,7 +171,14 @@ class ForgetConfig(_Section):
     already: list[Path] | None = Field(
         None,
         description="what the checkpoint was made to forget before, and is not to learn again: run directories, "
-        "deletion lists (.csv) or configs (.yaml)",
+        "deletion lists (.csv, .tsv, .txt) or configs (.yaml), beside what an unlearned checkpoint says itself; []: "
+        "it may be learned again",
+    )
+
+    already_missing: Literal["error", "ignore"] = Field(
+        "error",
+        description="lines and classes of earlier requests that match nothing: error | ignore, when their images were "
+        "deleted from the data",
     )
 
     @model_validator(mode="after")
@@ -473,6 +482,7 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
     Raises:
         ConfigError: The file is missing or no YAML, or settings are at fault; all faults are named together.
     """
+    _checked(file, "-c")
     from_yaml = _anchored(_absolute(Config, _read_yaml(file), file.resolve().parent), file.resolve().parent)
     from_flags: dict[str, Any] = {}
     for override in overrides or []:
@@ -548,8 +558,35 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a class may be called no, 007, 1:30 or 2026-01-31.
 
     YAML 1.1 makes of these a truth value, numbers to other bases and a date. Here they are text, which pydantic reads
-    as a truth value or a number where a setting is one.
+    as a truth value or a number where a setting is one. An alias is refused, since a few of them can stand for
+    gigabytes; so are a key that stands there twice, and a value that does not fit its explicit tag.
     """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(None, None, "aliases are not read: write the value out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, AttributeError, TypeError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(None, None, f"this is not a value of type {kind}", node.start_mark) from None
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for name, _ in node.value:
+            line = name.start_mark.line + 1
+            if not isinstance(name, yaml.ScalarNode):
+                continue
+            if name.value in lines:
+                raise yaml.MarkedYAMLError(
+                    None, None, f"the key {brief(name.value)} stands in lines {lines[name.value]} and {line}"
+                )
+            lines[name.value] = line
+        return super().construct_mapping(node, deep)
 
 
 # PyYAML's resolvers by first character, without those for scalars but null; then the plain ones.
@@ -576,6 +613,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raw = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{file} is not valid YAML: it is nested too deeply") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{file} holds no settings", "`megu init` writes a config to start from.")
     return raw
@@ -587,8 +626,10 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"--set {override!r} is not of the form key.subkey=value")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.scanner.ScannerError, yaml.parser.ParserError, yaml.reader.ReaderError):
         value = text
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"--set {key.strip()}: {' '.join(str(error).split())}") from None
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return typing.cast(dict[str, Any], value)
@@ -603,7 +644,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             _merge(base[key], value)
         elif key == "forget" and isinstance(value, dict) and isinstance(base.get(key), dict):
             # What was forgotten before stays so whatever is asked for now.
-            beside = ("duplicates", "already")
+            beside = ("duplicates", "already", "already_missing")
             another = any(k not in beside for k in value)
             kept = {k: v for k, v in base[key].items() if k in beside or not another}
             base[key] = {**kept, **copy.deepcopy(value)}
@@ -622,11 +663,40 @@ def _absolute(model: type[BaseModel], raw: dict[str, Any], folder: Path) -> dict
         if section and isinstance(value, dict):
             value = _absolute(section, value, folder)
         elif Path in kinds and isinstance(value, (str, Path)) and (str not in kinds or _is_path(value)):
-            value = folder / Path(value).expanduser()
+            value = _placed(value, folder, key)
         elif list[Path] in kinds and isinstance(value, list):
-            value = [folder / Path(v).expanduser() if isinstance(v, (str, Path)) else v for v in value]
+            value = [_placed(v, folder, key) if isinstance(v, (str, Path)) else v for v in value]
         result[key] = value
     return result
+
+
+def _placed(value: str | Path, folder: Path, key: str) -> Path:
+    """A path of the user's against a folder.
+
+    Raises:
+        ConfigError: No file can have this path.
+    """
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{key}: {brief(str(value))}: there is no such user", "Write the folder out.") from None
+    return _checked(folder / path, key)
+
+
+def _checked(path: Path, key: str) -> Path:
+    """The path, if a file can have it.
+
+    Raises:
+        ConfigError: It holds a NUL, or is too long for the file system.
+    """
+    try:
+        os.lstat(path)
+    except ValueError:
+        raise ConfigError(f"{key}: {brief(str(path))} is no path: it holds a NUL or half a character") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"{key}: {brief(str(path))} is too long a path") from None
+    return path
 
 
 def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -636,7 +706,9 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not (isinstance(section, dict) and isinstance(name, str)):
         return raw
     source, colon, rest = name.partition(":")
-    place = folder / Path(rest).expanduser()
+    if source not in ("python", "hf"):
+        return raw
+    place = _placed(rest, folder, "model.name")
     if rest and (source == "python" or (source == "hf" and (_is_path(rest) or place.is_dir()))):
         return {**raw, "model": {**section, "name": f"{source}{colon}{place}"}}
     return raw
@@ -674,5 +746,5 @@ def _describe(fault: Any) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     # A key may have been put into these two by mistake.
     silent = isinstance(fault["input"], dict) or fault["type"] in ("key_env", "base_url")
-    shown = "" if silent else f" (got {fault['input']!r})"
+    shown = "" if silent else f" (got {brief(fault['input'])})"
     return f"{key or 'config'}: {message[0].lower()}{message[1:]}{shown}"

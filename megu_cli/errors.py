@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import reprlib
+
+# What the system says where a disk is full, a quota used up or a file as large as it may be.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 200
+_REPR.maxlevel = 2
+
+
+def brief(value: object) -> str:
+    """A value of the user's as a message shows it: at most about 200 characters."""
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:98]}...{text[-98:]}"
+
 
 class MeguError(Exception):
     """An expected failure: what went wrong, where, and what to do next.
@@ -42,6 +61,10 @@ class CheckpointError(InputError):
 
 class ArtifactError(InputError):
     """A file of the run directory is missing, corrupt or stale, or the directory is in use."""
+
+
+class ForeignFileError(ArtifactError):
+    """A whole file that stands where an artifact should, and is not megu's: it must not be replaced."""
 
 
 class RequirementError(MeguError):

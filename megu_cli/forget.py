@@ -46,6 +46,7 @@ class Request:
         known: (N_k,) int64, borrowed positions that equal single images to forget, or show the same people: no images
             to tell by how sure the model is of what it has not seen.
         section: Which of the requests was asked.
+        told: What the user should know of how lists and records were read, a line each.
     """
 
     kind: Kind
@@ -59,6 +60,7 @@ class Request:
     copies: Tensor = field(default_factory=_none)
     known: Tensor = field(default_factory=_none)
     section: Kind = "classes"
+    told: tuple[str, ...] = ()
 
     @property
     def single(self) -> bool:
@@ -84,15 +86,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What earlier requests made the checkpoint forget: positions in the training split, and whole concepts."""
+    """What earlier requests made the checkpoint forget.
+
+    Attributes:
+        positions: Of images in the training split.
+        concepts: Those that are wholly forgotten.
+        told: What the user should know of it, a line each.
+    """
 
     positions: Tensor = field(default_factory=_none)
     concepts: Sequence[int] = ()
+    told: tuple[str, ...] = ()
 
     def joined(self, other: Earlier) -> Earlier:
         """Both together."""
         positions = torch.cat([self.positions, other.positions]).unique()
-        return Earlier(positions, sorted({*self.concepts, *other.concepts}))
+        return Earlier(positions, sorted({*self.concepts, *other.concepts}), (*self.told, *other.told))
 
 
 def resolve(
@@ -107,6 +116,7 @@ def resolve(
     copies: bool = True,
     earlier: Earlier | None = None,
     seed: int = 0,
+    missing: Literal["error", "ignore"] = "error",
 ) -> Request:
     """Resolve a forget request; exactly one kind is given.
 
@@ -121,6 +131,7 @@ def resolve(
         copies: Images with the same content as a listed or a subject's one are forgotten with it.
         earlier: What was forgotten before.
         seed: Of the random request.
+        missing: ``ignore``: lines of a list that match nothing are skipped.
 
     Raises:
         DataError: A name, index or path is not in the data set, or the request is empty, or leaves nothing.
@@ -129,7 +140,7 @@ def resolve(
     forgotten: list[int] = []
     mask = torch.zeros(len(data.train), dtype=torch.bool)
     lent = torch.arange(len(data.train)) >= data.own
-    same = _none()
+    same, lines = _none(), 0
     if classes is not None:
         section: Kind = "classes"
         chosen = torch.tensor(class_positions(classes, data.classes), dtype=torch.int64)
@@ -146,7 +157,8 @@ def resolve(
     elif samples is not None or subjects is not None:
         if samples is not None:
             section = "samples"
-            mask[listed(samples, data, "forget.samples")] = True
+            found = listed(samples, data, "forget.samples", missing)
+            mask[found.positions], lines = True, found.lines
         else:
             section = "subjects"
             mask = torch.isin(_whose(data), torch.tensor(_known(subjects or [], data), dtype=torch.int64))
@@ -165,6 +177,10 @@ def resolve(
             raise DataError(f"forget.random asks for {number} of {len(trained)} images")
         order = torch.randperm(len(trained), generator=generator(seed, "forget", "random"))
         mask[trained[order[:number]]] = True
+    told = list(earlier.told)
+    if lines:
+        told.insert(0, f"forget.samples: {len(found.positions):,} of {lines:,} lines matched, "
+                       f"{int((mask & ~lent).sum()):,} images with copies")  # fmt: skip
     before = torch.zeros_like(mask)
     before[earlier.positions] = True
     borrowed = lent & (mask | before)
@@ -209,6 +225,7 @@ def resolve(
         copies=same,
         known=torch.where(borrowed)[0] if section in ("samples", "subjects") else _none(),
         section=section,
+        told=tuple(told),
     )
 
 
@@ -228,7 +245,7 @@ def asked(settings: ForgetConfig) -> dict[str, Any]:
 
 def notes(data: Dataset, request: Request, duplicates: str) -> list[str]:
     """What the user should know of a request, a line each."""
-    lines = []
+    lines = list(request.told)
     whole = [data.concepts[c] for c in request.asked if c in request.concepts]
     if whole and request.single:
         named = ", ".join(whole[:5]) + (f" and {len(whole) - 5} more" if len(whole) > 5 else "")

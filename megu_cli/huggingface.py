@@ -17,13 +17,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from megu_cli.checkpoints import MARK, MARK_IN_CONFIG
 from megu_cli.config import has_weights
 from megu_cli.errors import CheckpointError, ConfigError
 from megu_cli.models import HF, Preprocessing, State
 
-_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_CONFIG, _PREPROCESSOR, _WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 # Of config.json, what says nothing of the architecture.
-_INCIDENTAL = ("_name_or_path", "transformers_version", "id2label", "label2id", "dtype", "torch_dtype", "architectures")
+_INCIDENTAL = (
+    *("_name_or_path", "transformers_version", "id2label", "label2id", "dtype", "torch_dtype", "architectures"),
+    MARK_IN_CONFIG,
+)
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
@@ -251,6 +255,11 @@ def names_in_file(folder: Path) -> dict[str, Any]:
     return {path.name: file_digest(path) for path in _beside(folder)}
 
 
+def names_written(folder: Path) -> list[str]:
+    """Names of the files that `directory` may write for the model of a directory."""
+    return sorted({path.name for path in _beside(folder)} | {_CONFIG, _PREPROCESSOR, "model.safetensors"})
+
+
 def _beside(folder: Path) -> list[Path]:
     known = {_CONFIG, _PREPROCESSOR, "processor_config.json"}
     return sorted(path for path in folder.iterdir() if path.name in known or path.suffix == ".py")
@@ -284,7 +293,7 @@ def directory(
     with _quiet(), tempfile.TemporaryDirectory() as temporary:
         # It may be large: one file whatever its size, as the input's shards were only for transport.
         model.save_pretrained(temporary, state_dict=state, max_shard_size="1000GB")
-        weights = (Path(temporary) / "model.safetensors").read_bytes()
+        weights = (Path(temporary) / _WEIGHTS).read_bytes()
     files = {path.name: path.read_bytes() for path in _beside(folder)}
     config = _json(folder / _CONFIG)
     labels = config.get("id2label") or {}
@@ -308,7 +317,21 @@ def directory(
                 "image_std": list(used.std),
             }
         )
-    return {**files, "model.safetensors": weights}, safetensors.torch.load(weights)
+    return {**files, _WEIGHTS: weights}, safetensors.torch.load(weights)
+
+
+def marked(files: dict[str, bytes], provenance: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a `directory` that say what was forgotten: config.json under the key ``megu``, and the weights."""
+    import safetensors.torch
+
+    from megu_cli.artifacts import canonical, save_tensors
+
+    config = {**json.loads(files[_CONFIG]), MARK_IN_CONFIG: provenance}
+    mark = {"format": "pt", MARK: canonical(provenance).decode()}
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / _WEIGHTS
+        save_tensors(file, safetensors.torch.load(files[_WEIGHTS]), mark)
+        return {**files, _CONFIG: _pretty(config), _WEIGHTS: file.read_bytes()}
 
 
 def _json(path: Path) -> dict[str, Any]:

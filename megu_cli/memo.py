@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import os
 import stat
@@ -10,21 +11,23 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megu_cli import artifacts
+from megu_cli import artifacts, writing
 from megu_cli.errors import DataError, Faults
 
 if TYPE_CHECKING:
     import numpy as np
 
-# A file is recognised by 16 bytes made of its path, size and time of change: 48 bytes a file, and no names.
+# A file is recognised by 16 bytes made of its path, size and times of change: 48 bytes a file, and no names.
 _FIELDS = [("stamp", "<u8"), ("check", "<u8"), ("digest", "u1", (32,))]
 _AT_ONCE = 4096
+# Stamp and check of the last row, whose digest is the sha256 of all rows before it.
+_SEAL = 2**64 - 1
 
 Inspect = Callable[[str, bytes], None]
 
 
 class Memo:
-    """sha256 of files by path, size and time of change.
+    """sha256 of files by path, size and times of change.
 
     Args:
         file: Where it is kept; without one, nothing is remembered.
@@ -79,15 +82,22 @@ class Memo:
         Raises:
             ArtifactError: It cannot be written.
         """
-        if not self._new or self.file is None:
+        if not self._new or self.file is None or self.file.is_symlink():
             return
         import numpy as np
 
         table = np.concatenate([*self._new, self._table])
         _, first = np.unique(table["stamp"], return_index=True)  # sorted, the newest of equals
         self._known, self._new = table[first], []
-        with artifacts.replacing(self.file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, self._known, allow_pickle=False)
+        with writing.replacing(self.file) as temporary, temporary.open("wb") as stream:
+            seal = np.array([(_SEAL, _SEAL, _checksum(self._known.tobytes()))], _FIELDS)
+            np.save(stream, np.concatenate([self._known, seal]), allow_pickle=False)
+
+    def renew(self) -> None:
+        """Read every file again; what was remembered is replaced."""
+        import numpy as np
+
+        self._known, self._new = np.zeros(0, _FIELDS), []
 
     @property
     def _table(self) -> np.ndarray[Any, Any]:
@@ -95,13 +105,8 @@ class Memo:
 
         if self._known is None:
             self._known = np.zeros(0, _FIELDS)
-            try:
-                if self.file is not None:
-                    found = np.load(self.file, allow_pickle=False)
-                    if found.dtype == self._known.dtype and found.ndim == 1:
-                        self._known = found
-            except (OSError, ValueError, EOFError):
-                pass  # what is not remembered is read again
+            if self.file is not None and (found := _load(self.file)) is not None:
+                self._known = found
         return self._known
 
     def _recall(self, stamps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -119,11 +124,54 @@ class Memo:
         return found
 
 
+def _load(file: Path) -> np.ndarray[Any, Any] | None:
+    """The table in a file; ``None`` where the file is anything but a whole table: its files are then read again.
+
+    Nothing that the file says of itself is believed: its size gives the number of rows, the rows give the header, and
+    the last row holds the checksum of the others.
+    """
+    import numpy as np
+
+    row = np.dtype(_FIELDS).itemsize
+    try:
+        if file.is_symlink() or not file.is_file():
+            return None
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            start = len(_header(0))
+            rows, rest = divmod(size - start, row)
+            if rows < 1 or rest or stream.read(start) != _header(rows):
+                return None
+            content = stream.read(rows * row)
+    except OSError:
+        return None
+    if len(content) != rows * row:
+        return None
+    table = np.frombuffer(content, _FIELDS)
+    last = table[-1]
+    sealed = last["stamp"] == last["check"] == _SEAL and bytes(last["digest"]) == bytes(_checksum(content[:-row]))
+    return table[:-1] if sealed else None
+
+
+def _header(rows: int) -> bytes:
+    """The bytes before a table of so many rows in an .npy file."""
+    import numpy as np
+
+    stream = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(_FIELDS)), "fortran_order": False, "shape": (rows,)}
+    np.lib.format.write_array_header_1_0(stream, described)
+    return stream.getvalue()
+
+
+def _checksum(rows: bytes) -> tuple[int, ...]:
+    return tuple(hashlib.sha256(rows).digest())
+
+
 def _stamp(path: str) -> tuple[int, int]:
     status = os.stat(path)  # noqa: PTH116 - called for every image: a Path each costs more than the rest
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is no regular file")
-    text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+    text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
     mark = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).digest()
     return int.from_bytes(mark[:8], "little"), int.from_bytes(mark[8:], "little")
 

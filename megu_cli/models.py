@@ -178,7 +178,7 @@ def factory_of(name: str) -> Callable[..., nn.Module]:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result
             found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises; its exit is no success of megu's
         raise ConfigError(
             f"model.name: the module {module} cannot be imported: {type(error).__name__}: {error}",
             f"It is looked for in {folder} first, then among the installed ones.",
@@ -315,7 +315,7 @@ def _made(name: str, classes: int, channels: int) -> nn.Module:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             model = factory(**given)
-    except Exception as error:  # whatever the user's factory raises
+    except (Exception, SystemExit) as error:  # whatever the user's factory raises
         told = ", ".join(f"{key}={value}" for key, value in given.items())
         raise ConfigError(
             f"model.name: python:{Path(name).name}({told}) failed: {type(error).__name__}: {error}",
@@ -360,7 +360,7 @@ def try_out(model: nn.Module, shape: Sequence[int], classes: int) -> None:
     with frozen(model), torch.no_grad(), penultimate(model, classes):
         try:
             logits = model(torch.zeros(2, *shape, device=device).contiguous(memory_format=torch.channels_last))
-        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        except (RuntimeError, ValueError, AssertionError, TypeError, SystemExit) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigError(
                 f"the model cannot take images of {size}: {reason}",

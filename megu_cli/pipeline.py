@@ -6,6 +6,7 @@ key, so it is its own cache entry, in this directory or handed over to another.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +15,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from megu_cli import __version__, artifacts
+from megu_cli import __version__, artifacts, ownership, writing
 from megu_cli.artifacts import Artifact
-from megu_cli.errors import ArtifactError, CheckpointError, MeguError
+from megu_cli.errors import ArtifactError, CheckpointError, ForeignFileError, MeguError
 from megu_cli.resume import Resume, resume_file
-from megu_cli.workspace import Workspace
+from megu_cli.workspace import ANSWERS, Workspace
 
 if TYPE_CHECKING:
     from megu_cli.stages import Product
@@ -244,6 +245,18 @@ class Pipeline:
         return (*settings, *_SHOWING[0]), (*given, *_SHOWING[1])
 
     def _assess(self, stage: Stage) -> State:
+        state = self._compared(stage)
+        if state.status == "fresh":
+            return state
+        try:
+            self._refuse_foreign(stage)
+        except ForeignFileError as error:
+            return State("blocked", error.message, state.meta)
+        except MeguError:
+            pass  # what is at fault is the state's own to tell
+        return state
+
+    def _compared(self, stage: Stage) -> State:
         path = self.work.out / stage.file
         meta: dict[str, Any] | None = None
         trouble: State | None = None
@@ -251,21 +264,14 @@ class Pipeline:
             trouble = State("missing", "not made yet")
         else:
             try:
-                meta = artifacts.read_meta(path)
-                for file, recorded in meta.get("weights", {}).items():
-                    if not artifacts.within(self.work.out, self.work.out / file):
-                        trouble = State("corrupt", f"{stage.file} names a file outside the run directory")
-                    elif artifacts.tensor_digest(self.work.out / file) != recorded:
-                        trouble = State("corrupt", f"{file} does not match its digest")
-                for file, recorded in meta.get("files", {}).items():
-                    if artifacts.file_digest(self.work.out / file) != recorded:
-                        trouble = State("corrupt", f"{file} does not match its digest")
-            except artifacts.ForeignFileError as error:
+                meta = artifacts.read_meta(path, artifacts.STAGE_KEYS)
+                artifacts.check_products(self.work.out, meta)
+            except ForeignFileError as error:
                 return State("blocked", error.message)
             except ArtifactError as error:
                 trouble = State("corrupt", error.message)
             except OSError as error:
-                gone = Path(error.filename).name if error.filename else stage.weights[0]
+                gone = Path(error.filename).name if error.filename else stage.file
                 trouble = State("missing", f"{gone} is not there ({error.strerror})")
         try:
             parts = self._parts(stage)
@@ -324,6 +330,7 @@ class Pipeline:
             MeguError: Whatever the stage raises.
         """
         names = list(names)
+        self.refuse_foreign(names, force)
         for name in names:
             if not force and self._skip(name):
                 continue
@@ -357,6 +364,7 @@ class Pipeline:
             MeguError: Whatever a stage raises; what was finished stays.
         """
         done: set[str] = set()
+        self.refuse_foreign(self._all_upstream(self.order() if goals is None else goals), force)
         if goals is None:
             # Whether recorded ratings are complete their file alone tells; the preflight reads images and weights.
             if "ratings" in self._given(STAGES["similarity"]):
@@ -388,9 +396,14 @@ class Pipeline:
             raise failure or CheckpointError("the preflight of the first process failed")
 
     def plan(self, names: Iterable[str] | None = None, force: bool = False) -> list[tuple[str, str, str]]:
-        """(stage, run or keep, reason) for each stage, without running any."""
+        """(stage, run or keep, reason) for each stage, without running any.
+
+        Raises:
+            ForeignFileError: A stage would replace a file that megu did not write.
+        """
         states = self.status()
         wanted = [name for name in self.order() if names is None or name in names]
+        self.refuse_foreign(wanted, force)
         return [
             (name, "keep", states[name].reason or "fresh")
             if states[name].status in ("fresh", "absent") and not force
@@ -420,8 +433,60 @@ class Pipeline:
     def _given_or_raise(self, stage: Stage) -> None:
         for name in self._given(stage):
             self.work.digest(name)
-        if (self.work.out / stage.file).exists() and self.state(stage.name).status == "blocked":
-            artifacts.read_meta(self.work.out / stage.file)  # raises: the file is not ours to replace
+
+    def refuse_foreign(self, names: Iterable[str], force: bool = False) -> None:
+        """See that these stages replace nothing but what megu wrote; what is fresh is replaced only if forced.
+
+        Raises:
+            ForeignFileError: They would: the file is named.
+        """
+        running = [STAGES[name] for name in names if force or self.state(name).status not in ("fresh", "absent")]
+        for stage in running:
+            self._refuse_foreign(stage)
+        if running:
+            ownership.refuse_foreign(self.work.out, self.work.log.file.name)
+
+    def _refuse_foreign(self, stage: Stage) -> None:
+        recorded = self._recorded(stage)
+        for name in self._written(stage):
+            path = self.work.out / name
+            if name in recorded and path.is_file() and not path.is_symlink():
+                digest = artifacts.tensor_digest if name in stage.weights else artifacts.file_digest
+                with contextlib.suppress(OSError, ArtifactError):
+                    if digest(path) == recorded[name]:
+                        continue
+            ownership.refuse_foreign(self.work.out, name, self.work.log.written(name))
+
+    def _recorded(self, stage: Stage) -> dict[str, str]:
+        """Digests that a stage's artifact, which may be damaged, gives of the files beside it."""
+        if not stage.weights:
+            return {}
+        try:
+            with artifacts.opened(self.work.out / stage.file) as stream:
+                meta = artifacts.strict_json(stream.read())["meta"]
+            return {**meta["weights"], **meta.get("files", {})}
+        except (OSError, ValueError, KeyError, TypeError, ArtifactError):
+            return {}
+
+    def _written(self, stage: Stage) -> list[str]:
+        """The files that a stage may write, relative to the run directory."""
+        names = [stage.file, *stage.weights, resume_file(stage.name)]
+        if stage.name == "similarity" and self.work.config.mllm.backend != "recorded":
+            names.append(ANSWERS)
+        if stage.name == "finetune":
+            names += self.work.unlearned_files
+        return names
+
+    def _all_upstream(self, names: Iterable[str]) -> list[str]:
+        """These stages and all that they are made from."""
+        found: dict[str, None] = {}
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found[name] = None
+                waiting += self._upstream(STAGES[name])
+        return [name for name in STAGES if name in found]
 
     def _run(self, name: str) -> None:
         """Run one stage whose inputs are all fresh, and write what it makes."""
@@ -479,43 +544,47 @@ class Pipeline:
         """Write what a stage has made, its artifact last, and log it."""
         from megu_cli.runtime import machine
 
-        weights = {}
-        for file, state in product.weights.items():
-            with artifacts.replacing(self.work.out / file) as temporary:
-                artifacts.save_tensors(temporary, state, {"format": "pt"})
-            weights[file] = artifacts.tensor_digest(self.work.out / file)
-        files = {}
-        for file, content in product.files.items():
-            (self.work.out / file).parent.mkdir(exist_ok=True)
-            with artifacts.replacing(self.work.out / file) as temporary:
-                temporary.write_bytes(content)
-            files[file] = artifacts.file_digest(self.work.out / file)
         body = dict(product.artifact.body)
         if stage.name == "eval":
             body["time"] = self._times(lineage, oracle)
-        meta = {
-            **parts,
-            "fingerprint": artifacts.digest(parts),
-            "lineage": lineage,
-            "weights": weights,
-            **({"files": files} if files else {}),
-            "seed": self.work.config.seed,
-            "megu": __version__,
-        }
-        sealed = artifacts.seal(Artifact(body, product.artifact.tensors), meta)
-        artifacts.write(self.work.out / stage.file, sealed)
-        self.work.keep_memo()
-        self.work.log.append(
-            {
-                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "stage": stage.name,
-                "fingerprint": meta["fingerprint"],
-                "content": sealed.content,
-                "seconds": round(seconds, 3),
-                "device": str(self.work.device),
-                "machine": machine(),
+        out, written = self.work.out, {}
+        with contextlib.ExitStack() as stack:
+            # Entered first, so that it takes its place last.
+            for file in (stage.file, *product.weights, *product.files):
+                (out / file).parent.mkdir(exist_ok=True)
+                written[file] = stack.enter_context(writing.replacing(out / file))
+            for file, state in product.weights.items():
+                artifacts.save_tensors(written[file], state, {"format": "pt", **product.metadata})
+            for file, content in product.files.items():
+                written[file].write_bytes(content)
+            files = {file: artifacts.file_digest(written[file]) for file in product.files}
+            sizes = {file: written[file].stat().st_size for file in (*product.weights, *product.files)}
+            meta = {
+                **parts,
+                "fingerprint": artifacts.digest(parts),
+                "lineage": lineage,
+                "weights": {file: artifacts.tensor_digest(written[file]) for file in product.weights},
+                **({"files": files} if files else {}),
+                **({"sizes": sizes} if sizes else {}),
+                "seed": self.work.config.seed,
+                "megu": __version__,
             }
-        )
+            sealed = artifacts.seal(Artifact(body, product.artifact.tensors), meta)
+            artifacts.save(written[stage.file], sealed)
+            # Before any file takes its place, so that a run that is killed now knows them as its own later.
+            self.work.log.append(
+                {
+                    "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    "stage": stage.name,
+                    "fingerprint": meta["fingerprint"],
+                    "content": sealed.content,
+                    "seconds": round(seconds, 3),
+                    "device": str(self.work.device),
+                    "machine": machine(),
+                    "files": {file: ownership.parts(path) for file, path in written.items()},
+                }
+            )
+        self.work.keep_memo()
         for note in product.notes:
             self.say(f"{stage.name}: {note}")
 

@@ -33,6 +33,8 @@ _PATIENCE = 2.0
 _SAMPLED = 300
 # eval.json: some tables, and what the report draws.
 _EVAL_BYTES = 100_000
+# Images to forget that are named.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -356,8 +358,20 @@ def _resident() -> int | None:
 
 
 def planned(work: Workspace, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """`described` of a plan; without estimates, and with the reason, where something is still missing."""
+    """`described` of a plan, with what is to be forgotten; without estimates, and why, where something is missing.
+
+    Raises:
+        MeguError: The request is at fault.
+    """
+    _ = work.reserved  # a list that cannot be read is refused
     try:
-        return described(rows, estimates(work))
+        names = work.data.train.names
     except MeguError as error:
         return {"plan": rows, "note": f"no estimates: {error.message.splitlines()[0]}"}
+    request = work.request
+    first = [names[position] for position in request.forget[:_NAMED].tolist()]
+    asked = {"notes": work.notes, "forget": {"images": len(request.forget), "first": first}}
+    try:
+        return {**described(rows, estimates(work)), **asked}
+    except MeguError as error:
+        return {"plan": rows, "note": f"no estimates: {error.message.splitlines()[0]}", **asked}

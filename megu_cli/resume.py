@@ -14,6 +14,11 @@ from megu_cli.errors import ArtifactError
 
 # A checkpoint is not to cost more than a twentieth of the work that it saves.
 _SHARE = 20
+# What `training.fit` saves, as far as it is read before the model takes it.
+_STATE = {
+    **{"model": dict, "optimizer": dict, "scheduler": dict, "memory": dict},
+    **{"done": int, "at": int, "draws": list, "losses": list, "scores": list},
+}
 
 
 def resume_file(stage: str) -> str:
@@ -52,10 +57,16 @@ class Resume:
             return None
         if found.meta.get("stage") != "checkpoint" or found.meta.get("fingerprint") != self.fingerprint:
             return None
-        state: dict[str, Any] = torch.load(
-            io.BytesIO(found.tensors["state"].numpy().tobytes()), map_location="cpu", weights_only=True
-        )
-        self.seconds = found.body["seconds"]
+        try:
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(found.tensors["state"].numpy().tobytes()), map_location="cpu", weights_only=True
+            )
+            seconds = float(found.body["seconds"])
+            if not all(isinstance(state[name], kind) for name, kind in _STATE.items()):
+                return None
+        except Exception:  # damaged before it was sealed, or not ours: torch raises much
+            return None
+        self.seconds = seconds
         self.say(f"{self.path.stem}: goes on after {state['done']} steps ({self.seconds:.0f} s)")
         self._started = self._last = time.perf_counter()
         return state

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from megu_cli.errors import ArtifactError
+from megu_cli.json_lines import JSONLines
 
 
 class RunLog:
@@ -16,29 +18,33 @@ class RunLog:
 
     def __init__(self, out: Path) -> None:
         self.file = out / "runs.jsonl"
+        self._lines = JSONLines(self.file, "times that stood there are not known")
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add a line; ``fingerprint`` names the artifact, ``seconds`` and ``machine`` are read back."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        """Add a line; ``fingerprint`` names the artifact, ``seconds``, ``machine`` and ``files`` are read back.
+
+        Raises:
+            ArtifactError: The file cannot be written.
+        """
+        self._lines.append(entry)
 
     def last(self, fingerprint: str) -> dict[str, Any] | None:
         """The last entry for the artifact with this fingerprint."""
+        return next((entry for entry in reversed(self._entries()) if entry.get("fingerprint") == fingerprint), None)
+
+    def written(self, name: str) -> list[dict[str, Any]]:
+        """What is recorded of each file that megu has written here under this name; see `ownership.parts`."""
+        found = [files.get(name) for entry in self._entries() if isinstance(files := entry.get("files"), dict)]
+        return [record for record in found if isinstance(record, dict)]
+
+    def _entries(self) -> list[dict[str, Any]]:
         try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return None
-        for line in reversed(lines):
-            try:
-                entry: dict[str, Any] = json.loads(line)
-            except ValueError:  # a line cut short by a kill
-                continue
-            if entry.get("fingerprint") == fingerprint:
-                return entry
-        return None
+            return self._lines.read()
+        except ArtifactError:
+            return []
 
     def seconds(self, fingerprint: str) -> tuple[float, str] | None:
         """Seconds that the artifact with this fingerprint last took, and on which machine; ``None`` if not known."""
-        entry = self.last(fingerprint)
-        return (float(entry["seconds"]), str(entry["machine"])) if entry else None
+        entry = self.last(fingerprint) or {}
+        known = type(entry.get("seconds")) in (int, float) and "machine" in entry
+        return (float(entry["seconds"]), str(entry["machine"])) if known else None

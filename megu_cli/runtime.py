@@ -135,5 +135,5 @@ def machine() -> str:
     from megu_cli.processes import world
 
     several = f", {world()} processes" if world() > 1 else ""
-    processor = platform.processor() or platform.machine()
-    return f"{platform.node()} {processor} {torch.get_num_threads()} threads{several}"
+    # Not platform.processor(), which starts the program uname.
+    return f"{platform.node()} {platform.machine()} {torch.get_num_threads()} threads{several}"

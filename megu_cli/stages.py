@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from megu_cli import huggingface, measuring, training, unlearning
-from megu_cli.artifacts import Artifact, read
+from megu_cli.artifacts import Artifact, canonical, read
 from megu_cli.baselines.retrain import retrain
 from megu_cli.baselines.task import BASELINE_EPOCHS, Task
-from megu_cli.checkpoints import UNLEARNED
-from megu_cli.earlier import record
+from megu_cli.checkpoints import MARK, UNLEARNED, marked
+from megu_cli.earlier import provenance, record
 from megu_cli.errors import ArtifactError
 from megu_cli.evaluation.distance import label_agreement
 from megu_cli.mllm.base import Ratings
@@ -32,12 +32,14 @@ class Product:
     Attributes:
         artifact: It names the other files by digest.
         weights: Plain weight files.
+        metadata: Of the weight files.
         files: Other files, by their path in the run directory.
         notes: What the user is told of them.
     """
 
     artifact: Artifact
     weights: dict[str, State] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -210,7 +212,7 @@ def finetune(work: Workspace, inputs: Inputs) -> Product:
         "loss": history.loss,
         "validation_acc": history.validation,
         "steps": history.steps,
-        "forgotten": record(work.data, work.request),
+        "forgotten": record(work.data, work.request, work.already),
     }
     return _unlearned(work, model, body)
 
@@ -246,10 +248,12 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
             ),
             work.config.model.trust_remote_code,
         )
+        in_directory = _provenance(work, body, renamed)
+        content = huggingface.marked(content, in_directory)
         files = {f"{UNLEARNED}/{name}": data for name, data in content.items()}
         notes.append(f"{UNLEARNED}/ is the unlearned model for from_pretrained()")
         if own and own.is_dir():
-            return Product(Artifact(body), {"model.safetensors": renamed}, files, notes)
+            return _product(body, renamed, in_directory, files, notes)
     if work.own_checkpoint and work.wrapped:
         renewed = work.file.renewed(state)
         body["checkpoint"] = {
@@ -260,13 +264,26 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
         if work.file.suffix == ".safetensors":
             weights = renewed.content
         else:
-            files[f"model{work.file.suffix}"] = work.file.written(state)
+            mark = canonical(_provenance(work, body, weights)).decode()
+            files[f"model{work.file.suffix}"] = marked(work.file.written(state), mark)
             notes.append(f"model{work.file.suffix} is the unlearned checkpoint, wrapped as the input is")
         if len(renewed.replaced) > 1:
             notes.append(f"unlearned from {renewed.replaced[0]}; replaced as well: {_some(renewed.replaced[1:])}")
         if renewed.dropped:
             notes.append(f"left out, since it was learned: {_some(renewed.dropped)}")
-    return Product(Artifact(body), {"model.safetensors": weights}, files, notes)
+    return _product(body, weights, _provenance(work, body, weights), files, notes)
+
+
+def _provenance(work: Workspace, body: Mapping[str, Any], weights: State) -> dict[str, Any]:
+    request = [work.digest("train_data"), work.digest("forget")]
+    return provenance(body["forgotten"], work.already.own, work.checkpoint, weights, request)
+
+
+def _product(
+    body: dict[str, Any], weights: State, mark: dict[str, Any], files: dict[str, bytes], notes: list[str]
+) -> Product:
+    metadata = {MARK: canonical(mark).decode()}
+    return Product(Artifact({**body, "provenance": mark}), {"model.safetensors": weights}, metadata, files, notes)
 
 
 def _some(names: Sequence[str]) -> str:

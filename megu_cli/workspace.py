@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from megu_cli.resume import Resume
 
 _MEMO = ".digests.npy"
+ANSWERS = "similarity.answers.jsonl"
 
 
 class Workspace:
@@ -69,7 +70,7 @@ class Workspace:
             from megu_cli.earlier import Already, recording
 
             # Positions, and draws, mean other images in other data.
-            other.__dict__["_already"] = Already.told(recording(self.data, self._already.resolved(self.data)))
+            other.__dict__["already"] = Already.told(recording(self.data, self.already.resolved(self.data)))
         if request:
             other.__dict__["request"] = self.request
         return other
@@ -126,7 +127,7 @@ class Workspace:
             order=self.own.classes if settings.name not in data.SMALL and settings.superclasses is None else None,
             test_fraction=settings.test_fraction,
             follow_links=settings.follow_links,
-            reserved=self._reserved,
+            reserved=self.reserved,
             memo=self.memo,
         )
         return data.reordered(loaded, self.own.order_of(loaded.classes))
@@ -147,21 +148,27 @@ class Workspace:
         return self.own.checkpoint
 
     @cached_property
-    def _already(self) -> Already:
+    def already(self) -> Already:
+        """What was forgotten before."""
         from megu_cli.earlier import Already
 
-        return Already(self.config.forget.already, self.own_checkpoint, self.config.data)
+        asked = self.config.forget
+        return Already(
+            asked.already, self.own_checkpoint, self.config.data, out=self.out, missing=asked.already_missing
+        )
 
     @property
-    def _reserved(self) -> Reserved:
+    def reserved(self) -> Reserved:
         """What the request names, and what was forgotten before: never part of a test split that megu makes."""
-        from megu_cli.data import Reserved
+        from megu_cli.data import Reserved, folder_of
         from megu_cli.deletion_list import paths_in
 
-        asked, before = self.config.forget, self._already
+        asked, before = self.config.forget, self.already
+        settings = self.config.data
+        root = folder_of(settings.name, settings.root, settings.manifest)
         lists = [asked.samples, *before.lists]
         return Reserved(
-            frozenset(name for path in lists if path is not None for name in paths_in(path)),
+            frozenset(name for path in lists if path is not None for name in paths_in(path, root)),
             frozenset([*map(str, asked.subjects or []), *before.subjects]),
             frozenset(before.contents),
         )
@@ -171,7 +178,7 @@ class Workspace:
         """The forget request, resolved."""
         from megu_cli.forget import asked, resolve
 
-        earlier = self._already.resolved(self.data)
+        earlier = self.already.resolved(self.data)
         return resolve(self.data, **asked(self.config.forget), earlier=earlier, seed=self.config.seed)
 
     @property
@@ -221,7 +228,7 @@ class Workspace:
             settings,
             ratings=lambda: self.ratings_file,
             identity=lambda: self.digest("rater_model"),
-            answers=self.out / "similarity.answers.jsonl",
+            answers=self.out / ANSWERS,
             show=self.picture,
             device=self.device,
             track=self.track,
@@ -299,6 +306,19 @@ class Workspace:
         path = folder / "model.safetensors"
         key = self.file.chosen.name if self.own_checkpoint and self.file.suffix == path.suffix else ""
         return self.load(read(path, self.build(), key or None).state, path.name)
+
+    @property
+    def unlearned_files(self) -> list[str]:
+        """The files that the unlearned model may have beside model.safetensors, relative to the run directory."""
+        from megu_cli import huggingface
+        from megu_cli.checkpoints import UNLEARNED
+
+        own, names = self.own_checkpoint, []
+        if self.hf_folder:
+            names += [f"{UNLEARNED}/{name}" for name in huggingface.names_written(self.hf_folder)]
+        if own and not own.is_dir() and own.suffix != ".safetensors":
+            names.append(f"{UNLEARNED}{own.suffix}")
+        return names
 
     def original(self) -> nn.Module:
         """A new copy of the original model, in eval mode.

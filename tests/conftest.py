@@ -136,11 +136,13 @@ def subprocess_environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
-def process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def process(
+    *arguments: object, environment: dict[str, str] | None = None, **options: object
+) -> subprocess.CompletedProcess[str]:
     """Python with these arguments in a process of its own, in which megu is this one."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env=subprocess_environment(),
+        env={**subprocess_environment(), **(environment or {})},
         capture_output=True,
         text=True,
         check=False,

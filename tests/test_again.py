@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_config
+from safetensors.torch import save_file
 from test_bad_input import refused
 from transformers import ViTConfig
 
@@ -62,20 +63,27 @@ def test_an_unlearned_checkpoint_says_so(megu, finished, tmp_path):
     first = finished.parent / "run"
     folder = tmp_path / "next"
     file = second(folder, first, classes=["3"])
-    refused(megu("run", "-c", file), "was unlearned before", f"Set forget.already to [{first}]")
-    # In whichever form it was written.
-    (first / "model.pth").write_bytes(b"")
-    refused(megu("run", "-c", file, "--set", f"model.checkpoint={first / 'model.pth'}"), "was unlearned before")
+    answer = megu("run", "-c", file, "--dry-run", "--json")
+    assert "the checkpoint was unlearned before; these stay forgotten: class 8" in answer.json["notes"]
+    assert Workspace(load_config(file)).request.classes == [3, 8]
+    assert Workspace(load_config(file, ["forget.already=[]"])).request.classes == [3]
+    # Where it does not say what it has forgotten, the user must, in whichever form it was written.
+    torch.save({}, first / "model.pth")
+    refused(
+        megu("run", "-c", file, "--set", f"model.checkpoint={first / 'model.pth'}"),
+        "was unlearned before, and does not say",
+        f"Set forget.already to [{first}]",
+    )
     ViTConfig(num_labels=10).save_pretrained(first / "model")
-    (first / "model" / "model.safetensors").write_bytes(b"")
+    save_file({}, first / "model" / "model.safetensors")
     named = f"model.name=hf:{first / 'model'}"
     refused(megu("run", "-c", file, "--set", named, "--set", "model.checkpoint=null"), "model was unlearned before")
     # An original that a run directory holds was not.
     original = f"model.checkpoint={first / 'original.safetensors'}"
-    assert megu("run", "-c", file, "--dry-run", "--set", original).code == 0
+    assert Workspace(load_config(file, [original])).request.classes == [3]
     # A request given by flag does not undo what the file says of earlier ones.
     file = second(folder, first, classes=["3"], already=[str(first)])
-    answer = megu("run", "-c", file, "--dry-run", "--json", "--set", "forget.classes=[8]")
+    answer = megu("run", "-c", file, "--dry-run", "--json", "--set", "forget.classes=[7]")
     assert {row["action"] for row in answer.json["plan"]} == {"run"}
     refused(megu("run", "-c", file, "--set", "forget.classes=['8']"), "nothing that forget.already does not name")
 

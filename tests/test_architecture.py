@@ -10,9 +10,9 @@ from conftest import process
 PACKAGE = Path(__file__).parent.parent / "megu_cli"
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = [
-    {"errors", "config", "processes", "runtime"},
+    {"errors", "config", "processes", "runtime", "text", "writing"},
     {"artifacts", "requirements", "templates"},
-    {"memo", "run_log"},
+    {"memo", "json_lines", "ownership", "run_log"},
     {"data", "models", "mllm", "checkpoints", "huggingface", "class_names"},
     {"deletion_list", "own_model", "training", "preflight", "resume"},
     {"forget"},

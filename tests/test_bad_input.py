@@ -15,7 +15,7 @@ from conftest import listing, process, write_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from megu_cli import artifacts
+from megu_cli import artifacts, writing
 
 
 def refused(answer, *parts: str) -> None:
@@ -226,7 +226,7 @@ def test_an_image_that_cannot_be_decoded(megu, tmp_path):
 @pytest.mark.slow
 def test_a_second_process_on_the_same_run_directory(megu, finished):
     out = finished.parent / "run"
-    with artifacts.locked(out):
+    with writing.locked(out):
         code = "from megu_cli.cli.app import main; main()"
         other = process("-c", code, "labels", "-c", finished, "--force")
         assert other.returncode == 2

@@ -9,7 +9,7 @@ import datetime
 import numpy as np
 import pytest
 import torch
-from conftest import write_config
+from conftest import process, write_config
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
@@ -287,3 +287,81 @@ def test_a_config_for_a_checkpoint_of_another_shape(megu, tmp_path):
     assert answer.code == 2
     assert "a.pth does not fit the model" in answer.err
     assert "unexpected: x.weight" in answer.err
+
+
+def _itself() -> dict:
+    content: dict = {"model": net().state_dict()}
+    content["again"] = [content]
+    return content
+
+
+def _twice(levels: int) -> list:
+    value: list = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def _weights(change) -> dict:
+    state = net().state_dict()
+    name = next(name for name, value in state.items() if value.ndim == 2)
+    state[name] = change(state[name])
+    return {"model": state}
+
+
+ODD = {
+    "contains itself": (_itself, "contains itself, or is nested too deeply"),
+    "shares without end": (lambda: {"model": net().state_dict(), "x": _twice(50)}, "contains itself, or is nested"),
+    "a key of bytes": (lambda: {"model": net().state_dict(), b"x": 1}, "a key that is no text or number"),
+    "NaN for a key": (lambda: {"model": net().state_dict(), float("nan"): 1}, "a key that is no text or number"),
+    "a long number": (lambda: {"model": net().state_dict(), "n": [10**5000]}, "too many digits at n.0|holds more than"),
+    "a long number for a key": (lambda: {"model": net().state_dict(), 10**5000: 1}, "a key that is no|holds more than"),
+    "sparse": (lambda: _weights(torch.Tensor.to_sparse), "is sparse"),
+    "CSR": (lambda: _weights(torch.Tensor.to_sparse_csr), "is sparse"),
+    "meta": (lambda: _weights(lambda value: value.to("meta")), "is a meta tensor"),
+    "float8": (lambda: _weights(lambda value: value.to(torch.float8_e4m3fn)), "has the dtype torch.float8_e4m3fn"),
+    "quantised": (
+        lambda: _weights(lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8)),
+        "is quantised",
+    ),
+    "nested": (lambda: {"model": net().state_dict(), "n": torch.nested.nested_tensor([torch.zeros(2)])}, "nested|code"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), ODD.values(), ids=ODD)
+def test_what_cannot_be_used_in_a_file_is_named(tmp_path, megu, make, message):
+    try:
+        torch.save(make(), tmp_path / "a.pth")
+    except ValueError:
+        pytest.skip("this Python writes no such number")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoints.read(tmp_path / "a.pth", net())
+    assert str(tmp_path / "a.pth") in caught.value.message
+    assert len(caught.value.message) < 500
+    file = write_config(tmp_path, model={"name": "small_cnn", "checkpoint": str(tmp_path / "a.pth")})
+    answer = megu("run", "-c", file)
+    assert answer.code == 2, answer.err
+    assert "a.pth" in answer.err
+
+
+def test_a_set_in_a_file_follows_no_hash_seed(tmp_path):
+    state = net().state_dict()
+    torch.save(
+        {"model": state, "tags": {"ant", "bee", "cat", "dog", "eel"}, "empty": set(), "one": {3}}, tmp_path / "a"
+    )
+    code = (
+        "import hashlib, sys, torch\n"
+        "from megu_cli import artifacts, checkpoints, models\n"
+        "found = checkpoints.read(__import__('pathlib').Path(sys.argv[1]), models.build('small_cnn', 10, 1))\n"
+        "written = found.written(found.state)\n"
+        "print(artifacts.digest(found.described), hashlib.sha256(written).hexdigest())\n"
+    )
+    told = {process("-c", code, tmp_path / "a", environment={"PYTHONHASHSEED": seed}).stdout for seed in "123"}
+    assert len(told) == 1
+    assert len(told.pop().split()) == 2
+    found = checkpoints.read(tmp_path / "a", net())
+    (tmp_path / "b").write_bytes(found.written(state))
+    again = torch.load(tmp_path / "b", weights_only=True)
+    assert (again["tags"], type(again["tags"])) == ({"ant", "bee", "cat", "dog", "eel"}, set)
+    shown = {tuple(place): what for place, _, what in found.described["layout"]}
+    assert (shown["empty",], shown["one",]) == ("set()", "{3}")  # as before, so that no key changes

@@ -174,3 +174,25 @@ def test_status_is_one_json_object(megu, config):
     assert answer.code == 1
     assert {row["status"] for row in json.loads(answer.out)["stages"].values()} == {"missing"}
     assert not (config.parent / "run").exists()
+
+
+@pytest.mark.parametrize("fraction", ["nan", "inf", "0", "-1", "2"])
+def test_init_writes_no_config_that_does_not_validate(megu, tmp_path, fraction):
+    answer = megu("init", "-c", tmp_path / "megu.yaml", "--data", "digits", "--random", fraction)
+    assert answer.code == 2
+    assert "fraction" in answer.err
+    assert ".megu-tmp" not in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import sys\nsys.exit(0)\n", "import sys\ndef make(): sys.exit(0)\n"],
+)
+def test_a_module_that_exits_is_at_fault(megu, tmp_path, code):
+    (tmp_path / "leaving.py").write_text(code)
+    file = write_config(tmp_path, model={"name": "python:leaving.py:make"})
+    answer = megu("run", "-c", file)
+    assert answer.code == 2
+    assert "SystemExit" in answer.err
+    assert not (tmp_path / "run").exists()

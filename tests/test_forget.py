@@ -65,7 +65,7 @@ def test_a_whole_superclass_forgets_its_members():
 def test_listed_images_belong_to_the_forget_set_even_if_held_out(digits, tmp_path):
     held = int(torch.where(digits.validation)[0][0])
     kept = int(torch.where(~digits.validation)[0][0])
-    (tmp_path / "list.csv").write_text(f"path\n{digits.train.names[held]}\n{kept},some reason\n\n")
+    (tmp_path / "list.csv").write_text(f"sample,why\n{digits.train.names[held]}\n{kept},some reason\n\n")
     request = resolve(digits, samples=tmp_path / "list.csv")
     assert request.forget.tolist() == sorted([held, kept])
     assert request.asked == sorted({int(digits.train.labels[i]) for i in (held, kept)})
@@ -81,7 +81,7 @@ def test_a_list_of_all_of_a_class_forgets_the_class(digits, coarse, tmp_path):
     assert (request.kind, request.classes, request.concepts, request.single) == ("classes", [8], [8], True)
     # Those that were held out are unknown to a retrained model, too: nothing is selected by them.
     assert 8 not in digits.train.labels[request.validation]
-    assert notes(digits, request, "include") == [
+    assert notes(digits, request, "include")[1:] == [
         "all training images of 8 are among these: a retrained model would not know them; the request is as "
         "forget.classes would be"
     ]
@@ -253,7 +253,12 @@ def test_single_images_are_recorded_by_content_and_never_by_name(digits):
 
 def test_an_earlier_list_may_name_what_is_gone(digits, tmp_path):
     (tmp_path / "list.csv").write_text("train/3\nnot/there.png\n")
-    assert of_list(digits, tmp_path / "list.csv").positions.tolist() == [3]
+    found = of_list(digits, tmp_path / "list.csv", "ignore")
+    assert found.positions.tolist() == [3]
+    assert found.told == ("forget.already: 1 of 2 lines of list.csv matched",)
+    with pytest.raises(DataError, match=r"not/there\.png is no image") as error:
+        of_list(digits, tmp_path / "list.csv")
+    assert "forget.already_missing: ignore" in error.value.hint
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -59,6 +60,17 @@ def test_a_directory_is_unlearned_and_written_as_one(megu, tmp_path, kind):
 
     out = tmp_path / "run"
     assert listing(out / "model") == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    # It says what was forgotten, wherever it is moved, and also when transformers saves it again.
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(out / "model", tmp_path / "elsewhere" / "v2")
+    transformers.AutoModelForImageClassification.from_pretrained(out / "model").save_pretrained(
+        tmp_path / "elsewhere" / "v3"
+    )
+    for name in ("v2", "v3"):
+        after = [f"model.name=hf:{tmp_path / 'elsewhere' / name}", "forget.classes=[3]"]
+        assert Workspace(load_config(file, after)).request.classes == [3, 8]
+    places = (tmp_path / "elsewhere" / "v2", tmp_path / "mine")
+    assert len({json.dumps(huggingface.identity(str(place), False)) for place in places}) == 1
     old, new = (load_file(folder / "model.safetensors") for folder in (tmp_path / "mine", out / "model"))
     assert {k: (v.shape, v.dtype) for k, v in new.items()} == {k: (v.shape, v.dtype) for k, v in old.items()}
     contract = load_file(out / "model.safetensors")
@@ -372,3 +384,14 @@ def test_classes_of_any_name_through_a_run(megu, tmp_path):
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["id2label"] == {str(i): name for i, name in labels.items()}
     assert megu("report", "-c", file).code == 0
+
+
+def test_a_file_of_the_users_in_the_written_directory_is_not_replaced(megu, tmp_path):
+    saved(tmp_path / "mine", "vit")
+    file = write_config(tmp_path, model={"name": "hf:mine", "preflight": False})
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text('{"mine": 1}')
+    answer = megu("run", "-c", file)
+    assert answer.code == 2
+    assert "config.json" in answer.err
+    assert listing(tmp_path / "run") == {"model"}

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -486,6 +487,11 @@ def bomb() -> bytes:
         ("empty.png", lambda raw: b"", "it is empty"),
         ("empty.jpg", lambda raw: b"", "it is empty"),
         ("text.jpg", lambda raw: b"<html>404</html>", "no image of a known format"),
+        (
+            "eps.png",
+            lambda raw: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+            "no image of a known",
+        ),
         ("cut.jpg", lambda raw: raw[: len(raw) // 2], "cut short"),
         ("cut.png", lambda raw: raw[: len(raw) // 2], "cannot be decoded"),
         ("flipped.png", lambda raw: raw[:60] + bytes([raw[60] ^ 255]) + raw[61:], "cannot be decoded"),
@@ -678,3 +684,58 @@ def test_the_memo_reads_a_file_once_and_again_when_it_changed(tmp_path):
     assert np.flatnonzero((changed != first).any(1)).tolist() == [4]
     (tmp_path / "memo.npy").write_bytes(b"damaged")
     assert np.array_equal(Memo(tmp_path / "memo.npy").digests(paths), changed)
+
+
+def test_a_memo_with_any_fault_is_dropped_and_no_wrong_digest_is_recalled(tmp_path):
+    single(tmp_path / "images")
+    paths = sorted(str(p) for p in (tmp_path / "images").rglob("*.png"))
+    file = tmp_path / "memo.npy"
+    memo = Memo(file)
+    right = memo.digests(paths)
+    memo.keep()
+    whole = file.read_bytes()
+    assert len(np.load(file, allow_pickle=False)) == len(paths) + 1  # numpy reads it
+    odd = [bytes([*whole[:i], whole[i] ^ 1, *whole[i + 1 :]]) for i in range(0, len(whole), 7)]
+    odd += [whole[:length] for length in (0, 7, 100, len(whole) - 48, len(whole) - 1)] + [whole + bytes(48)]
+    huge = whole.replace(f"({len(paths) + 1},)".encode(), b"(99999999999999,)", 1)
+    odd += [huge, whole.replace(b"<u8", b"|O8", 1)]
+    for content in odd:
+        file.write_bytes(content)
+        seen: list[str] = []
+        assert np.array_equal(Memo(file).digests(paths, lambda path, content, seen=seen: seen.append(path)), right)
+        assert seen == paths
+    for save, table in ((np.savez, np.zeros(3)), (np.save, np.zeros((2, 2))), (np.save, np.array([{}], object))):
+        with file.open("wb") as stream:
+            save(stream, table)
+        assert np.array_equal(Memo(file).digests(paths), right)
+    file.unlink()
+    file.mkdir()
+    assert np.array_equal(Memo(file).digests(paths), right)
+
+
+def test_an_image_replaced_at_equal_size_and_time_is_read_again(tmp_path):
+    file = tmp_path / "image"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(1, 1))
+    memo = Memo(tmp_path / "memo.npy")
+    first = memo.digests([str(file)])
+    memo.keep()
+    time.sleep(0.05)  # the clock of the file system may be coarse
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert not np.array_equal(Memo(tmp_path / "memo.npy").digests([str(file)]), first)
+
+
+def test_a_renewed_memo_reads_every_file_and_replaces_what_it_remembered(tmp_path):
+    file = tmp_path / "image"
+    file.write_bytes(b"one")
+    memo = Memo(tmp_path / "memo.npy")
+    memo.digests([str(file)])
+    memo.keep()
+    seen: list[str] = []
+    memo = Memo(tmp_path / "memo.npy")
+    memo.renew()
+    memo.digests([str(file)], lambda path, content: seen.append(path))
+    memo.keep()
+    assert seen == [str(file)]
+    assert len(np.load(tmp_path / "memo.npy")) == 2

@@ -6,10 +6,10 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from megu_cli import artifacts, baselines, purge
+from megu_cli import artifacts, baselines, purge, writing
 from megu_cli.artifacts import Artifact
 from megu_cli.config import load_config
-from megu_cli.errors import ConfigError
+from megu_cli.errors import ArtifactError, ConfigError
 from megu_cli.pipeline import Pipeline
 from megu_cli.workspace import Workspace
 
@@ -23,30 +23,34 @@ def test_an_artifact_that_names_a_file_outside_is_corrupt(finished):
     names = {"../outside.safetensors": read.meta["weights"]["model.safetensors"]}
     artifacts.write(out / "finetune.json", artifacts.seal(Artifact(read.body), {**meta, "weights": names}))
     state = Pipeline(Workspace(load_config(finished))).state("finetune")
-    assert (state.status, state.reason) == ("corrupt", "finetune.json names a file outside the run directory")
+    assert (state.status, state.reason) == (
+        "corrupt",
+        "its meta names ../outside.safetensors, a file outside the run directory",
+    )
 
 
-def test_what_megu_writes_replaces_a_link_and_not_what_it_leads_to(tmp_path):
+def test_megu_writes_through_no_link(tmp_path):
     target = tmp_path / "precious.json"
     target.write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "eval.json").symlink_to(target)
-    artifacts.write(tmp_path / "run" / "eval.json", artifacts.seal(Artifact({}), {}))
+    with pytest.raises(ArtifactError, match="symbolic link"):
+        artifacts.write(tmp_path / "run" / "eval.json", artifacts.seal(Artifact({}), {}))
     assert target.read_text() == "mine"
-    assert not (tmp_path / "run" / "eval.json").is_symlink()
+    assert (tmp_path / "run" / "eval.json").is_symlink()
 
 
 @pytest.mark.parametrize("place", ["compare", "compare/0", "else"])
 def test_neither_the_sweep_nor_purge_follows_links_out(tmp_path, place):
     outside = tmp_path / "outside"
     outside.mkdir()
-    mine = [outside / "labels.safetensors", outside / f"{artifacts._TEMPORARY}1-x"]
+    mine = [outside / "labels.safetensors", outside / f"{writing._TEMPORARY}1-x"]
     for path in mine:
         path.write_text("mine")
     run = tmp_path / "run"
     (run / place).parent.mkdir(parents=True)
     (run / place).symlink_to(outside)
-    with artifacts.locked(run):
+    with writing.locked(run):
         purge.delete(purge.traces(run))
     assert all(path.exists() for path in mine)
 

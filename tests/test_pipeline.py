@@ -327,3 +327,134 @@ def test_an_image_folder_touched_and_changed(megu, tmp_path):
     assert rows["labels"]["reason"].startswith("changed: the training data")
     assert {rows[name]["status"] for name in ("similarity", "transition")} == {"fresh"}
     assert ran(megu("run", "-c", file).err)[0] == "train"
+
+
+def user_files(folder: Path) -> dict[str, bytes]:
+    """What a user may have in a folder that is named as the run directory."""
+    torch.save({"weights": torch.ones(5)}, folder / "mine.pth")
+    from safetensors.torch import save_file
+
+    save_file({"weights": torch.ones(500)}, folder / "mine.safetensors", metadata={"format": "pt"})
+    return {
+        "model.safetensors": (folder / "mine.safetensors").read_bytes(),
+        "labels.safetensors": b"a file of another program, which no reader of safetensors takes for one",
+        "eval.json": b'{"meta": {"author": "me"}, "accuracy": 1}',
+        "runs.jsonl": b'{"time": "today", "loss": 1}\n',
+        "original.safetensors": (folder / "mine.safetensors").read_bytes(),
+        "finetune.json": b"my own notes",
+    }
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "labels.safetensors", "eval.json", "runs.jsonl",
+                                  "original.safetensors", "finetune.json"])  # fmt: skip
+def test_a_file_of_the_users_is_not_replaced(megu, config, name):
+    out = config.parent / "run"
+    out.mkdir()
+    content = user_files(config.parent)[name]
+    (out / name).write_bytes(content)
+    for arguments in (["run"], ["run", "--dry-run"], ["run", "--force"]):
+        answer = megu(*arguments, "-c", config)
+        assert answer.code == 2, answer.err
+        assert name in answer.err
+        assert "-o" in answer.err
+    assert (out / name).read_bytes() == content
+    assert listing(out) == {name}
+
+
+def test_a_file_of_the_users_in_place_of_one_of_megus_is_not_replaced(megu, finished):
+    out = finished.parent / "run"
+    content = user_files(finished.parent)["model.safetensors"]
+    (out / "model.safetensors").write_bytes(content)
+    assert states(finished)["finetune"] == "blocked"
+    assert megu("run", "-c", finished).code == 2
+    assert (out / "model.safetensors").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "runs.jsonl", "eval.json"])
+def test_megu_writes_through_no_link_in_the_run_directory(megu, finished, name):
+    out = finished.parent / "run"
+    (out / name).rename(finished.parent / "elsewhere")
+    (out / name).symlink_to(finished.parent / "elsewhere")
+    before = (finished.parent / "elsewhere").read_bytes()
+    for more in ([], ["--dry-run"]):
+        answer = megu("run", "-c", finished, "--force", *more)
+        assert answer.code == 2
+        assert "symbolic link" in answer.err
+    assert (finished.parent / "elsewhere").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "finetune.json", "labels.safetensors", "similarity.json"])
+def test_a_damaged_file_of_megus_is_rebuilt(megu, finished, name):
+    out = finished.parent / "run"
+    whole = (out / name).read_bytes()
+    places = [0, 9, len(whole) // 2, len(whole) - 3]
+    damaged = [bytes([*whole[:i], whole[i] ^ 1, *whole[i + 1 :]]) for i in places]
+    damaged += [whole[:length] for length in (0, 5, 100, len(whole) // 3, len(whole) - 2)]
+    for content in damaged:
+        (out / name).write_bytes(content)
+        answer = megu("run", "-c", finished)
+        assert answer.code == 0, answer.err
+        if name != "similarity.json":
+            assert (out / name).read_bytes() == whole
+
+
+def test_weights_whose_artifact_is_gone_are_known_by_the_log(megu, finished):
+    out = finished.parent / "run"
+    (out / "finetune.json").unlink()
+    assert megu("run", "-c", finished).code == 0
+    (out / "runs.jsonl").unlink()  # as an earlier version left them, and stale: the artifact names them
+    assert megu("run", "-c", finished, "--set", "finetune.lr=0.03").code == 0
+    (out / "runs.jsonl").unlink()
+    (out / "finetune.json").unlink()
+    answer = megu("run", "-c", finished)
+    assert answer.code == 2
+    assert "model.safetensors" in answer.err
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_a_users_checkpoint_in_the_run_directory_is_not_replaced(megu, finished, name):
+    from safetensors.torch import load_file
+
+    folder = finished.parent
+    torch.save(load_file(folder / "run" / "original.safetensors"), folder / "mine.pth")
+    out = folder / "new"
+    out.mkdir()
+    torch.save({"weights": torch.ones(5)}, out / name)
+    before = (out / name).read_bytes()
+    answer = megu("run", "-c", finished, "-o", out, "--set", f"model.checkpoint={folder / 'mine.pth'}",
+                  "--set", "eval.oracle=false", "--set", "data.validation_from=train")  # fmt: skip
+    assert answer.code == 2
+    assert name in answer.err
+    assert listing(out) == {name}
+    assert (out / name).read_bytes() == before
+
+
+def test_a_comparison_of_the_users_is_not_replaced(megu, finished):
+    out = finished.parent / "run"
+    for name in ("compare.json", "compare/0/mask.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text('{"mine": 1}')
+        for more in ([], ["--dry-run"]):
+            answer = megu("compare", "-c", finished, "--methods", "original,mask", *more)
+            assert answer.code == 2
+            assert name in answer.err
+        assert (out / name).read_text() == '{"mine": 1}'
+        (out / name).unlink()
+
+
+def test_force_reads_every_file_again(megu, tmp_path, monkeypatch):
+    from megu_cli import memo
+
+    write_folder(tmp_path / "images", number=12)
+    file = write_config(
+        tmp_path,
+        data={"name": "imagefolder", "root": "images", "image_size": 8, "limit": None},
+        forget={"classes": ["dog"]},
+    )
+    assert megu("train", "-c", file).code == 0
+    read, seen = memo._read, []
+    monkeypatch.setattr(memo, "_read", lambda path, inspect: seen.append(path) or read(path, inspect))
+    assert megu("train", "-c", file).code == 0
+    assert seen == []
+    assert megu("train", "-c", file, "--force").code == 0
+    assert len(seen) == len(list((tmp_path / "images").rglob("*.png")))

@@ -232,6 +232,18 @@ def test_figures_survive_many_classes_with_long_names():
             assert len(picture.uri) < 1e6
 
 
+@pytest.mark.parametrize("look", [figures.Look(), figures.Look(dark=True, narrow=True)])
+def test_names_with_dollar_signs_are_drawn_as_they_are(look):
+    names = ["$$", "$x^{$", r"\\frac"]
+    accuracy = {"original": [0.9] * 3, "unlearned": [0.1, None, 0.8]}
+    for draw in (
+        lambda at: figures.per_class(names, accuracy, {0}, {1: "(rated 6)"}, at),
+        lambda at: figures.flow([("$$", "$x^{$", "$$", 3)], at),
+        lambda at: figures.similarity(names, names, np.ones((3, 3)), np.ones((3, 3)), at),
+    ):
+        assert figures.drawn(draw, look).uri.startswith("data:image/svg+xml;base64,")
+
+
 # -- what it is drawn from -----------------------------------------------------------------------------------------
 
 
@@ -303,36 +315,43 @@ def test_flow_is_short_where_the_labels_were_not_handed_over(run, undrawn):
 @pytest.mark.parametrize("flags", [[], ["--original", "--oracle"]])
 def test_purge_deletes_traces_and_all_stays_fresh(run, flags, undrawn):
     page(run, "--show-forgotten")
-    (run / "similarity.answers.jsonl").write_text("{}\n")
+    (run / "similarity.answers.jsonl").write_text(json.dumps({"key": 64 * "a"}) + "\n")
     (run / "own.txt").write_text("the user's")
     (run / ".digests.npy").write_text("{}")
     ours = run / "compare" / "1" / "megu"
     ours.mkdir(parents=True)
-    (ours / "noise.safetensors").write_bytes((run / "noise.safetensors").read_bytes())
+    for name in ("noise.safetensors", "model.safetensors"):
+        shutil.copy(run / name, ours / name)
+    for name in ("original.safetensors", "oracle.safetensors"):
+        shutil.copy(run / name, ours.parent / name)
     (ours.parent / "megu.json").write_text("{}")
     model = (run / "model.safetensors").read_bytes()
-    result = megu(run, "purge", "--yes", "--json", *flags)
-    gone = {"labels.safetensors", "noise.safetensors", "similarity.answers.jsonl", ".digests.npy"}
-    gone |= {f"{flag[2:]}.safetensors" for flag in flags}
+    result = json.loads(megu(run, "purge", "--yes", "--json", *flags).stdout)
+    gone = {"labels.safetensors", "noise.safetensors", "similarity.answers.jsonl", ".digests.npy", "report.html"}
+    gone |= {f"{folder}{flag[2:]}.safetensors" for flag in flags for folder in ("", "compare/1/")}
     gone |= {"compare/1/megu/noise.safetensors"}
-    assert set(json.loads(result.stdout)["deleted"]) == gone
+    assert set(result["deleted"]) == gone
+    models = {f"{folder}{name}.safetensors" for folder in ("", "compare/1/") for name in ("original", "oracle")}
+    assert {*models, "compare/1/megu/model.safetensors", "compare/1/megu.json", "model.safetensors"} - gone <= {
+        *result["kept"]
+    }
     assert (ours.parent / "megu.json").exists()
     assert not any((run / name).exists() for name in gone)
     assert (run / "model.safetensors").read_bytes() == model
     assert (run / "own.txt").exists()
-    text = (run / "report.html").read_text()
-    assert report.SHOWS_FORGOTTEN not in text
-    assert "N⁻" in text  # the figures of the noises stay
     for overrides in ([], ["eval.oracle=false"]):
         states = pipeline(run, overrides=overrides).status()
         assert {state.status for state in states.values()} <= {"fresh", "absent"}, states
         assert states["eval"].status == states["finetune"].status == "fresh"
-    assert "not in the run directory any more" in page(run)
+    text = page(run)
+    assert "not in the run directory any more" in text
+    assert report.SHOWS_FORGOTTEN not in text
+    assert json.loads(megu(run, "purge", "--yes", "--json", *flags).stdout)["deleted"] == {}  # that page stays
     megu(run, "status")
     assert not (run / ".digests.npy").exists()
 
 
-def test_purge_asks_and_writes_a_report_first(run, undrawn):
+def test_purge_asks_first(run, undrawn):
     for answer in ("n\n", ""):
         with pytest.raises(InputError, match="nothing was deleted"):
             megu(run, "purge", answer=answer)
@@ -341,15 +360,54 @@ def test_purge_asks_and_writes_a_report_first(run, undrawn):
     assert (run / "labels.safetensors").exists()
     megu(run, "purge", answer="y\n")
     assert not (run / "labels.safetensors").exists()
-    assert "N⁻" in (run / "report.html").read_text()
 
 
 def test_purge_refuses_what_is_unfinished_or_in_use(run):
-    with pytest.raises(ArtifactError, match="nothing was deleted"):
-        megu(run, "purge", "--yes", "--set", "finetune.lr=0.5")
     with filelock.FileLock(run / ".lock"), pytest.raises(ArtifactError, match="another megu process"):
         megu(run, "purge", "--yes")
+    (run / "eval.json").unlink()
+    with pytest.raises(ArtifactError, match=r"nothing was deleted: eval\.json is not there"):
+        megu(run, "purge", "--yes")
     assert (run / "labels.safetensors").exists()
+    megu(run, "purge", "--yes", "--force")
+    assert not (run / "labels.safetensors").exists()
+
+
+def test_purge_needs_neither_data_nor_config_nor_drawing(run, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("purge looked at data, or drew")
+
+    page(run, "--show-forgotten")
+    monkeypatch.setattr(Workspace, "data", property(refuse))
+    monkeypatch.setattr(figures, "drawn", refuse)
+    (run / "megu.yaml").unlink()
+    megu(run, "purge", "--yes", "-o", str(run))
+    assert not any((run / name).exists() for name in ("labels.safetensors", "noise.safetensors", "report.html"))
+
+
+def test_purge_deletes_no_file_that_megu_did_not_write(run):
+    mine = {"labels.safetensors": b"mine" * 50, "report.html": b"<html>my own</html>", "train.checkpoint": b"weights"}
+    for name, content in mine.items():
+        (run / name).write_bytes(content)
+    megu(run, "purge", "--yes", "--force")
+    assert all((run / name).read_bytes() == content for name, content in mine.items())
+
+
+@pytest.mark.parametrize("form", ["html", "md", "json"])
+def test_a_report_of_the_users_is_not_replaced(run, undrawn, form):
+    file = run / f"report.{form}"
+    file.write_text("mine")
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(ArtifactError, match="was not written by megu"):
+            megu(run, "report", "--format", form, *more)
+    assert file.read_text() == "mine"
+    file.unlink()
+    for _ in range(2):  # one of megu's is
+        megu(run, "report", "--format", form)
+    file.rename(run / "elsewhere")
+    file.symlink_to(run / "elsewhere")
+    with pytest.raises(ArtifactError, match="symbolic link"):
+        megu(run, "report", "--format", form)
 
 
 # -- in a browser --------------------------------------------------------------------------------------------------

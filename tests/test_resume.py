@@ -215,7 +215,9 @@ def test_a_finished_run_keeps_no_checkpoint_and_a_purge_names_one(megu, tmp_path
     out = tmp_path / "run"
     assert artifacts.read_body(out / "finetune.json")["steps"] == 2
     assert not any(name.endswith(".checkpoint") for name in listing(out))
-    (out / "finetune.checkpoint").write_bytes(b"left over")
+    artifacts.write(
+        out / "finetune.checkpoint", artifacts.seal(artifacts.Artifact({"seconds": 1}), {"stage": "checkpoint"})
+    )
     assert "finetune.checkpoint" in {trace.path.name for trace in traces(out)}
     assert megu("run", "-c", file, "--max-steps", "2").code == 0  # fresh: what is left over goes
     assert not (out / "finetune.checkpoint").exists()

@@ -14,7 +14,7 @@ from typing import NoReturn
 import typer
 
 from megu_cli.cli import commands
-from megu_cli.errors import MeguError
+from megu_cli.errors import NO_SPACE, MeguError
 from megu_cli.processes import rank, world
 
 # Seconds that another process waits for the first to find the same fault.
@@ -85,6 +85,11 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
+        # What is written as a whole says so itself; here it is a temporary file, a cache or the output.
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            where = f" while writing {error.filename}" if error.filename else ""
+            _report(f"no space left{where}; nothing was lost", "Make room, and run it again.")
+            sys.exit(2)
         if verbose:
             traceback.print_exc()
         _report(f"{type(error).__name__}: {error}", "This is a bug, or a limit of this machine; -v shows where.")
@@ -103,10 +108,13 @@ def _wait_for_the_first(error: MeguError) -> None:
 
 
 def _report(message: str, hint: str) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    from megu_cli.cli.console import SafeConsole
+
+    console = SafeConsole(stderr=True, soft_wrap=True, highlight=False)
+    # A name with a line break begins no line of its own: it could pass for another message.
+    message, hint = (re.sub(r"\n(?! )", "\n  ", text) for text in (message, hint))
     console.print(Text("error: ", style="bold red") + Text(message))
     if hint:
         console.print(Text(hint, style="dim"))

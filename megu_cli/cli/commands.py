@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from megu_cli.cli.console import say
 from megu_cli.cli.options import Options, command
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ _MaxSteps = Annotated[
         "--max-steps", metavar="N", help="Steps of the finetuning at most. [dim]finetune.max_steps[/dim]", min=1
     ),
 ]
+
+
+_HEAT_MAP = "similarity.png"
 
 
 class _Format(str, Enum):
@@ -62,7 +66,7 @@ def _version(show: bool) -> None:
     if show:
         from megu_cli import __version__
 
-        typer.echo(f"megu {__version__}")
+        say(f"megu {__version__}")
         raise typer.Exit
 
 
@@ -84,8 +88,8 @@ def demo(
 
     Example: megu demo -o /tmp/demo
     """
-    from megu_cli.artifacts import replacing
     from megu_cli.templates import DEMO
+    from megu_cli.writing import replacing
 
     file = out / "megu.yaml"
     if not file.exists():
@@ -141,9 +145,10 @@ def init(
 
     Example: megu init --images photos --checkpoint weights.pth --samples delete.csv
     """
-    from megu_cli.artifacts import replacing
+    from megu_cli.config import load_config
     from megu_cli.errors import ConfigError
     from megu_cli.templates import beside, data_at, template
+    from megu_cli.writing import replacing
 
     if config.exists() and not force:
         raise ConfigError(f"{config} is there already", "Give another name with -c, or overwrite it with --force.")
@@ -166,9 +171,15 @@ def init(
     _make(config.parent)
     with replacing(config) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
+        try:
+            load_config(temporary)
+        except ConfigError as error:
+            raise ConfigError(
+                error.message.replace(str(temporary), str(config)), f"{config} was not written: give other options."
+            ) from None
+    say(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
     if images:
-        typer.echo(
+        say(
             f"Two things are for you to say: data.image_size, as the model was trained (now {own['image_size']}), "
             "and mllm, who rates how similar the classes are (docs/mllm.md)."
         )
@@ -189,7 +200,8 @@ def run(options: Options, require: _Require = None, max_steps: _MaxSteps = None)
             _show(options, _estimated(pipeline, None, options.force), tables.plan)
             return
         pipeline.run(force=options.force)
-    _show_eval(options, config)
+        notes = pipeline.work.notes
+    _show_eval(options, config, notes)
 
 
 def status(options: Options) -> None:
@@ -240,6 +252,7 @@ def compare(
         work = pipeline.work
         work.config = changed(config, settings)
         comparison = Comparison(work, pipeline.say)
+        comparison.refuse_foreign(tune, options.force)
         if options.dry_run:
             _show(options, {"plan": _plan(comparison.plan(tune))}, tables.plan)
             return
@@ -280,11 +293,14 @@ def similarity(
     Example: megu similarity --set mllm.backend=endpoint --set mllm.model=llava --dry-run
     """
     from megu_cli.cli import tables
+    from megu_cli.ownership import refuse_foreign
 
     names = ["similarity", "transition"]
     if options.dry_run:
         with _opened(options) as (pipeline, _):
             plan = _plan(pipeline.plan(names, options.force))
+            if show:
+                refuse_foreign(pipeline.work.out, _HEAT_MAP)
             cost = pipeline.work.rating_cost() if plan[0]["action"] == "run" else None
         _show(options, {"plan": plan, "cost": dataclasses.asdict(cost) if cost else None}, tables.rating_cost)
         return
@@ -293,7 +309,7 @@ def similarity(
         from megu_cli.mllm.recorded import Recorded
 
         other = Recorded(against)  # a file that cannot be read is said before anything is asked
-    result = _built(options, names)
+    result = _built(options, names, [_HEAT_MAP] if show else [])
     if against is not None:
         body = result["similarity"]
         result["against"] = {
@@ -304,7 +320,7 @@ def similarity(
     if show and result["similarity"]["scores"]:
         from megu_cli.mllm.heatmap import draw
 
-        result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_suffix(".png"))
+        result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_name(_HEAT_MAP))
     _show(options, result, tables.similarity)
 
 
@@ -357,6 +373,7 @@ def report(
     from megu_cli import report as reports
     from megu_cli.artifacts import read_body
     from megu_cli.errors import ArtifactError, ConfigError
+    from megu_cli.ownership import refuse_foreign
     from megu_cli.pipeline import STAGES
     from megu_cli.requirements import judge, parse
 
@@ -376,14 +393,15 @@ def report(
             # The evaluation can be read where the data are not; whether it still fits them cannot be told there.
             notices.append(f"It could not be checked here whether this evaluation is up to date: {state.reason}.")
         verdicts = judge(parse(config.eval.require), read_body(file))
+        refuse_foreign(config.out, f"report.{form.value}")
         if options.dry_run:
-            _show(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: typer.echo(r["file"]))
+            _show(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: say(r["file"]))
             return
         path = reports.write(pipeline.work, verdicts, form=form.value, show_forgotten=show_forgotten, notices=notices)
     for notice in notices:
-        typer.echo(notice, err=True)
+        say(notice, err=True)
     result = {"file": str(path), "format": form.value, "bytes": path.stat().st_size, "shows_forgotten": show_forgotten}
-    _show(options, result, lambda r: typer.echo(f"wrote {r['file']} ({r['bytes'] / 1e3:,.0f} kB)"))
+    _show(options, result, lambda r: say(f"wrote {r['file']} ({r['bytes'] / 1e3:,.0f} kB)"))
 
 
 def purge(
@@ -396,46 +414,29 @@ def purge(
 ) -> None:
     """Delete what holds traces of the forgotten data, once the result is accepted.
 
-    The unlearned model, the figures and the digests stay. Example: megu purge --original
+    The unlearned model, the figures and the digests stay. Needs the run directory alone: -o names one whose config or
+    data are gone. Example: megu purge --original
     """
     from megu_cli import purge as traces
-    from megu_cli import report as reports
-    from megu_cli.artifacts import read_body
     from megu_cli.cli import tables
-    from megu_cli.errors import ArtifactError
-    from megu_cli.pipeline import STAGES
-    from megu_cli.requirements import judge, parse
+    from megu_cli.config import load_config
+    from megu_cli.writing import locked
 
-    with _opened(options) as (pipeline, config):
-        # What is stale or unfinished still needs what would be deleted.
-        for name in pipeline.goals():
-            state = pipeline.state(name)
-            if state.status != "fresh":
-                raise ArtifactError(
-                    f"nothing was deleted: {STAGES[name].file} is {state.status} ({state.reason})",
-                    "Finish the run with `megu run`, and purge once its result is accepted.",
-                )
-        going = traces.traces(config.out, original=original, oracle=oracle)
-        rewritten = ""
-        if traces.shows_forgotten(config.out):
-            rewritten = "written again without forgotten images"
-        elif going and not (config.out / "report.html").exists():
-            rewritten = "written first, so that the figures stay"
+    _alone(options)
+    out = options.out or load_config(options.config, list(options.set_)).out
+    if not (options.force and out.is_dir()):
+        traces.check(out)
+    with contextlib.nullcontext() if options.dry_run else locked(out):
+        going = traces.traces(out, original=original, oracle=oracle)
         result: dict[str, Any] = {
-            "deleted": {trace.path.relative_to(config.out).as_posix(): trace.what for trace in going},
-            "kept": traces.kept(config.out, going),
-            "report": rewritten,
+            "deleted": {trace.path.relative_to(out).as_posix(): trace.what for trace in going},
+            "kept": traces.kept(out, going),
         }
-        if options.dry_run or not (going or rewritten):
-            _show(options, {**result, "dry_run": options.dry_run}, tables.purge)
-            return
-        if not yes:
-            _confirm(result)
-        if rewritten:
-            verdicts = judge(parse(config.eval.require), read_body(config.out / STAGES["eval"].file))
-            reports.write(pipeline.work, verdicts)
-        traces.delete(going)
-    _show(options, {**result, "dry_run": False}, tables.purge)
+        if going and not options.dry_run:
+            if not yes:
+                _confirm(result)
+            traces.delete(going)
+    _show(options, {**result, "dry_run": options.dry_run}, tables.purge)
 
 
 def _confirm(result: dict[str, Any]) -> None:
@@ -447,9 +448,7 @@ def _confirm(result: dict[str, Any]) -> None:
     from megu_cli.errors import InputError
 
     for name, what in result["deleted"].items():
-        typer.echo(f"  {name}: {what}", err=True)
-    if result["report"]:
-        typer.echo(f"  report.html: {result['report']}", err=True)
+        say(f"  {name}: {what}", err=True)
     try:
         sure = typer.confirm("Delete these for good?", err=True)
     except typer.Abort:
@@ -468,23 +467,27 @@ def _stage(options: Options, names: list[str], require: list[str] | None = None)
     elif names == ["eval"]:
         with _opened(options, require, shared=True) as (pipeline, config):
             pipeline.build(names, options.force)
-        _show_eval(options, config)
+            notes = pipeline.work.notes
+        _show_eval(options, config, notes)
     else:
         _show(options, _built(options, names), tables.stages)
 
 
-def _built(options: Options, names: list[str]) -> dict[str, Any]:
-    """Build stages; what they made, by name."""
+def _built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dict[str, Any]:
+    """Build stages; what they made, by name. Files that are written beside them must not be the user's."""
     from megu_cli.artifacts import read_body
+    from megu_cli.ownership import refuse_foreign
     from megu_cli.pipeline import STAGES
 
     with _opened(options, shared=True) as (pipeline, config):
+        for file in beside:
+            refuse_foreign(config.out, file)
         pipeline.build(names, options.force)
     files = {name: config.out / STAGES[name].file for name in names}
     return {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
 
 
-def _show_eval(options: Options, config: Config) -> None:
+def _show_eval(options: Options, config: Config, notes: list[str]) -> None:
     """Print the evaluation, then hold it against the requirements."""
     from megu_cli.artifacts import read_body
     from megu_cli.cli import tables
@@ -505,7 +508,7 @@ def _show_eval(options: Options, config: Config) -> None:
             }
             for v in verdicts
         ]
-    _show(options, result, tables.evaluation)
+    _show(options, {**result, "notes": notes} if options.json else result, tables.evaluation)
     missed = [
         f"{v.requirement} is not met: {'there' if v.value is None else v.requirement.name} is {v.measured}"
         for v in verdicts
@@ -527,17 +530,12 @@ def _opened(
         ConfigError: There are several, and the command is for one.
     """
     from megu_cli import processes
-    from megu_cli.artifacts import locked
     from megu_cli.cli.progress import tracker
     from megu_cli.config import load_config
-    from megu_cli.errors import ConfigError
     from megu_cli.requirements import parse
+    from megu_cli.writing import locked
 
-    if processes.world() > 1 and (options.dry_run or not shared):
-        raise ConfigError(
-            "this command is for one process" + (" where --dry-run is given" if shared else ""),
-            "Call it without `accelerate launch`, which run, train, noise, finetune and eval can use.",
-        )
+    _alone(options, shared)
     first = processes.rank() == 0
     quiet = options.quiet or not first
     overrides = list(options.set_)
@@ -553,7 +551,9 @@ def _opened(
     from megu_cli.workspace import Workspace
 
     work = Workspace(config, tracker(quiet))
-    pipeline = Pipeline(work, say=lambda line: None if quiet else typer.echo(line, err=True))
+    if options.force:
+        work.memo.renew()
+    pipeline = Pipeline(work, say=lambda line: None if quiet else say(line, err=True))
     try:
         if not write or options.dry_run:
             yield pipeline, config
@@ -566,8 +566,24 @@ def _opened(
                 yield pipeline, config
                 work.crew.close()
     except KeyboardInterrupt:
-        typer.echo("interrupted; what was finished is kept, and the same command goes on from there", err=True)
+        say("interrupted; what was finished is kept, and the same command goes on from there", err=True)
         raise
+
+
+def _alone(options: Options, shared: bool = False) -> None:
+    """See that there is one process, unless the command shares its work among several.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    from megu_cli.errors import ConfigError
+    from megu_cli.processes import world
+
+    if world() > 1 and (options.dry_run or not shared):
+        raise ConfigError(
+            "this command is for one process" + (" where --dry-run is given" if shared else ""),
+            "Call it without `accelerate launch`, which run, train, noise, finetune and eval can use.",
+        )
 
 
 def _estimated(pipeline: Pipeline, names: list[str] | None, force: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from megu_cli.runtime import Track, silent
+from megu_cli.text import printable
 
 _PATIENCE = 2.0
 _INTERVAL = 10.0
@@ -22,16 +23,17 @@ def tracker(quiet: bool) -> Track:
 
 @contextlib.contextmanager
 def _bar(label: str, total: int) -> Iterator[Callable[[], None]]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from megu_cli.cli.console import SafeConsole
+
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:.0f}/s"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=SafeConsole(stderr=True),
         transient=True,
     )
     task = progress.add_task(label, total=total, rate=0.0)
@@ -66,6 +68,6 @@ def _lines(label: str, total: int) -> Iterator[Callable[[], None]]:
             said = now
             rate = done / (now - started)
             left = (total - done) / rate
-            print(f"{label}: {done}/{total}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{printable(label)}: {done}/{total}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)  # noqa: T201
 
     yield advance

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from megu_cli.cli.console import SafeConsole
+
 _COLUMNS = {"original": "original", "mask": "masked", "unlearned": "unlearned", "oracle": "retrained"}
 _METRICS = {
     "retain_train_acc": "accuracy, retained training images",
@@ -47,8 +49,8 @@ _ROWS = 40
 
 def _console() -> Console:
     # A pipe has no width of its own: leave lines whole there.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    console = SafeConsole(highlight=False)
+    return console if console.is_terminal else SafeConsole(highlight=False, width=120)
 
 
 def _percent(value: float | None) -> str:
@@ -205,6 +207,11 @@ def plan(result: dict[str, Any]) -> None:
             row["stage"], row["action"], escape(row["reason"]), *(_takes(row) if estimated else ()), style=style
         )
     console = _console()
+    for note in result.get("notes", ()):
+        console.print(note, markup=False)
+    if asked := result.get("forget"):
+        shown = ", ".join(asked["first"]) + (", …" if asked["images"] > len(asked["first"]) else "")
+        console.print(f"{asked['images']:,} training images would be forgotten: {shown}", markup=False)
     if estimated:
         table.add_section()
         total = {"steps": 0, **result["total"]}
@@ -397,15 +404,12 @@ def _labels(console: Console, body: dict[str, Any]) -> None:
 def purge(result: dict[str, Any]) -> None:
     """What a purge deleted and kept."""
     console = _console()
-    if not result["deleted"] and not result["report"]:
+    if not result["deleted"]:
         console.print("nothing to purge: no traces are here")
-        return
     verb = "would delete" if result["dry_run"] else "deleted"
     for name, what in result["deleted"].items():
         console.print(f"{verb} [bold]{name}[/]: {what}", soft_wrap=True)
-    if result["report"]:
-        console.print(f"report.html: {result['report']}")
-    console.print(f"kept: {', '.join(result['kept'])}", style="dim", soft_wrap=True)
+    console.print(f"kept: {escape(', '.join(result['kept']))}", style="dim", soft_wrap=True)
     console.print(
         "Not megu's to delete: the images, the list of the request, your own checkpoint, and all copies elsewhere.",
         style="dim",

@@ -3,7 +3,7 @@
 from megu_cli.data.builtin import CIFAR20
 from megu_cli.data.decode import Resizing
 from megu_cli.data.images import Dataset, EncodedImages, Images, MemoryImages, Split
-from megu_cli.data.loading import NORMALISATION, SMALL, holding_out, load, reordered, sampled
+from megu_cli.data.loading import NORMALISATION, SMALL, folder_of, holding_out, load, reordered, sampled
 from megu_cli.data.own import Reserved
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Reserved",
     "Resizing",
     "Split",
+    "folder_of",
     "holding_out",
     "load",
     "reordered",

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 # What torchvision's ImageFolder takes for an image.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+# What an image file may hold, whatever its suffix. Pillow reads these itself: for others, such as EPS, it starts a
+# program, and a data set must not be able to start one. The reader of JPEG reads MPO as well.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ class Decode:
         Raises:
             DataError: It is no image that can be decoded whole.
         """
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
         try:
-            with Image.open(io.BytesIO(content)) as file:
+            with _opened(content) as file:
                 # A JPEG much larger than needed is decoded at a half, a quarter or an eighth: several times faster.
                 file.draft(None, (2 * self.resizing.before, 2 * self.resizing.before))
                 upright = ImageOps.exif_transpose(file)
@@ -107,6 +110,13 @@ class Decode:
             raise _undecodable(name, error) from None
         array = np.asarray(square, dtype=np.uint8).copy()
         return torch.from_numpy(array.reshape(self.resizing.size, self.resizing.size, -1)).permute(2, 0, 1)
+
+
+def _opened(content: bytes) -> Image.Image:
+    """The picture in a file, not decoded yet; the only place where megu opens one."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -135,12 +145,10 @@ def inspect(name: str, content: bytes) -> None:
     Raises:
         DataError: Something is.
     """
-    from PIL import Image
-
     if not content:
         raise DataError(f"{name} cannot be decoded: it is empty")
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with _opened(content) as image:
             if image.format == "PNG":
                 image.verify()  # the checksum of every chunk
     except Exception as error:  # as in Decode
@@ -153,5 +161,9 @@ def inspect(name: str, content: bytes) -> None:
 def _undecodable(name: str, error: Exception) -> DataError:
     from PIL import UnidentifiedImageError
 
-    known = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
+    known = (
+        f"it is no image of a known format ({', '.join(FORMATS)})"
+        if isinstance(error, UnidentifiedImageError)
+        else str(error)
+    )
     return DataError(f"{name} cannot be decoded: {known}", "Repair it or take it out of the data.")

@@ -362,6 +362,7 @@ class Dataset:
         test_made: The data came without a test split, and it was made here.
         borrowed: How many images of ``train``, the last ones, came as test images and are held out instead: no model
             was trained on them, and they are never forgotten, retained or counted as training images.
+        root: The folder that names of images are relative to; ``None`` where they are no paths.
     """
 
     name: str
@@ -374,6 +375,7 @@ class Dataset:
     subjects: Sequence[str] = ()
     test_made: bool = False
     borrowed: int = 0
+    root: Path | None = None
 
     @property
     def own(self) -> int:

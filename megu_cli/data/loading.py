@@ -141,7 +141,15 @@ def load(
         train = _limited(train, limit)
     nothing = torch.zeros(len(train), dtype=torch.bool)
     data = Dataset(name, classes, raw.classes, concept_class, train, test, nothing, raw.subjects, raw.test_made)
+    data = replace(data, root=folder_of(name, root, table))
     return holding_out(_borrowing(data, validation) if borrow and not raw.test_made else data, validation, borrow)
+
+
+def folder_of(name: str, root: Path | None, table: Path | None) -> Path | None:
+    """The folder that the names of images are relative to; ``None`` where they are no paths."""
+    if name == "manifest":
+        return root or (table.parent if table else None)
+    return root if name == "imagefolder" else None
 
 
 def holding_out(data: Dataset, share: float, borrow: bool) -> Dataset:

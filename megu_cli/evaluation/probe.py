@@ -16,10 +16,11 @@ def probe_acc(features: Tensor, labels: Tensor, forgotten_features: Tensor, forg
     Args:
         features: (N, D) on training images of all classes.
         labels: (N,) their true labels.
-        forgotten_features: (M, D) on test images of the forgotten classes; with M = 0 the result is ``None``.
+        forgotten_features: (M, D) on test images of the forgotten classes; with M = 0, or one class
+            in ``labels``, the result is ``None``.
         forgotten_labels: (M,) their true labels.
     """
-    if not len(forgotten_labels):
+    if not len(forgotten_labels) or len(labels.unique()) < 2:
         return None
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -14,10 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megu_cli import artifacts
+from megu_cli import artifacts, writing
 from megu_cli.artifacts import Artifact
 from megu_cli.errors import ArtifactError
 from megu_cli.requirements import Verdict
+from megu_cli.text import markdown
 
 if TYPE_CHECKING:
     from megu_cli.report.parts import Report, Sources
@@ -65,7 +66,7 @@ def write(
     report = gather(_sources(work, verdicts, show_forgotten, notices))
     text = _RENDER[form](report)
     path = work.out / f"report.{form}"
-    with artifacts.replacing(path) as temporary:
+    with writing.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
@@ -156,10 +157,11 @@ def _html(report: Report) -> str:
 
 def _markdown(report: Report) -> str:
     def cell(text: str) -> str:
-        return " · ".join(line for line in text.splitlines() if line).replace("|", "\\|")
+        return " · ".join(line for line in text.splitlines() if line)
 
     environment = _environment()
     environment.filters["cell"] = cell
+    environment.filters["md"] = markdown
     return str(environment.get_template("template.md.j2").render(report=report))
 
 

@@ -99,6 +99,7 @@ def drawn(draw: Callable[[Look], Figure], look: Look) -> Drawn:
     style: Any = {
         "svg.hashsalt": "megu",
         "svg.fonttype": "path",
+        "text.parse_math": False,  # a dollar sign in a name begins no formula
         "font.family": "DejaVu Sans",  # comes with matplotlib
         "font.size": 9 if look.narrow else 10,
         "text.color": look.ink,
