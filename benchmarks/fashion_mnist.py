@@ -1,4 +1,4 @@
-"""The figures of docs/decisions.md: Fashion-MNIST, all 60,000 images, a small ResNet.
+"""The first figures of benchmarks/lab.md: Fashion-MNIST, all 60,000 images, a small ResNet.
 
     python benchmarks/fashion_mnist.py [--out DIR] [--limit N]
 

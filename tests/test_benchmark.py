@@ -38,7 +38,7 @@ def test_every_config_of_a_cell_is_valid_and_tuned_on_a_seed_of_its_own(file):
     config = load_config(file)
     assert config.compare.tune_seed is not None
     assert config.compare.tune_seed not in range(config.seed, config.seed + config.compare.seeds)
-    # Seeds that had a part in the choice of the defaults (docs/decisions.md).
+    # Seeds that had a part in the choice of the defaults (benchmarks/lab.md).
     assert not {0, 1, 2, 100, 201, 202, 203} & set(range(config.seed, config.seed + config.compare.seeds))
     assert file.stem in file.read_text()
 
