@@ -364,11 +364,11 @@ class Pipeline:
             MeguError: Whatever a stage raises; what was finished stays.
         """
         done: set[str] = set()
+        # Whether recorded ratings are complete their file alone tells; what follows reads images and weights.
+        if goals is None and "ratings" in self._given(STAGES["similarity"]):
+            self.work.digest("ratings")
         self.refuse_foreign(self._all_upstream(self.order() if goals is None else goals), force)
         if goals is None:
-            # Whether recorded ratings are complete their file alone tells; the preflight reads images and weights.
-            if "ratings" in self._given(STAGES["similarity"]):
-                self.work.digest("ratings")
             self.preflight(force)
         # All that is wrong with what the user gave shows now, before the first hour of work.
         for name in self.order() if goals is None else goals:
