@@ -46,3 +46,22 @@ def test_a_setting_at_fault_is_refused_in_few_words(tmp_path, setting):
         load_config(file, [setting])
     assert setting.partition("=")[0] in caught.value.message
     assert len(caught.value.message) < 1000
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("init", "--config"), ("init", "--images"), ("demo", "--out"), ("run", "--out"), ("similarity", "--against")],
+)
+def test_a_path_that_cannot_be_is_refused_by_its_option(megu, tmp_path, monkeypatch, command, option):
+    monkeypatch.chdir(tmp_path)
+    answer = megu(command, option, "a" * 5000)
+    assert answer.code == 2
+    assert f"error: {option}: " in answer.err
+    assert "too long a path" in answer.err
+    assert len(answer.err) < 1000
+
+
+def test_the_seeds_of_a_comparison_are_bounded(megu, config):
+    answer = megu("compare", "-c", config, "--seeds", "9" * 20, "--dry-run")
+    assert answer.code == 2
+    assert "compare.seeds: input should be less than or equal to 1000" in answer.err

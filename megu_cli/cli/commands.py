@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from megu_cli.cli.console import say
-from megu_cli.cli.options import Options, command
+from megu_cli.cli.options import Options, command, possible
 
 if TYPE_CHECKING:
     from megu_cli.config import Config
@@ -46,8 +46,8 @@ class _Format(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add all commands to the app."""
-    app.command(rich_help_panel="Start here")(demo)
-    app.command(rich_help_panel="Start here")(init)
+    app.command(rich_help_panel="Start here")(possible(demo))
+    app.command(rich_help_panel="Start here")(possible(init))
     app.command(rich_help_panel="The whole pipeline")(command(run))
     app.command(rich_help_panel="The whole pipeline")(command(status))
     app.command(rich_help_panel="The whole pipeline")(command(compare))
@@ -491,11 +491,13 @@ def _show_eval(options: Options, config: Config) -> None:
     from megu_cli.cli import tables
     from megu_cli.errors import RequirementError
     from megu_cli.pipeline import STAGES
-    from megu_cli.requirements import judge, parse
+    from megu_cli.requirements import absent, judge, parse
 
     evaluation = read_body(config.out / STAGES["eval"].file)
     verdicts = judge(parse(config.eval.require), evaluation)
     result = {name: value for name, value in evaluation.items() if name != "aggregates"}  # for the report alone
+    if missing := absent(evaluation):
+        result["absent"] = missing
     if verdicts:
         result["requirements"] = [
             {

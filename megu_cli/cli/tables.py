@@ -104,6 +104,9 @@ def evaluation(result: dict[str, Any]) -> None:
     if "mask" in columns:
         notes.append("masked only hides the logits of what is forgotten: the cheat that a score must tell apart.")
     console.print(" ".join(notes), style="dim")
+    for metric, needed in result.get("absent", {}).items():
+        if metric in _METRICS:
+            console.print(f"{metric} is not measured: it needs {needed}.", style="dim")
     for verdict in result.get("requirements", []):
         mark, colour = ("met", "green") if verdict["met"] else ("NOT MET", "bold red")
         console.print(f"{verdict['requirement']}: [{colour}]{mark}[/] ({verdict['measured']})")
