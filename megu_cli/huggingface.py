@@ -165,7 +165,7 @@ def _read_processor(own: Any, folder: Path) -> Preprocessing:
         found = _as_processor(own, folder)
         if not (found.image_size is None or (isinstance(found.image_size, int) and found.image_size > 0)):
             raise ValueError(f"images of {brief(found.image_size)} pixels")
-        if not all(map(math.isfinite, (*found.mean, *found.std))) or min(found.std) <= 0:
+        if not all(map(math.isfinite, (*(found.mean or ()), *(found.std or ())))) or min(found.std or (1,)) <= 0:
             raise ValueError("a mean or a standard deviation that no images have")
         return found
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:

@@ -587,13 +587,14 @@ def _plan(rows: list[tuple[str, str, str]]) -> list[dict[str, str]]:
 def _show(options: Options, result: dict[str, Any], table: Any) -> None:
     """Print a result on stdout: one JSON object, or a table."""
     from megu_cli.processes import rank
+    from megu_cli.text import shown
 
     if rank() > 0:
         return
     if options.json:
         typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
     else:
-        table(result)
+        table(shown(result))
 
 
 def _make(folder: Path) -> None:
