@@ -606,7 +606,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _parse_override(override: str) -> dict[str, Any]:
     key, sep, text = override.partition("=")
     if not sep or not key.strip():
-        raise ConfigError(f"--set {override!r} is not of the form key.subkey=value")
+        raise ConfigError(f"--set {brief(override)} is not of the form key.subkey=value")
     try:
         value = yaml.load(text, _Loader)
     except (yaml.scanner.ScannerError, yaml.parser.ParserError, yaml.reader.ReaderError):

@@ -332,8 +332,10 @@ def directory(
 
 
 def _json(path: Path) -> dict[str, Any]:
+    from megu_cli.artifacts import strict_json
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):

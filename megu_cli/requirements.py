@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megu_cli.errors import ConfigError
+from megu_cli.errors import ConfigError, brief
 
 _FORM = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+]?[0-9.]+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
 _TESTS: dict[str, Callable[[float, float], bool]] = {
@@ -99,7 +99,7 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
             result.append(Requirement(match[1], match[2], float(match[3])))
         except ValueError:
             raise ConfigError(
-                f"requirement {text!r} is not of the form name<=number", "For example forget_test_acc<=0.02."
+                f"requirement {brief(text)} is not of the form name<=number", "For example forget_test_acc<=0.02."
             ) from None
         if result[-1].name not in NAMES:
             raise ConfigError(
