@@ -72,9 +72,10 @@ class Recorded:
             elif missing:
                 faults.append(f"row {brief(question.concept)} has no rating of {', '.join(map(brief, missing))}")
         if faults:
+            rated = ", ".join(name[:200] for name in self.classes)
             raise DataError(
                 f"recorded ratings {self.path.name}: {'; '.join(faults)}",
-                f"It rates: {', '.join(name[:200] for name in self.classes)}. Add what is missing, or set mllm.ratings to another file.",
+                f"It rates: {rated}. Add what is missing, or set mllm.ratings to another file.",
             )
         scores = {
             q.concept: {c: float(self.scores[q.concept][c]) for c in q.candidates if c in self.scores[q.concept]}
