@@ -41,7 +41,9 @@ class Recorded:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content = _File.model_validate(strict_json(path.read_bytes()))
+            raw = path.read_bytes()
+            strict_json(raw)  # what pydantic would let through
+            content = _File.model_validate_json(raw)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"recorded ratings {path}: {_reason(error)}",
