@@ -17,12 +17,13 @@ import os
 import re
 import stat
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from megu_cli.errors import ArtifactError, ForeignFileError
+from megu_cli.errors import ArtifactError, ForeignFileError, brief
 from megu_cli.writing import replacing
 
 if TYPE_CHECKING:
@@ -76,13 +77,13 @@ def digest(data: Any) -> str:
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Parse JSON that `canonical` can write again: finite numbers, valid text, at most 64 levels deep.
+    """Parse JSON that `canonical` can write again: finite numbers, valid text, at most 64 levels deep, no key twice.
 
     Raises:
         ValueError: The text is something else.
     """
     try:
-        data = json.loads(text, parse_constant=_no_number)
+        data = json.loads(text, parse_constant=_no_number, parse_int=_whole, object_pairs_hook=_once)
         level, depth = [data], 0
         while level := [item for value in level for item in _items(value)]:
             depth += 1
@@ -91,6 +92,8 @@ def strict_json(text: str | bytes) -> Any:
         canonical(data)  # an infinite number or a half character
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character") from None
     return data
 
 
@@ -99,6 +102,20 @@ def _items(value: Any) -> Iterator[Any]:
         yield from value.values()
     elif isinstance(value, list):
         yield from value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 300:
+        raise ValueError(f"it holds a number of {len(text):,} digits")
+    return int(text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+        raise ValueError(f"the key {brief(twice)} stands there twice")
+    return found
 
 
 def _no_number(name: str) -> Any:

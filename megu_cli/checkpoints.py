@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from megu_cli import artifacts
-from megu_cli.errors import ArtifactError, CheckpointError
+from megu_cli.errors import ArtifactError, CheckpointError, brief
 from megu_cli.models import State, names_of_tensors
 
 Place = tuple[Any, ...]
@@ -263,7 +263,7 @@ def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:
         if not wanted:
             there = ", ".join(c.name or "the file itself" for c in copies) or "none"
             raise CheckpointError(
-                f"model.key: {path.name} holds no weights of this model under {key!r}", f"There are: {there}."
+                f"model.key: {path.name} holds no weights of this model under {brief(key)}", f"There are: {there}."
             )
     else:
         wanted = copies

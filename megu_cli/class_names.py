@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megu_cli.errors import CheckpointError, ConfigError
+from megu_cli.errors import CheckpointError, ConfigError, brief
 
 
 def read_names(path: Path) -> list[str]:
@@ -18,12 +17,14 @@ def read_names(path: Path) -> list[str]:
     Raises:
         ConfigError: It cannot be read, or holds none.
     """
+    from megu_cli.artifacts import strict_json
+
     try:
         text = path.read_text(encoding="utf-8-sig")
-        names = _of_json(json.loads(text)) if path.suffix == ".json" else list(map(str.strip, text.splitlines()))
+        names = _of_json(strict_json(text)) if path.suffix == ".json" else list(map(str.strip, text.splitlines()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"model.classes: {path} cannot be read: {error}",
+            f"model.classes: {path} cannot be read: {str(error)[:200]}",
             "It holds a class name a line, or JSON: a list, or a mapping from names to positions or back.",
         ) from None
     names = [name for name in names if name]
@@ -35,7 +36,11 @@ def read_names(path: Path) -> list[str]:
 def _of_json(content: Any) -> list[str]:
     if isinstance(content, dict):
         at = {int(v if isinstance(v, int) else k): k if isinstance(v, int) else v for k, v in content.items()}
+        if sorted(at) != list(range(len(content))):
+            raise ValueError("the positions are not 0, 1, 2 and so on, each once")
         content = [at[i] for i in range(len(content))]
+    if not isinstance(content, list) or any(isinstance(name, (list, dict)) for name in content):
+        raise ValueError("it holds something other than names")
     return [str(name) for name in content]
 
 
@@ -84,4 +89,4 @@ def _loose(name: str) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
+    return ", ".join(map(brief, names[:5])) + (", …" if len(names) > 5 else "")

@@ -401,7 +401,9 @@ class CompareConfig(_Section):
     """What `megu compare` sets beside each other."""
 
     methods: list[str] | None = Field(None, description="names of methods; null: all there are")
-    seeds: Count = Field(3, description="seeds, counted up from `seed`; the noise floor needs three")
+    seeds: Annotated[int, Field(ge=1, le=1000)] = Field(
+        3, description="seeds, counted up from `seed`, at most 1,000; the noise floor needs three"
+    )
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="method -> its own settings, e.g. {ssd: {alpha: 5}}; see docs/methods.md"
     )
@@ -482,7 +484,7 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
     Raises:
         ConfigError: The file is missing or no YAML, or settings are at fault; all faults are named together.
     """
-    _checked(file, "-c")
+    checked_path(file, "-c")
     from_yaml = _anchored(_absolute(Config, _read_yaml(file), file.resolve().parent), file.resolve().parent)
     from_flags: dict[str, Any] = {}
     for override in overrides or []:
@@ -528,7 +530,11 @@ def section(kind: type[Section], name: str, given: Section | Mapping[str, Any] |
 
 
 def changed(config: Config, settings: dict[str, Any]) -> Config:
-    """The config with other values for dotted keys, validated."""
+    """The config with other values for dotted keys, validated.
+
+    Raises:
+        ConfigError: A value is at fault; all faults are named together.
+    """
     raw = config.model_dump()
     for key, value in settings.items():
         *sections, last = key.split(".")
@@ -536,7 +542,10 @@ def changed(config: Config, settings: dict[str, Any]) -> Config:
         for name in sections:
             section = section[name]
         section[last] = value
-    return Config.model_validate(raw)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(map(_describe, error.errors()))) from None
 
 
 def preset_settings(name: str) -> dict[str, Any]:
@@ -623,7 +632,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _parse_override(override: str) -> dict[str, Any]:
     key, sep, text = override.partition("=")
     if not sep or not key.strip():
-        raise ConfigError(f"--set {override!r} is not of the form key.subkey=value")
+        raise ConfigError(f"--set {brief(override)} is not of the form key.subkey=value")
     try:
         value = yaml.load(text, _Loader)
     except (yaml.scanner.ScannerError, yaml.parser.ParserError, yaml.reader.ReaderError):
@@ -680,10 +689,10 @@ def _placed(value: str | Path, folder: Path, key: str) -> Path:
         path = Path(value).expanduser()
     except RuntimeError:
         raise ConfigError(f"{key}: {brief(str(value))}: there is no such user", "Write the folder out.") from None
-    return _checked(folder / path, key)
+    return checked_path(folder / path, key)
 
 
-def _checked(path: Path, key: str) -> Path:
+def checked_path(path: Path, key: str) -> Path:
     """The path, if a file can have it.
 
     Raises:

@@ -16,7 +16,7 @@ from megu_cli.config import ForgetConfig
 from megu_cli.data import Dataset
 from megu_cli.data.names import composed
 from megu_cli.deletion_list import listed
-from megu_cli.errors import DataError, Faults
+from megu_cli.errors import DataError, Faults, brief
 from megu_cli.runtime import generator
 
 Kind = Literal["classes", "subclasses", "samples", "subjects", "random"]
@@ -284,7 +284,7 @@ def class_positions(names: Sequence[str | int], known: Sequence[str], key: str =
         if place is None:
             near = difflib.get_close_matches(str(name), known, n=1)
             raise DataError(
-                f"{key}: there is no class {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+                f"{key}: there is no class {brief(name)}" + (f"; did you mean {near[0]!r}?" if near else ""),
                 f"The classes are: {', '.join(known[:50])}{', …' if len(known) > 50 else ''}.",
             )
         found.add(place)
@@ -316,6 +316,8 @@ def _known(ids: Sequence[str | int], data: Dataset) -> list[int]:
     for given in ids:
         if str(given) not in position:
             near = difflib.get_close_matches(str(given), data.subjects, n=1)
-            faults.add(f"forget.subjects: there is no {given!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            faults.add(
+                f"forget.subjects: there is no {brief(given)}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
     faults.check()
     return [position[str(given)] for given in ids]

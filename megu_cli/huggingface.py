@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from torch import nn
 
 from megu_cli.checkpoints import MARK, MARK_IN_CONFIG
 from megu_cli.config import has_weights
-from megu_cli.errors import CheckpointError, ConfigError
+from megu_cli.errors import CheckpointError, ConfigError, brief
 from megu_cli.models import HF, Preprocessing, State
 
 _CONFIG, _PREPROCESSOR, _WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -164,6 +165,21 @@ def preprocessing(name: str, trust_remote_code: bool = False) -> Preprocessing:
 
 
 def _read_processor(own: Any, folder: Path) -> Preprocessing:
+    try:
+        found = _as_processor(own, folder)
+        if not (found.image_size is None or (isinstance(found.image_size, int) and found.image_size > 0)):
+            raise ValueError(f"images of {brief(found.image_size)} pixels")
+        if not all(map(math.isfinite, (*(found.mean or ()), *(found.std or ())))) or min(found.std or (1,)) <= 0:
+            raise ValueError("a mean or a standard deviation that no images have")
+        return found
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder.name}/{_PREPROCESSOR} holds a value that cannot be used: {error}",
+            "Write it anew with the image processor's save_pretrained().",
+        ) from None
+
+
+def _as_processor(own: Any, folder: Path) -> Preprocessing:
     def setting(key: str, default: Any = None) -> Any:
         value = getattr(own, key, None)
         return default if value is None else value
@@ -184,6 +200,10 @@ def _read_processor(own: Any, folder: Path) -> Preprocessing:
         crop = 1.0 if stretch else float(share)
     else:
         stretch = "height" in size  # both sides are resized, as ViT does
+    resample = setting("resample", 2)
+    if resample not in _INTERPOLATION:
+        known = ", ".join(f"{number} ({name})" for number, name in _INTERPOLATION.items())
+        raise ConfigError(f"{folder.name}/{_PREPROCESSOR}: resample: {brief(resample)} is none of {known}")
     # Pixels p of 0 to 255 become (p * factor - mean) / std; megu normalises p / 255.
     mean, std = [0.0], [1.0]
     if setting("do_normalize", True):
@@ -194,7 +214,7 @@ def _read_processor(own: Any, folder: Path) -> Preprocessing:
         mean=tuple((m + offset) / scale for m in mean),
         std=tuple(s / scale for s in std),
         image_size=side,
-        interpolation=_INTERPOLATION[int(setting("resample", 2))],
+        interpolation=_INTERPOLATION[resample],
         crop=crop,
         stretch=stretch,
     )
@@ -335,8 +355,10 @@ def marked(files: dict[str, bytes], provenance: dict[str, Any]) -> dict[str, byt
 
 
 def _json(path: Path) -> dict[str, Any]:
+    from megu_cli.artifacts import strict_json
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megu_cli.errors import CheckpointError, ConfigError
+from megu_cli.errors import CheckpointError, ConfigError, brief
 
 State = dict[str, Tensor]
 
@@ -123,19 +123,21 @@ def check_name(name: str) -> None:
 
         known = torchvision.models.list_models(module=torchvision.models)
         if short not in known:
-            raise ConfigError(f"model.name: torchvision has no classifier {short!r}", f"It has: {', '.join(known)}.")
+            raise ConfigError(
+                f"model.name: torchvision has no classifier {brief(short)}", f"It has: {', '.join(known)}."
+            )
     elif source == TIMM:
         timm = _timm()
         if not timm.is_model(short):
             near = difflib.get_close_matches(short, timm.list_models(), n=3)
             raise ConfigError(
-                f"model.name: timm has no model {short!r}", f"Near it: {', '.join(near)}." if near else ""
+                f"model.name: timm has no model {brief(short)}", f"Near it: {', '.join(near)}." if near else ""
             )
     elif source == PYTHON:
         factory_of(short)
     elif not source and name not in _BUILTIN:
         raise ConfigError(
-            f"model.name: there is no model {name!r}",
+            f"model.name: there is no model {brief(name)}",
             f"Known: {', '.join(_BUILTIN)}, hf:DIRECTORY, torchvision:NAME, timm:NAME, python:MODULE:FACTORY.",
         )
 
@@ -184,7 +186,7 @@ def factory_of(name: str) -> Callable[..., nn.Module]:
             f"It is looked for in {folder} first, then among the installed ones.",
         ) from None
     if not callable(found):
-        raise ConfigError(f"model.name: the module {module} has no function {function!r}")
+        raise ConfigError(f"model.name: the module {module} has no function {brief(function)}")
     return found  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megu_cli.errors import ConfigError
+from megu_cli.errors import ConfigError, brief
 
 _FORM = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+]?[0-9.]+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
 _TESTS: dict[str, Callable[[float, float], bool]] = {
@@ -27,6 +27,27 @@ _OWN = (
 _COMPARED = ("js_divergence", "activation_distance", "agreement", "avg_gap", "tow", "label_agreement")
 _TIMES = ("time_ratio", "time_ratio_total", "time_ratio_reached")
 NAMES = (*_OWN, *_COMPARED, *_TIMES)
+
+
+# What a metric of a model by itself cannot be measured without.
+_NEEDED = {
+    "retain_test_acc": "test images of retained classes",
+    "forget_test_acc": "test images of the forgotten classes",
+    "mia_entropy_lr": "test images of retained classes",
+    "mia_entropy_lr_ssd": "test images",
+    "mia_confidence_svc": "two test images of retained classes, and eval.attack_samples of at least 2",
+    "mia_loss_auc": "two forgotten images, and two test images of their classes",
+    "mia_loss_tpr_at_1fpr": "two forgotten images, and 100 test images of their classes",
+    "probe_acc": "test images of the forgotten classes, and eval.probe_samples that draws two classes",
+}
+
+
+def absent(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """Metric of the unlearned model that is null -> what it needs, which was not there."""
+    figures = evaluation["unlearned"]
+    # Single images have no test images that could be forgotten: nothing is missing there.
+    apart = () if evaluation.get("request", {}).get("concepts", True) else ("forget_test_acc", "probe_acc")
+    return {name: needed for name, needed in _NEEDED.items() if name not in apart and figures.get(name, needed) is None}
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
             result.append(Requirement(match[1], match[2], float(match[3])))
         except ValueError:
             raise ConfigError(
-                f"requirement {text!r} is not of the form name<=number", "For example forget_test_acc<=0.02."
+                f"requirement {brief(text)} is not of the form name<=number", "For example forget_test_acc<=0.02."
             ) from None
         if result[-1].name not in NAMES:
             raise ConfigError(
@@ -94,13 +115,17 @@ def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) ->
     if "relearn_epochs" in figures and figures["relearn_epochs"] is None:
         figures["relearn_epochs"] = math.inf  # it was measured: within these epochs the knowledge does not come back
 
+    missing = absent(evaluation)
+
     def why(name: str) -> str:
         if name in _OWN:
-            return "in this run"
+            return f"without {missing[name]}" if name in missing else "in this run"
         if not compared:
             return "without an oracle"
-        if name not in _TIMES:
+        if name == "label_agreement":
             return "without the labels"
+        if name not in _TIMES:
+            return "since one of its metrics is not measured"
         timed = evaluation["time"].get("time_ratio") is not None
         return "since the retraining had no held-out images" if timed else "since both were not timed on one machine"
 

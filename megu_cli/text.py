@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 # Controls, marks that turn the direction of text, what has no width, halves of characters. JSON stays as it is.
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
@@ -19,6 +20,39 @@ def printable(text: str) -> str:
     )
 
 
+def inline(text: str) -> str:
+    """The text as `printable` shows it, and in one line: a name forges no line of ours."""
+    return printable(text).replace("\n", "\\n")
+
+
+# What megu itself says, in lines of its own.
+_PROSE = frozenset(("reason", "note", "failed"))
+
+
+def shown(data: Any) -> Any:
+    """JSON data for people: every string in it as `inline` has it, keys as well; two that differ still do."""
+    names: dict[str, str] = {}
+    taken: dict[str, str] = {}
+
+    def name(text: str) -> str:
+        if text not in names:
+            seen = inline(text)
+            while taken.setdefault(seen, text) != text:
+                seen += "'"
+            names[text] = seen
+        return names[text]
+
+    def part(value: Any) -> Any:
+        if isinstance(value, str):
+            return name(value)
+        if isinstance(value, dict):
+            return {name(key) if isinstance(key, str) else key: item if key in _PROSE else part(item)
+                    for key, item in value.items()}  # fmt: skip
+        return [part(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return part(data)
+
+
 def markdown(text: str) -> str:
     """The text as Markdown that shows it: no tag, link or picture comes of a name. `Code` of our own stays."""
 
@@ -26,4 +60,4 @@ def markdown(text: str) -> str:
         found = match[0]
         return found if len(found) > 1 else {"<": "&lt;", "&": "&amp;"}.get(found, f"\\{found}")
 
-    return _MARKDOWN.sub(escaped, printable(text))
+    return _MARKDOWN.sub(escaped, inline(text))

@@ -401,7 +401,8 @@ def noise_pair(problem: Problem, model: nn.Module, labels: Labels) -> dict[str, 
         target, group = problem.true.unique(return_inverse=True)
         away = settings.negative == "away"
         # Carrying noise is put on retained images, away noise on the forgotten ones of its class.
-        index = request.forget if away else request.retain
+        # Each class needs one: with fewer retained images than forgotten classes, they serve several.
+        index = request.forget if away else request.retain.repeat(-(-len(target) // len(request.retain)))
         train("negative", index, group if away else torch.arange(len(index)) % len(target), target, away)
     return pair
 

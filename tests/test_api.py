@@ -205,3 +205,17 @@ def test_a_model_without_a_linear_head(samples):
     result = unlearn(Bare(), **samples, **SHORT)
     assert result.history.steps == 3
     assert result.model.weight.abs().sum() > 0
+
+
+def test_fewer_retained_samples_than_forgotten_classes():
+    draw = torch.Generator().manual_seed(0)
+    images, classes = torch.randn(26, 1, 4, 4, generator=draw), torch.arange(26) // 6
+    classes[25] = 5
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 6))
+    gone = classes < 4
+    result = unlearn(
+        model, retain=(images[~gone], classes[~gone]), forget=(images[gone], classes[gone]),
+        noise={"steps": 3, "use": "both"}, labels={"stand_in": False}, finetune=SHORT["finetune"],
+    )  # fmt: skip
+    assert len(result.noise["negative"]) == 4

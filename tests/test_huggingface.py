@@ -271,6 +271,16 @@ def test_directories_that_are_at_fault(tmp_path):
     refused(tmp_path / "many", "hf:many predicts 7 classes, and the data have 10", tmp_path)
     saved(tmp_path / "larger", image_size=12, processor=False)
     refused(tmp_path / "larger", r"cannot take images of 1 x 8 x 8", tmp_path, "data.image_size=8")
+    for key, value, part in (
+        ("resample", 77, "resample: 77 is none of 0"),
+        ("image_mean", "abc", "preprocessor_config.json holds a value"),
+        ("image_std", [0], "a mean or a standard deviation"),
+        ("size", {"height": "a", "width": "a"}, "images of 'a' pixels"),
+    ):
+        saved(tmp_path / "odd")
+        path = tmp_path / "odd" / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+        refused(tmp_path / "odd", part, tmp_path)
     saved(tmp_path / "cut")
     path = tmp_path / "cut" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])

@@ -106,8 +106,8 @@ def test_gaps_by_hand():
     others = [dict.fromkeys(names, value) for value in (0.1, 0.2, 0.5)]
     assert distance.noise_floor(others) == pytest.approx((0.1 + 0.4 + 0.3) / 3, abs=PRECISE)
     assert distance.noise_floor(others[:2]) is None
-    with pytest.raises(ValueError, match="no value"):
-        distance.avg_gap({**model, names[0]: None}, oracle)
+    assert distance.avg_gap({**model, names[0]: None}, oracle) is None
+    assert distance.tow({**model, "retain_test_acc": None}, oracle) is None
 
 
 # -- membership inference ----------------------------------------------------------------------------------------------

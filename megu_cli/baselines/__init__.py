@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from megu_cli.errors import ConfigError
+from megu_cli.errors import ConfigError, brief
 
 GROUP = "megu.methods"
 
@@ -65,7 +65,7 @@ class Method:
             return TypeAdapter(type(default)).validate_python(value)
         except ValidationError:
             kind = type(default).__name__
-            raise ConfigError(f"compare.settings: {self.name}: {key} is {value!r}, which is no {kind}") from None
+            raise ConfigError(f"compare.settings: {self.name}: {key} is {brief(value)}, which is no {kind}") from None
 
 
 # Every grid has as many points, so that no method is tuned harder than another; the defaults are one of them.

@@ -9,19 +9,49 @@ import signal
 import sys
 import time
 import traceback
-from typing import NoReturn
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from megu_cli.cli import commands
+from megu_cli.cli.console import say
 from megu_cli.errors import NO_SPACE, MeguError
 from megu_cli.processes import rank, world
+from megu_cli.text import printable
 
+_UsageError: Any = typer.BadParameter.__base__
 # Seconds that another process waits for the first to find the same fault.
 _PATIENCE = 60.0
 
+
+class _Commands(TyperGroup):
+    """The commands; what the command line's own errors quote of it is shown escaped."""
+
+    def make_context(self, *given: Any, **settings: Any) -> Any:
+        """Parse megu's own part of the command line."""
+        with _escaped():
+            return super().make_context(*given, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse a command's part, and call it."""
+        with _escaped():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _escaped() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = printable(error.message)
+        raise
+
+
 app = typer.Typer(
     name="megu",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -75,7 +105,7 @@ def main() -> None:
         raise
     except MeguError as error:
         if verbose:
-            traceback.print_exc()
+            say(traceback.format_exc(), err=True)
         if rank() > 0:
             _wait_for_the_first(error)
         _report(error.message, error.hint)
@@ -91,7 +121,7 @@ def main() -> None:
             _report(f"no space left{where}; nothing was lost", "Make room, and run it again.")
             sys.exit(2)
         if verbose:
-            traceback.print_exc()
+            say(traceback.format_exc(), err=True)
         _report(f"{type(error).__name__}: {error}", "This is a bug, or a limit of this machine; -v shows where.")
         sys.exit(1)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from megu_cli.cli.console import say
-from megu_cli.cli.options import Options, command
+from megu_cli.cli.options import Options, command, possible
 
 if TYPE_CHECKING:
     from megu_cli.config import Config
@@ -49,8 +49,8 @@ class _Format(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add all commands to the app."""
-    app.command(rich_help_panel="Start here")(demo)
-    app.command(rich_help_panel="Start here")(init)
+    app.command(rich_help_panel="Start here")(possible(demo))
+    app.command(rich_help_panel="Start here")(possible(init))
     app.command(rich_help_panel="The whole pipeline")(command(run))
     app.command(rich_help_panel="The whole pipeline")(command(status))
     app.command(rich_help_panel="The whole pipeline")(command(compare))
@@ -493,11 +493,13 @@ def _show_eval(options: Options, config: Config, notes: list[str]) -> None:
     from megu_cli.cli import tables
     from megu_cli.errors import RequirementError
     from megu_cli.pipeline import STAGES
-    from megu_cli.requirements import judge, parse
+    from megu_cli.requirements import absent, judge, parse
 
     evaluation = read_body(config.out / STAGES["eval"].file)
     verdicts = judge(parse(config.eval.require), evaluation)
     result = {name: value for name, value in evaluation.items() if name != "aggregates"}  # for the report alone
+    if missing := absent(evaluation):
+        result["absent"] = missing
     if verdicts:
         result["requirements"] = [
             {
@@ -600,13 +602,14 @@ def _plan(rows: list[tuple[str, str, str]]) -> list[dict[str, str]]:
 def _show(options: Options, result: dict[str, Any], table: Any) -> None:
     """Print a result on stdout: one JSON object, or a table."""
     from megu_cli.processes import rank
+    from megu_cli.text import shown
 
     if rank() > 0:
         return
     if options.json:
         typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
     else:
-        table(result)
+        table(shown(result))
 
 
 def _make(folder: Path) -> None:

@@ -14,7 +14,10 @@ from megu_cli.text import printable
 
 
 class SafeConsole(Console):
-    """A console that shows control characters of names escaped."""
+    """A console that shows control characters of names escaped, and takes no text for markup: styles come as `Text`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, **settings)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """Escape before the layout, so that columns fit."""

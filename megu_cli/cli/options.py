@@ -66,6 +66,21 @@ class Options:
         return self if value is None else replace(self, set_=[*self.set_, f"{key}={value}"])
 
 
+def possible(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a command refuse paths that no file can have, by the name of their option."""
+
+    @functools.wraps(function)
+    def wrapper(**given: Any) -> None:
+        from megu_cli.config import checked_path
+
+        for name, value in given.items():
+            if isinstance(value, Path):
+                checked_path(value, f"--{name}")
+        function(**given)
+
+    return wrapper
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command all shared options: it takes an `Options` first, then parameters of its own."""
     hints = typing.get_type_hints(Options, include_extras=True)
@@ -85,6 +100,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     ]
 
     @functools.wraps(function)
+    @possible
     def wrapper(**given: Any) -> None:
         options = Options(**{parameter.name: given.pop(parameter.name) for parameter in shared})
         function(options, **given)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -104,9 +103,12 @@ def evaluation(result: dict[str, Any]) -> None:
     if "mask" in columns:
         notes.append("masked only hides the logits of what is forgotten: the cheat that a score must tell apart.")
     console.print(" ".join(notes), style="dim")
+    for metric, needed in result.get("absent", {}).items():
+        if metric in _METRICS:
+            console.print(f"{metric} is not measured: it needs {needed}.", style="dim")
     for verdict in result.get("requirements", []):
         mark, colour = ("met", "green") if verdict["met"] else ("NOT MET", "bold red")
-        console.print(f"{verdict['requirement']}: [{colour}]{mark}[/] ({verdict['measured']})")
+        console.print(Text.assemble(f"{verdict['requirement']}: ", (mark, colour), f" ({verdict['measured']})"))
 
 
 _COMPARISON = {
@@ -140,7 +142,7 @@ def comparison(result: dict[str, Any]) -> None:
         for figure in shown:
             half = row["interval"].get(figure) if figure != "time_ratio" else None
             text = _interval(row["mean"].get(figure), half, figure == "js_divergence")
-            cells.append(f"[bold]{text}[/]" if bold[figure] == name else text)
+            cells.append(Text(text, "bold" if bold[figure] == name else ""))
         table.add_row(name, *cells, style="dim" if name in _REFERENCES else "", end_section=name == "retrain")
     console = _console()
     console.print(table)
@@ -154,7 +156,7 @@ def comparison(result: dict[str, Any]) -> None:
     )  # fmt: skip
     for name, failures in result["failed"].items():
         for seed, message in failures.items():
-            console.print(f"[bold red]failed[/]: {escape(name)}, seed {seed}: {escape(message)}")
+            console.print(Text.assemble(("failed", "bold red"), f": {name}, seed {seed}: {message}"))
     for name, trials in result["tuned"].items():
         told = ", ".join(f"{key}={value}" for key, value in rows[name]["settings"].items() if key in
                          trials[0]["settings"]) if name in rows else "failed"  # fmt: skip
@@ -170,8 +172,7 @@ def _interval(mean: float | None, half: float | None, plain: bool) -> str:
 
 
 def _title(request: dict[str, Any]) -> str:
-    # A class may be called anything, [red] as well: what is not escaped would be taken for markup.
-    names = escape(", ".join(request["concepts"][:5])) + (", …" if len(request["concepts"]) > 5 else "")
+    names = ", ".join(request["concepts"][:5]) + (", …" if len(request["concepts"]) > 5 else "")
     what = {
         "classes": f"class {names}",
         "subclasses": f"sub-class {names}",
@@ -188,7 +189,7 @@ def status(result: dict[str, Any]) -> None:
     for column in ("stage", "status", "why", "file"):
         table.add_column(column, overflow="fold")
     for name, row in result["stages"].items():
-        table.add_row(name, f"[{_COLOURS[row['status']]}]{row['status']}[/]", escape(row["reason"]), row["file"])
+        table.add_row(name, Text(row["status"], _COLOURS[row["status"]]), row["reason"], row["file"])
     _console().print(table)
 
 
@@ -203,9 +204,7 @@ def plan(result: dict[str, Any]) -> None:
             table.add_column(column, justify="right", no_wrap=True)
     for row in result["plan"]:
         style = "bold" if row["action"] == "run" else "dim"
-        table.add_row(
-            row["stage"], row["action"], escape(row["reason"]), *(_takes(row) if estimated else ()), style=style
-        )
+        table.add_row(row["stage"], row["action"], row["reason"], *(_takes(row) if estimated else ()), style=style)
     console = _console()
     for note in result.get("notes", ()):
         console.print(note, markup=False)
@@ -296,7 +295,7 @@ def rating_cost(result: dict[str, Any]) -> None:
     )
     if cost["leaves"]:
         allowed = "" if cost["allowed"] else ", and is refused unless mllm.allow_remote is true"
-        console.print(f"[bold yellow]This leaves the machine{allowed}.[/]")
+        console.print(f"This leaves the machine{allowed}.", style="bold yellow")
     else:
         console.print("Nothing leaves this machine.")
 
@@ -325,7 +324,7 @@ def _agreement(console: Console, found: dict[str, Any]) -> None:
         table.add_column(column, overflow="fold", justify="right" if column in ("correlation", "ratings") else "left")
     for row in found["rows"]:
         apart = ", ".join(f"{d['candidate']}: {_rating(d['here'])} / {_rating(d['there'])}" for d in row["differences"])
-        table.add_row(escape(row["concept"]), number(row["spearman"]), str(row["ratings"]), escape(apart))
+        table.add_row(row["concept"], number(row["spearman"]), str(row["ratings"]), apart)
     table.add_section()
     table.add_row("overall", number(found["spearman"]), str(found["ratings"]))
     console.print(table)
@@ -381,7 +380,7 @@ def _ratings(console: Console, body: dict[str, Any]) -> None:
     for concept, row in body["scores"].items():
         best = sorted(row.items(), key=lambda pair: -pair[1])
         told = ", ".join(f"{name}: {_rating(value)}" for name, value in best[:_NEAREST])
-        table.add_row(escape(concept), escape(told) + (", …" if len(best) > _NEAREST else ""))
+        table.add_row(concept, told + (", …" if len(best) > _NEAREST else ""))
     console.print(table)
     missing = [f"{concept}: {', '.join(names)}" for concept, names in body.get("missing", {}).items()]
     if missing:
@@ -394,7 +393,7 @@ def _labels(console: Console, body: dict[str, Any]) -> None:
     table.add_column("images", justify="right")
     rows = sorted(body["counts"].items(), key=lambda pair: -pair[1])
     for name, number in rows[:_ROWS]:
-        table.add_row(escape(name), f"{number:,}")
+        table.add_row(name, f"{number:,}")
     console.print(table)
     if len(rows) > _ROWS:
         rest = sum(number for _, number in rows[_ROWS:])
@@ -408,8 +407,8 @@ def purge(result: dict[str, Any]) -> None:
         console.print("nothing to purge: no traces are here")
     verb = "would delete" if result["dry_run"] else "deleted"
     for name, what in result["deleted"].items():
-        console.print(f"{verb} [bold]{name}[/]: {what}", soft_wrap=True)
-    console.print(f"kept: {escape(', '.join(result['kept']))}", style="dim", soft_wrap=True)
+        console.print(Text.assemble(f"{verb} ", (name, "bold"), f": {what}"), soft_wrap=True)
+    console.print(f"kept: {', '.join(result['kept'])}", style="dim", soft_wrap=True)
     console.print(
         "Not megu's to delete: the images, the list of the request, your own checkpoint, and all copies elsewhere.",
         style="dim",
@@ -421,7 +420,11 @@ def where_next(folder: Path) -> None:
     """Where the demo's files are, and what to try with them."""
     console = _console()
     console.print(
-        f"\nAll files are in [bold]{folder}[/]: megu.yaml is the config, model.safetensors the unlearned model."
+        Text.assemble(
+            "\nAll files are in ",
+            (str(folder), "bold"),
+            ": megu.yaml is the config, model.safetensors the unlearned model.",
+        )
     )
     console.print(
         f"Go on from there:  cd {folder} && megu status && megu run --set forget.classes='[3]'",

@@ -18,7 +18,7 @@ from megu_cli.data.hub import hf_dataset
 from megu_cli.data.images import Dataset, Split, joined
 from megu_cli.data.names import chained, hashed
 from megu_cli.data.own import Own, Reserved, imagefolder, manifest
-from megu_cli.errors import DataError, Faults
+from megu_cli.errors import DataError, Faults, brief
 from megu_cli.memo import Memo
 
 # Data of one's own, read with its settings.
@@ -294,10 +294,10 @@ def _coarse(fine: list[str], superclasses: dict[str, list[str]] | None) -> tuple
             if member in owners:
                 owners[member].append(position)
             else:
-                faults.add(f"data.superclasses: {member!r} is no class")
+                faults.add(f"data.superclasses: {brief(member)} is no class")
     for name, found in owners.items():
         if len(found) != 1:
             number = f"{len(found)} superclasses" if found else "no superclass"
-            faults.add(f"data.superclasses: {name!r} is in {number}")
+            faults.add(f"data.superclasses: {brief(name)} is in {number}")
     faults.check(f"The classes are: {', '.join(fine[:50])}{', …' if len(fine) > 50 else ''}.")
     return list(superclasses), torch.tensor([owners[name][0] for name in fine])

@@ -17,7 +17,7 @@ from megu_cli.data.decode import Decode, Resizing, inspect
 from megu_cli.data.images import EncodedImages, Files, Part, Raw, Source
 from megu_cli.data.names import Names, alike, composed, hashed
 from megu_cli.data.paths import Root, relative
-from megu_cli.errors import DataError, Faults
+from megu_cli.errors import DataError, Faults, brief
 from megu_cli.memo import Memo
 
 _Array = np.ndarray[Any, Any]
@@ -219,7 +219,7 @@ def _cell(row: Sequence[str], column: int) -> str:
 
 def _side(split: str) -> bool:
     if split.lower() not in ("train", "test"):
-        raise DataError(f"split is {split!r}, neither train nor test")
+        raise DataError(f"split is {brief(split)}, neither train nor test")
     return split.lower() == "test"
 
 
@@ -252,7 +252,7 @@ def ordered(
         for label in labels:
             other = seen.setdefault(alike(label), label)
             if other != label:
-                faults.add(f"the labels {other!r} and {label!r} differ in case, spaces or Unicode form only")
+                faults.add(f"the labels {brief(other)} and {brief(label)} differ in case, spaces or Unicode form only")
         faults.check("Write them alike; or, if they are two classes, list all of them in model.classes.")
         numbers = numeric and all(label.isdecimal() for label in labels)
         classes = sorted(labels, key=int) if numbers else sorted(labels)
@@ -261,13 +261,13 @@ def ordered(
     position = {name: i for i, name in enumerate(classes)}
     if len(position) < len(classes):
         twice = next(name for i, name in enumerate(classes) if position[name] != i)
-        raise DataError(f"model.classes names {twice!r} twice")
+        raise DataError(f"model.classes names {brief(twice)} twice")
     by_form = {composed(name): i for name, i in position.items()}
     faults = Faults("labels are not among model.classes")
     for label in labels:
         place = position.get(label, by_form.get(composed(label)))
         if place is None:
-            faults.add(f"the label {label!r} is not among model.classes")
+            faults.add(f"the label {brief(label)} is not among model.classes")
         else:
             position[label] = place
     faults.check()

@@ -70,26 +70,26 @@ def label_agreement(labels: Tensor, oracle: Tensor) -> float | None:
     return (labels == oracle.argmax(1)).double().mean().item() if len(labels) else None
 
 
-def avg_gap(model: Mapping[str, float | None], oracle: Mapping[str, float | None]) -> float:
+def avg_gap(model: Mapping[str, float | None], oracle: Mapping[str, float | None]) -> float | None:
     """Mean absolute difference to the oracle over the metrics of `GAP`: 0 is best.
 
     Args:
         model: Metric name -> value.
-        oracle: The same of the oracle.
+        oracle: The same of the oracle; the result is ``None`` where either lacks one of them.
     """
-    gaps = [abs(_number(model[name]) - _number(oracle[name])) for name in GAP]
-    return sum(gaps) / len(gaps)
+    gaps = _gaps(model, oracle, GAP)
+    return None if gaps is None else sum(gaps) / len(gaps)
 
 
-def tow(model: Mapping[str, float | None], oracle: Mapping[str, float | None]) -> float:
+def tow(model: Mapping[str, float | None], oracle: Mapping[str, float | None]) -> float | None:
     """Tug of war: (1 - |d forget|)(1 - |d retain|)(1 - |d test|) of accuracies against the oracle's; 1 is best.
+
+    ``None`` where either lacks one of them.
 
     Source: Zhao et al., 2024, arXiv:2406.01257.
     """
-    product = 1.0
-    for name in ("forget_train_acc", "retain_train_acc", "retain_test_acc"):
-        product *= 1 - abs(_number(model[name]) - _number(oracle[name]))
-    return product
+    gaps = _gaps(model, oracle, ("forget_train_acc", "retain_train_acc", "retain_test_acc"))
+    return None if gaps is None else math.prod(1 - gap for gap in gaps)
 
 
 def noise_floor(oracles: Sequence[Mapping[str, float | None]]) -> float | None:
@@ -100,11 +100,13 @@ def noise_floor(oracles: Sequence[Mapping[str, float | None]]) -> float | None:
     """
     if len(oracles) < 3:
         return None
-    gaps = [avg_gap(a, b) for a, b in itertools.combinations(oracles, 2)]
-    return sum(gaps) / len(gaps)
+    gaps = [gap for a, b in itertools.combinations(oracles, 2) if (gap := avg_gap(a, b)) is not None]
+    return sum(gaps) / len(gaps) if gaps else None
 
 
-def _number(value: float | None) -> float:
-    if value is None:
-        raise ValueError("a metric that the comparison needs has no value")
-    return value
+def _gaps(
+    model: Mapping[str, float | None], oracle: Mapping[str, float | None], names: Sequence[str]
+) -> list[float] | None:
+    """Absolute differences to the oracle; ``None`` unless all can be taken."""
+    gaps = [abs(a - b) for name in names if (a := model[name]) is not None and (b := oracle[name]) is not None]
+    return gaps if len(gaps) == len(names) else None

@@ -14,7 +14,7 @@ def entropy(probabilities: Tensor) -> Tensor:
     return -torch.xlogy(probabilities.double(), probabilities.double()).sum(1)
 
 
-def mia_entropy_lr(retain: Tensor, test: Tensor, forget: Tensor) -> float:
+def mia_entropy_lr(retain: Tensor, test: Tensor, forget: Tensor) -> float | None:
     """Share of the forget set that an entropy attack calls members; the oracle's value is the target.
 
     A class-balanced logistic regression on output entropy tells retained training images (1) from test images of
@@ -22,9 +22,11 @@ def mia_entropy_lr(retain: Tensor, test: Tensor, forget: Tensor) -> float:
 
     Args:
         retain: (N_r,) entropies, from `entropy`, on retained training images.
-        test: (N_t,) entropies on test images of retained classes.
+        test: (N_t,) entropies on test images of retained classes; with none of them the result is ``None``.
         forget: (N_f,) entropies on the forget set.
     """
+    if not (len(retain) and len(test)):
+        return None
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
@@ -35,7 +37,7 @@ def mia_entropy_lr(retain: Tensor, test: Tensor, forget: Tensor) -> float:
         return float(attack.predict(forget.double().numpy()[:, None]).mean())
 
 
-def mia_confidence_svc(retain: Tensor, test: Tensor, forget: Tensor) -> float:
+def mia_confidence_svc(retain: Tensor, test: Tensor, forget: Tensor) -> float | None:
     """SalUn's MIA-efficacy: share of the forget set called non-member; the oracle's value is the target.
 
     A support vector classifier (C = 3, gamma = auto, RBF) on the true class's probability tells as many retained
@@ -46,6 +48,9 @@ def mia_confidence_svc(retain: Tensor, test: Tensor, forget: Tensor) -> float:
         test: (N,) the same on test images of retained classes; as many as ``retain``.
         forget: (N_f,) the same on the forget set.
 
+    Returns:
+        From 0 to 1; ``None`` with fewer than two members and non-members.
+
     Raises:
         ValueError: ``retain`` and ``test`` differ in number.
     """
@@ -53,6 +58,8 @@ def mia_confidence_svc(retain: Tensor, test: Tensor, forget: Tensor) -> float:
 
     if len(retain) != len(test):
         raise ValueError(f"the attack needs as many members as non-members, not {len(retain)} and {len(test)}")
+    if len(retain) < 2:
+        return None
     x = np.concatenate([retain.double().numpy(), test.double().numpy()])[:, None]
     y = np.concatenate([np.ones(len(retain)), np.zeros(len(test))])
     # The cache, in MB, changes the time it takes and the memory, not the result.
@@ -60,7 +67,7 @@ def mia_confidence_svc(retain: Tensor, test: Tensor, forget: Tensor) -> float:
     return float(1 - attack.predict(forget.double().numpy()[:, None]).mean())
 
 
-def mia_entropy_lr_ssd(retain: Tensor, test: Tensor, forget: Tensor) -> float:
+def mia_entropy_lr_ssd(retain: Tensor, test: Tensor, forget: Tensor) -> float | None:
     """`mia_entropy_lr` as the SSD code computes it: the non-members are the whole test set.
 
     Test images of the forgotten classes are among the non-members, which makes forgetting look better than it is;

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megu_cli.mllm.base import SCALE
+from megu_cli.text import shown
 from megu_cli.writing import replacing
 
 _CELL = 0.38  # inches
@@ -31,6 +32,7 @@ def draw(body: dict[str, Any], path: Path) -> str:
     import numpy as np
     from matplotlib.figure import Figure
 
+    body = shown(body)
     scores, names = body["scores"], body["classes"]
     values = np.array([[row.get(name, np.nan) for name in names] for row in scores.values()]).reshape(-1, len(names))
     width = 2.0 + _CELL * len(names)

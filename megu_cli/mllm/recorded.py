@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from megu_cli.errors import DataError
+from megu_cli.artifacts import strict_json
+from megu_cli.errors import DataError, brief
 from megu_cli.mllm.base import SCALE, Cost, Question, Ratings
 
 
@@ -40,8 +41,10 @@ class Recorded:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content = _File.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            raw = path.read_bytes()
+            strict_json(raw)  # what pydantic would let through
+            content = _File.model_validate_json(raw)
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"recorded ratings {path}: {_reason(error)}",
                 "Give a JSON file with classes, scores and rater (see docs/mllm.md), as similarity.json is one.",
@@ -67,13 +70,14 @@ class Recorded:
             declared = known_missing.get(question.concept, [])
             missing = [c for c in question.candidates if c not in (row or {}) and c not in declared]
             if row is None:
-                faults.append(f"no row for {question.concept!r}")
+                faults.append(f"no row for {brief(question.concept)}")
             elif missing:
-                faults.append(f"row {question.concept!r} has no rating of {', '.join(map(repr, missing))}")
+                faults.append(f"row {brief(question.concept)} has no rating of {', '.join(map(brief, missing))}")
         if faults:
+            rated = ", ".join(name[:200] for name in self.classes)
             raise DataError(
                 f"recorded ratings {self.path.name}: {'; '.join(faults)}",
-                f"It rates: {', '.join(self.classes)}. Add what is missing, or set mllm.ratings to another file.",
+                f"It rates: {rated}. Add what is missing, or set mllm.ratings to another file.",
             )
         scores = {
             q.concept: {c: float(self.scores[q.concept][c]) for c in q.candidates if c in self.scores[q.concept]}
@@ -82,13 +86,15 @@ class Recorded:
         return Ratings(self.rater, scores, self.provenance)
 
 
-def _reason(error: OSError | ValidationError) -> str:
+def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if not isinstance(error, ValidationError):
+        return str(error)
     told = []
     for fault in error.errors(include_url=False):
         place = "".join(f"{part} / " for part in fault["loc"]).removesuffix(" / ")
-        got = f" (got {fault['input']!r})" if isinstance(fault["input"], (int, float, str)) and place else ""
+        got = f" (got {brief(fault['input'])})" if isinstance(fault["input"], (int, float, str)) and place else ""
         told.append(f"{place}: {fault['msg'].lower()}{got}".removeprefix(": "))
     return "; ".join(told[:5]) + ("; …" if len(told) > 5 else "")
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from megu_cli import artifacts, writing
 from megu_cli.artifacts import Artifact
 from megu_cli.errors import ArtifactError
 from megu_cli.requirements import Verdict
-from megu_cli.text import markdown
+from megu_cli.text import markdown, printable, shown
 
 if TYPE_CHECKING:
     from megu_cli.report.parts import Report, Sources
@@ -63,7 +63,8 @@ def write(
     """
     from megu_cli.report.content import gather
 
-    report = gather(_sources(work, verdicts, show_forgotten, notices))
+    sources = _sources(work, verdicts, show_forgotten, notices)
+    report = gather(sources if form == "json" else _readable(sources))
     text = _RENDER[form](report)
     path = work.out / f"report.{form}"
     with writing.replacing(path) as temporary:
@@ -107,6 +108,21 @@ def _sources(work: Workspace, verdicts: Sequence[Verdict], show_forgotten: bool,
     return Sources(evaluation, found, verdicts, files, finished, shown, scale, notices, comparison)
 
 
+def _readable(sources: Sources) -> Sources:
+    """The sources with names as people see them, the same in each artifact; JSON stays as it is."""
+    artifacts_ = {"": sources.evaluation, **sources.artifacts}
+    if sources.comparison:
+        artifacts_["compare"] = sources.comparison
+    told = shown({name: [artifact.body, artifact.meta] for name, artifact in artifacts_.items()})
+    named = {name: replace(artifact, body=told[name][0], meta=told[name][1]) for name, artifact in artifacts_.items()}
+    return replace(
+        sources,
+        evaluation=named[""],
+        artifacts={name: named[name] for name in sources.artifacts},
+        comparison=named.get("compare"),
+    )
+
+
 def _examples(work: Workspace, found: dict[str, Artifact]) -> tuple[list[tuple[Any, int, int]], Any]:
     """A few forgotten images as (image from 0 to 1, class, perturbing label), and the unit of the noises in images."""
     split = work.data.train
@@ -131,6 +147,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_visible,
     )
     environment.filters["coded"] = _coded
     return environment
@@ -140,7 +157,11 @@ def _coded(text: str) -> Any:
     """Text as HTML, with what stands in backticks as code."""
     import markupsafe
 
-    return markupsafe.Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(markupsafe.escape(text))))
+    return markupsafe.Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(markupsafe.escape(printable(text)))))
+
+
+def _visible(value: Any) -> Any:
+    return printable(value) if type(value) is str else value  # Markup is ours
 
 
 def _html(report: Report) -> str:

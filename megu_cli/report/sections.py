@@ -10,6 +10,7 @@ import numpy as np
 from megu_cli.report import figures
 from megu_cli.report.parts import Figure, Section, Table, View
 from megu_cli.report.words import DIGESTED, METRICS, MODELS, counted, listed, metric, percent, shown
+from megu_cli.requirements import absent
 
 _ROWS = 32  # classes in a figure; the tables hold all
 _PATHS = 60  # rows of the flow's table
@@ -87,9 +88,10 @@ def results(view: View) -> Section:
             "Masked is the original model that is merely forbidden to say the forgotten class. It forgets nothing, and "
             "stands here as a warning: a score that it reaches as well proves nothing by itself."
         )
+    detail += "".join(f" “{metric(name).label}” is not measured: it needs {why}." for name, why in absent(body).items())
     head = ["", *(MODELS[m] for m in view.models)]
     bold = 1 + view.models.index("unlearned")
-    return Section("results", "Before, now, and retrained", lead, detail, tables=[Table(head, rows, bold=bold)])
+    return Section("results", "Before, now, and retrained", lead, detail.strip(), tables=[Table(head, rows, bold=bold)])
 
 
 def classes(view: View) -> Section:

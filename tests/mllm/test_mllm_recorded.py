@@ -39,7 +39,7 @@ def test_ratings_and_where_they_come_from_are_handed_on(tmp_path: Path) -> None:
         ({**GOOD, "scores": {"a": {"b": "3"}}}, r"scores / a / b: .* \(got '3'\)"),
         ({**GOOD, "scores": {"a": {"b": True}}}, "scores / a / b: "),
         ({**GOOD, "scores": {"a": {"b": None}}}, "scores / a / b: "),
-        ({**GOOD, "scores": {"a": {"b": float("nan")}}}, "scores / a / b: "),
+        ({**GOOD, "scores": {"a": {"b": float("nan")}}}, "NaN is no number"),
         ({**GOOD, "classes": "abc"}, "classes: "),
         ({**GOOD, "rater": None}, "rater: "),
         ({**GOOD, "missing": 5}, "missing: "),
