@@ -216,6 +216,6 @@ def test_fewer_retained_samples_than_forgotten_classes():
     gone = classes < 4
     result = unlearn(
         model, retain=(images[~gone], classes[~gone]), forget=(images[gone], classes[gone]),
-        noise={"steps": 3, "use": "both"}, labels={"stand_in": False}, finetune=SHORT["finetune"],
+        noise={"steps": 3, "use": "both"}, labels={"source": "transition+prediction"}, finetune=SHORT["finetune"],
     )  # fmt: skip
     assert len(result.noise["negative"]) == 4

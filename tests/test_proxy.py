@@ -105,7 +105,7 @@ def test_the_mapping_finds_scale_and_bonus():
 
 
 def test_sides_passes_and_steps():
-    assert [proxy._side(pixels) for pixels in (6, 8, 20, 28, 64, 224)] == [6, 8, 10, 14, 32, 32]
+    assert [proxy._side(pixels) for pixels in (2, 6, 8, 20, 28, 64, 224)] == [4, 6, 8, 10, 14, 32, 32]
     auto = ProxyConfig()
     assert [proxy.passes(auto, images) for images in (100, 3000, 6000, 50_000)] == [40, 20, 10, 10]
     assert proxy.passes(ProxyConfig(passes=3), 100) == 3

@@ -25,6 +25,8 @@ from megu_cli.training import fit, shuffled
 
 # Sides of a thumbnail in pixels; samples that a network is trained on, in how many passes at least and at most.
 _SMALLEST, _LARGEST, _SAMPLES, _FEWEST_PASSES, _MOST_PASSES = 8, 32, 60_000, 10, 40
+# Two poolings need so many pixels a side; a smaller image is enlarged.
+_LEAST = 4
 _BATCH, _LR, _MOMENTUM, _WEIGHT_DECAY = 128, 0.3, 0.9, 5e-4
 
 
@@ -113,7 +115,7 @@ def _batch(images: int) -> int:
 
 def _side(pixels: int) -> int:
     """Side of the thumbnails of images with ``pixels`` a side: half of it, from 8 to 32."""
-    return min(pixels, max(_SMALLEST, min(_LARGEST, pixels // 2)))
+    return max(_LEAST, min(pixels, max(_SMALLEST, min(_LARGEST, pixels // 2))))
 
 
 def _thumbnails(split: Split, index: Tensor, side: int, batch: int, device: torch.device | str) -> Iterator[Tensor]:
