@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # of typing, whose import takes time before a signal is handled
 if TYPE_CHECKING:
+    from typing import Any
+
     from megu_cli.api import Unlearned, unlearn
 
 __all__ = ["Unlearned", "__version__", "unlearn"]

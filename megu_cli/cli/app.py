@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from megu_cli import entry
 from megu_cli.cli import commands
 from megu_cli.cli.console import say
 from megu_cli.errors import NO_SPACE, MeguError
@@ -60,13 +61,13 @@ app = typer.Typer(
     help="Make a trained image classifier forget: a class, a sub-class, or single images, without retraining.\n\n"
     "Start with [bold]megu demo[/bold], or [bold]megu init[/bold] for your own model and data.",
     epilog="Exit codes: 0 done; 2 bad usage, config, data or checkpoint; 3 a requirement is not met; "
-    "4 the MLLM backend failed; 1 anything else; 130 interrupted.",
+    "4 the MLLM backend failed; 1 anything else; 130 interrupted by Ctrl-C, 143 by SIGTERM.",
 )
 commands.register(app)
 
 
 def script() -> NoReturn:
-    """The ``megu`` script, and ``python -m megu_cli``: `main`, and the end of this process."""
+    """`main`, and the end of this process."""
     try:
         main()
     except SystemExit as ended:
@@ -80,6 +81,10 @@ def leave(code: str | int | None) -> NoReturn:
     One of several does not wait for the interpreter to be taken apart: a thread of torch's gloo may then still hold
     tensors of the last exchange, and aborts the process when it lets go of them (pytorch/pytorch#190489).
     """
+    if entry.interrupted():
+        # Whatever became of KeyboardInterrupt on its way.
+        entry.say()
+        code = entry.interrupted()
     if world() == 1:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
@@ -120,6 +125,8 @@ def main() -> None:
             where = f" while writing {error.filename}" if error.filename else ""
             _report(f"no space left{where}; nothing was lost", "Make room, and run it again.")
             sys.exit(2)
+        if entry.interrupted():
+            sys.exit(entry.interrupted())
         if verbose:
             say(traceback.format_exc(), err=True)
         _report(f"{type(error).__name__}: {error}", "This is a bug, or a limit of this machine; -v shows where.")

@@ -568,7 +568,9 @@ def _opened(
                 yield pipeline, config
                 work.crew.close()
     except KeyboardInterrupt:
-        say("interrupted; what was finished is kept, and the same command goes on from there", err=True)
+        from megu_cli import entry
+
+        entry.say("interrupted; what was finished is kept, and the same command goes on from there")
         raise
 
 

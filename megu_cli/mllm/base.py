@@ -146,49 +146,108 @@ def schema(candidates: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def parse(text: str, candidates: Sequence[str]) -> dict[str, float]:
-    """The ratings that an answer holds, wherever in it the JSON object stands.
+def parse(text: str, candidates: Sequence[str], names: Sequence[str] = ()) -> dict[str, float]:
+    """The ratings that an answer holds.
 
-    Of several objects the one with most ratings counts, the later of equals. A number written as text is a number;
-    words, true, a name twice with different values, or a number off the scale are no rating.
+    They are read from an answer that is one JSON object, in a code fence or not, after whatever the model has thought.
+    Such an object may be partial. Where other words surround it, it must rate more than half of the candidates, and
+    be the only one that does: a refusal may quote a class name in which an object stands. A number written as text is
+    a number; words, true, a name twice with different values, or a number off the scale are no rating.
+
+    Args:
+        text: The answer.
+        candidates: The names that were asked about.
+        names: Further names that the answer may quote.
 
     Returns:
         candidate -> rating, for those that were rated.
     """
-    best: dict[str, float] = {}
-    for pairs in _objects(text):
-        found = _ratings(pairs, candidates)
-        if len(found) >= len(best):
-            best = found
-    return best
+    for whole in (text, _without_thoughts(text)):
+        if isinstance(found := _loaded(_unfenced(whole)), _Object):
+            return _ratings(_unwrapped(found), candidates)
+    text = _without_thoughts(text)
+    quoted = _quotations(text, {*candidates, *names})
+    answers: list[dict[str, float]] = []
+    for start, pairs in _objects(text):
+        ratings = _ratings(_unwrapped(pairs), candidates)
+        inside = any(begin <= start < end for begin, end in quoted)
+        if 2 * len(ratings) > len(candidates) and not inside and ratings not in answers:
+            answers.append(ratings)
+    return answers[0] if len(answers) == 1 else {}
 
 
-_NUMBER = re.compile(r"\s*[-+]?\d+(\.\d+)?\s*")
-_Pairs = list[tuple[str, Any]]
+_NUMBER = re.compile(r"\s*[-+]?\d{1,9}(\.\d{1,30})?\s*")
+# Beginnings of objects in prose that are tried: an answer with more is none.
+_TRIES = 100
+_BEGINNING = re.compile(r'\{\s*"')
+# Whole numbers as floats: int() refuses very long ones.
+_DECODER_OPTIONS: dict[str, Any] = {"parse_int": float}
 
 
-def _objects(text: str) -> Iterator[_Pairs]:
-    """All JSON objects in a text, nested ones too, as lists of pairs."""
-    found: list[_Pairs] = []
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as its pairs, names that stand twice among them."""
 
-    def keep(pairs: _Pairs) -> _Pairs:
-        found.append(pairs)
-        return pairs
 
-    decoder = json.JSONDecoder(object_pairs_hook=keep)
-    start = text.find("{")
-    while start >= 0:
+def _loaded(text: str) -> Any:
+    """The JSON value that a text is; ``None`` if it is none."""
+    try:
+        return json.loads(text, object_pairs_hook=_Object, **_DECODER_OPTIONS)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _without_thoughts(text: str) -> str:
+    """What follows the last end of thoughts; nothing where thoughts begin and do not end."""
+    rest = text.rpartition("</think>")[2].strip()
+    return "" if rest.startswith("<think>") else rest
+
+
+def _unfenced(text: str) -> str:
+    """What stands in a code fence that is the whole text; else the text."""
+    text = text.strip()
+    if not (text.startswith("```") and text.endswith("```") and "\n" in text):
+        return text
+    return text[text.index("\n") : -3]
+
+
+def _unwrapped(pairs: _Object) -> _Object:
+    """The object within one that has a single pair, as in {"ratings": {...}}; else the object itself."""
+    if len(pairs) == 1 and isinstance(pairs[0][1], _Object):
+        return pairs[0][1]
+    return pairs
+
+
+def _objects(text: str) -> Iterator[tuple[int, _Object]]:
+    """JSON objects that stand in a text, outermost ones only, with their places.
+
+    The text is read once: after a fault the search goes on behind it, and the number of faults is bounded.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_Object, **_DECODER_OPTIONS)
+    end = 0
+    for _ in range(_TRIES):
+        beginning = _BEGINNING.search(text, end)
+        if beginning is None:
+            return
+        start = beginning.start()
         try:
-            _, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            end = start + 1
-            found.clear()  # objects within one that is broken come again by themselves
-        yield from found
-        found.clear()
-        start = text.find("{", end)
+            pairs, end = decoder.raw_decode(text, start)
+            yield start, pairs
+        except json.JSONDecodeError as error:
+            end = max(error.pos, start + 1)
+        except RecursionError:
+            return  # nested as no answer is
 
 
-def _ratings(pairs: _Pairs, candidates: Sequence[str]) -> dict[str, float]:
+def _quotations(text: str, names: Iterable[str]) -> list[tuple[int, int]]:
+    """Where a text quotes names in which an object may begin."""
+    spans = []
+    for name in names:
+        for form in {name, json.dumps(name)[1:-1], _quoted(name)[1:-1]} if "{" in name else ():
+            spans += [(match.start(), match.end()) for match in re.finditer(re.escape(form), text)]
+    return spans
+
+
+def _ratings(pairs: _Object, candidates: Sequence[str]) -> dict[str, float]:
     low, high = SCALE
     values: dict[str, list[float | None]] = {}
     for name, value in pairs:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import ipaddress
 import json
 import math
+import queue
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 from megu_cli.errors import ConfigError, MLLMError
-from megu_cli.mllm import pictures
+from megu_cli.mllm import http, pictures
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import (
     PROMPT_VERSION,
@@ -31,10 +30,8 @@ from megu_cli.mllm.base import (
     schema,
     unrated,
 )
+from megu_cli.mllm.masking import masked
 from megu_cli.runtime import Track, silent
-
-if TYPE_CHECKING:
-    from openai import APIStatusError, OpenAI
 
 # Names asked about in one call.
 CHUNK = 50
@@ -44,8 +41,12 @@ _CHARACTERS, _PIXELS, _SMALLEST = 4, 28 * 28, 576
 # With the JSON schema or without, with temperature and length or without: what a server may refuse, in the order in
 # which it is tried.
 _OPTIONS = ((True, True), (False, True), (True, False), (False, False))
-# A shorter key is no secret but a filler for servers that want some key, and may be part of any word.
-_SECRET = 6
+# Seconds: the longest Retry-After that is waited for; the first wait where a server names none, and the longest.
+_PATIENCE, _FIRST_WAIT, _LAST_WAIT = 120.0, 0.5, 8.0
+_BUSY = (408, 409, 429)
+
+# The ratings of one call, and the text that they were read from.
+_Answer = tuple[dict[str, float], str]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class _Call:
     position: int | None
     image: str | None
     candidates: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that the question holds."""
+        return (self.concept, *self.candidates)
 
 
 class Endpoint:
@@ -71,7 +77,7 @@ class Endpoint:
         show: Gives the pictures.
         answers: Where raw answers are kept.
         concurrency: Calls at the same time.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds for a call, from the first byte to the last.
         retries: Times that a call is repeated when it fails.
         track: Reports progress.
     """
@@ -96,8 +102,8 @@ class Endpoint:
         self.concurrency, self.timeout, self.retries, self.track = concurrency, timeout, retries, track
         self.allow_remote = allow_remote
         self._key, self._key_env, self._key_needed = key, key_env, key_needed
-        self._client: OpenAI | None = None
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._refused = 0  # how many of _OPTIONS the server refused: they are not sent again
 
     @property
@@ -178,41 +184,60 @@ class Endpoint:
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    def _all(self, calls: list[_Call]) -> list[tuple[dict[str, float], str]]:
+    def _all(self, calls: list[_Call]) -> list[_Answer]:
         """Answer all calls, several at a time; what arrives is kept even where another call fails."""
-        results: list[tuple[dict[str, float], str]] = [({}, "")] * len(calls)
+        results: list[_Answer] = [({}, "")] * len(calls)
         left = [i for i, call in enumerate(calls) if not self._answered(call)]
         if left:
             self._check()
-        with (
-            self.track("similarity", len(calls)) as advance,
-            self._connected(),
-            ThreadPoolExecutor(self.concurrency) as pool,
-        ):
-            # The first call by itself: it finds out what the server takes, and whether it is there at all.
-            for i in left[:1]:
-                results[i] = self._answer(calls[i])
-                advance()
-            futures: dict[Future[tuple[dict[str, float], str]], int] = {
-                pool.submit(self._answer, call): i for i, call in enumerate(calls) if i not in left[:1]
-            }
+        self._stopped.clear()
+        # Daemons, so that an interrupted process does not wait for a server.
+        workers: list[threading.Thread] = []
+        with self.track("similarity", len(calls)) as advance:
             try:
-                pending = set(futures)
-                while pending:
-                    finished, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
-                    for future in finished:
-                        results[futures[future]] = future.result()
+                # The first call by itself: it finds out what the server takes, and whether it is there at all.
+                for first in (left[:1], [i for i in range(len(calls)) if i not in left[:1]]):
+                    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+                    done: queue.SimpleQueue[tuple[int, _Answer | Exception]] = queue.SimpleQueue()
+                    for i in first:
+                        todo.put(i)
+                    for _ in range(min(self.concurrency, len(first))):
+                        workers.append(threading.Thread(target=self._work, args=(calls, todo, done), daemon=True))
+                        workers[-1].start()
+                    for _ in first:
+                        i, answer = done.get()
+                        if isinstance(answer, Exception):
+                            raise answer
+                        results[i] = answer
                         advance()
+            except Exception:
+                # The calls under way are paid for: what they bring is kept. Each ends by its time-out.
+                self._stopped.set()
+                for worker in workers:
+                    worker.join()
+                raise
             finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+                self._stopped.set()
         return results
+
+    def _work(self, calls: list[_Call], todo: queue.SimpleQueue[int], done: queue.SimpleQueue[Any]) -> None:
+        """Answer calls until there are no more, or until all are to stop."""
+        while not self._stopped.is_set():
+            try:
+                i = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((i, self._answer(calls[i])))
+            except Exception as error:
+                done.put((i, error))
 
     def _answered(self, call: _Call) -> bool:
         """Whether the answers on disk have all that would be asked for a call."""
         entry = self.answers.find(self._asked(call, 1))
         if entry is None:
             return False
-        again = self._again(call, parse(_text(_unpacked(entry)), call.candidates))
+        again = self._again(call, parse(_text(_unpacked(entry)), call.candidates, call.names))
         return again is None or self.answers.find(self._asked(again, 2)) is not None
 
     def _check(self) -> None:
@@ -231,22 +256,22 @@ class Endpoint:
                 f"mllm.key_env: the environment variable {self._key_env} is not set",
                 "Set it to the key, or leave mllm.key_env out if the server wants none.",
             )
-        # The libraries below would repeat the whole header in their message.
+        # http.client would repeat the whole header in its message.
         if self._key and not (self._key.isascii() and self._key.isprintable()):
             raise ConfigError(
                 f"mllm.key_env: the key in the environment variable {self._key_env} has characters that cannot be sent",
                 "A key is one line of ASCII characters.",
             )
 
-    def _answer(self, call: _Call) -> tuple[dict[str, float], str]:
+    def _answer(self, call: _Call) -> _Answer:
         """Ratings of one call, and the text they were read from; what is not there is asked for once more."""
         body = self._said(call, 1)
-        ratings = parse(_text(body), call.candidates)
+        ratings = parse(_text(body), call.candidates, call.names)
         if again := self._again(call, ratings):
             second = self._said(again, 2)
-            ratings |= parse(_text(second), again.candidates)
+            ratings |= parse(_text(second), again.candidates, call.names)
             body = second if _text(second) else body
-        return ratings, _text(body) or body.decode(errors="replace")
+        return ratings, self._masked(_text(body) or body.decode(errors="replace"))
 
     def _again(self, call: _Call, ratings: dict[str, float]) -> _Call | None:
         """The call for what an answer did not rate; ``None`` if it rated all."""
@@ -272,7 +297,7 @@ class Endpoint:
 
     def _packed(self, body: bytes) -> dict[str, str]:
         """A body, byte for byte; only where a server repeats the key to us is the key taken out."""
-        body = self._without_key(body.decode("latin-1")).encode("latin-1")  # which leaves all other bytes as they are
+        body = self._masked(body.decode("latin-1")).encode("latin-1")  # which leaves all other bytes as they are
         try:
             return {"body": body.decode()}
         except UnicodeDecodeError:
@@ -280,88 +305,72 @@ class Endpoint:
 
     # -- the connection --------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            with self._lock:
-                client, self._client = self._client, None
-            if client:
-                client.close()
-
-    def _connection(self) -> OpenAI:
-        """The client, made when something is first sent."""
-        import openai
-
-        with self._lock:
-            if self._client is None:
-                # Without redirects: a 307 would send the images to wherever it says. The user's proxy is for other
-                # machines.
-                http = openai.DefaultHttpxClient(follow_redirects=False, timeout=self.timeout, trust_env=self.remote)
-                self._client = openai.OpenAI(
-                    base_url=self.base_url,
-                    api_key=self._key or "none",
-                    timeout=self.timeout,
-                    max_retries=self.retries,
-                    http_client=http,
-                )
-                # The library takes these from the environment of OpenAI's own users; they are no business of another
-                # server.
-                self._client.organization = self._client.project = None
-            if self._client.base_url.host != urlsplit(self.base_url).hostname:
-                raise ConfigError(f"mllm.base_url: {self.base_url} can be read as more than one address")
-            return self._client
-
     def _post(self, messages: list[dict[str, Any]], candidates: tuple[str, ...]) -> bytes:
         """The body of an answer with status 200.
 
         Raises:
             MLLMError: There is none, after all retries.
         """
-        import openai
-
-        refused: APIStatusError | None = None
+        refused: http.Response | None = None
         first = self._refused
         for number, (structured, tuned) in enumerate(_OPTIONS[first:], first):
-            options: dict[str, Any] = {}
+            request: dict[str, Any] = {"model": self.model, "messages": messages}
             if structured:
-                options["response_format"] = {
+                request["response_format"] = {
                     "type": "json_schema",
                     "json_schema": {"name": "ratings", "strict": True, "schema": schema(candidates)},
                 }
             if tuned:
-                options |= {"temperature": 0, "max_tokens": 512 + sum(16 + len(name) for name in candidates)}
-            try:
-                raw = self._connection().chat.completions.with_raw_response.create(
-                    model=self.model, messages=messages, **options  # type: ignore[arg-type]
-                )  # fmt: skip
+                request |= {"temperature": 0, "max_tokens": 512 + sum(16 + len(name) for name in candidates)}
+            response = self._persistently(json.dumps(request).encode())
+            if 200 <= response.status < 300 and not response.fault:
                 self._refused = max(self._refused, number)
-                return bytes(raw.http_response.content)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                refused = refused or error  # what it says of the whole request tells most
-            except openai.APIStatusError as error:
-                raise self._failed(error) from None
-            except openai.APITimeoutError:
-                raise MLLMError(
-                    f"{self.host}: no answer within {self.timeout:g} seconds, {self.retries + 1} times over",
-                    "Raise mllm.timeout, or lower mllm.concurrency; what was answered is kept.",
-                ) from None
-            except openai.APIConnectionError as error:
-                reason = self._without_key(str(error.__cause__ or error))
-                raise MLLMError(
-                    f"{self.host}: no connection ({reason})",
-                    "Is the server running, and mllm.base_url right? What was answered is kept.",
-                ) from None
+                return response.body
+            if response.status not in (400, 422):
+                raise self._failed(response)
+            refused = refused or response  # what it says of the whole request tells most
         assert refused is not None
-        raise self._failed(refused) from None
+        raise self._failed(refused)
 
-    def _failed(self, error: APIStatusError) -> MLLMError:
-        status = error.status_code
+    def _persistently(self, request: bytes) -> http.Response:
+        """The first answer that another try would not change, or the last.
+
+        Raises:
+            MLLMError: There was none.
+        """
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        url = self.base_url.rstrip("/") + "/chat/completions"
+        for left in range(self.retries, -1, -1):
+            pause = min(_FIRST_WAIT * 2.0 ** (self.retries - left), _LAST_WAIT)
+            final = not left or self._stopped.is_set()
+            try:
+                response = http.post(url, request, headers, self.timeout)
+            except TimeoutError:
+                if final:
+                    raise self._fault(
+                        f"no answer within {self.timeout:g} seconds, {self.retries - left + 1} times over",
+                        "Raise mllm.timeout, or lower mllm.concurrency; what was answered is kept.",
+                    ) from None
+            except ConnectionError as error:
+                if final:
+                    raise self._fault(
+                        f"no connection ({excerpt(self._masked(str(error)))})",
+                        "Is the server running, and mllm.base_url right? What was answered is kept.",
+                    ) from None
+            else:
+                pause = _retry_after(response) or pause
+                passing = response.status in _BUSY or response.status >= 500
+                if final or not passing or pause > _PATIENCE:
+                    return response
+            self._stopped.wait(pause)
+        raise AssertionError("unreachable")
+
+    def _failed(self, response: http.Response) -> MLLMError:
+        status = response.status
         if 300 <= status < 400:
-            to = self._without_key(error.response.headers.get("location", "another address"))
-            return MLLMError(
-                f"{self.host}: answers with a redirect to {to}, and none is followed",
+            to = excerpt(self._masked(response.headers.get("location", "another address")))
+            return self._fault(
+                f"answers with a redirect to {to}, and none is followed",
                 "Set mllm.base_url to the address itself, if images may be sent there.",
             )
         hints = {
@@ -370,21 +379,35 @@ class Endpoint:
             404: "Check mllm.base_url (most end in /v1) and mllm.model.",
             429: "Lower mllm.concurrency, or come back later; what was answered is kept.",
         }
-        wait = error.response.headers.get("retry-after")
-        told = f" (Retry-After: {wait})" if wait else ""
-        told = self._without_key(f"{told}: {excerpt(self._without_key(error.response.text))}")
-        return MLLMError(
-            f"{self.host}: HTTP status {status}{told}",
+        wait = response.headers.get("retry-after")
+        told = f" (Retry-After: {excerpt(self._masked(wait))})" if wait else ""
+        text = response.fault or response.body.decode(errors="replace")
+        return self._fault(
+            f"HTTP status {status}{told}: {excerpt(self._masked(text))}",
             hints.get(status, "What was answered is kept; the same command goes on from there."),
         )
 
-    def _without_key(self, text: str) -> str:
-        """A text from outside without the key, in whichever way it is written."""
-        key = self._key or ""
-        if len(key) >= _SECRET:
-            for form in (key, json.dumps(key)[1:-1], key.replace("/", "\\/"), quote(key), quote(key, safe="")):
-                text = text.replace(form, "[key]")
-        return text
+    def _fault(self, what: str, hint: str) -> MLLMError:
+        return MLLMError(f"{self.host}: {self._masked(what)}", hint)
+
+    def _masked(self, text: str) -> str:
+        """A text from outside without the key."""
+        return masked(text, self._key or "")
+
+
+def _retry_after(response: http.Response) -> float | None:
+    """Seconds that the server asks to wait, if it says so."""
+    value = response.headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        from email.utils import parsedate_to_datetime
+
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return seconds if seconds > 0 else None
 
 
 def _unpacked(entry: dict[str, Any]) -> bytes:
@@ -396,19 +419,30 @@ def _unpacked(entry: dict[str, Any]) -> bytes:
 def _text(body: bytes) -> str:
     """The assistant's words in the body of a chat completion; empty where there are none."""
     try:
-        message = json.loads(body)["choices"][0]["message"]
+        message = _decoded(body)["choices"][0]["message"]
         content = message.get("content") or message.get("refusal") or ""
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         return ""
     if isinstance(content, list):  # some servers answer in parts
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return str(content)
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
 
 
-def _tokens(body: bytes) -> dict[str, Any] | None:
-    """Token counts as the server reports them."""
+def _tokens(body: bytes) -> dict[str, int | None] | None:
+    """Token counts as the server reports them; what is no count is left out."""
     try:
-        usage = json.loads(body)["usage"]
-        return {"in": usage.get("prompt_tokens"), "out": usage.get("completion_tokens")}
-    except (ValueError, LookupError, TypeError, AttributeError):
+        usage = _decoded(body)["usage"]
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    except (LookupError, TypeError, AttributeError):
+        return None
+    given, written = (c if type(c) is int and 0 <= c < 1 << 53 else None for c in counts)
+    return {"in": given, "out": written}
+
+
+def _decoded(body: bytes) -> Any:
+    """The JSON in a body; ``None`` where there is none."""
+    try:
+        return json.loads(body.decode())
+    except (ValueError, RecursionError):
         return None

@@ -349,8 +349,9 @@ def test_loopback_needs_no_permission(endpoint: Any, url: str) -> None:
 def test_nothing_of_openais_own_environment_is_sent(
     endpoint: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_WEBHOOK_SECRET"):
         monkeypatch.setenv(name, f"mine-{name}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-secret: mine-header")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     endpoint().rate([question()])
     assert "mine-" not in str(server.asked[0].headers)

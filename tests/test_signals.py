@@ -1,0 +1,108 @@
+"""Ctrl-C and SIGTERM end the process within two seconds, at whatever moment they come."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import subprocess_environment, write_config
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# The script as pip writes it, which says when its handlers are to be asked for.
+STARTED = "import megu_cli.entry as e, os; os.write(1, b'!'); e.script()"
+
+
+@pytest.fixture(scope="module")
+def hanging() -> Iterator[str]:
+    """The address of a server that accepts calls and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        taken = []
+
+        def take() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(listening.accept())
+
+        threading.Thread(target=take, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, hanging: str) -> Path:
+    """A config whose similarity ratings never arrive."""
+    mllm = {"backend": "endpoint", "model": "m", "base_url": hanging, "timeout": 100}
+    return write_config(tmp_path, mllm=mllm)
+
+
+def end(config: Path, number: signal.Signals, delay: float) -> tuple[int, float, str]:
+    """Send a signal so many seconds after the first import; gives exit code, seconds until the end, stderr."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", STARTED, "similarity", "-c", str(config)],
+        env=subprocess_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored, where tests run in the background
+    )  # fmt: skip
+    assert child.stdout is not None
+    try:
+        assert child.stdout.read(1) == b"!"
+        time.sleep(delay)
+        sent = time.monotonic()
+        child.send_signal(number)
+        err = child.communicate(timeout=30)[1].decode()
+        return child.returncode, time.monotonic() - sent, err
+    finally:
+        child.kill()
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("delay", [0.02, 0.2, 0.7, 2.0, 8.0])
+def test_a_signal_ends_the_process_with_a_word(waiting: Path, number: signal.Signals, delay: float) -> None:
+    code, seconds, err = end(waiting, number, delay)
+    assert (code, err.count("interrupted")) == (CODES[number], 1), err
+    assert "Traceback" not in err
+    assert seconds < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", CODES)
+def test_a_hundred_random_moments(waiting: Path, number: signal.Signals) -> None:
+    draw = random.Random(0)
+    wrong = []
+    for _ in range(100):
+        delay = draw.uniform(0.005, 2.5) if draw.random() < 0.9 else draw.uniform(2.5, 8)
+        code, seconds, err = end(waiting, number, delay)
+        if code != CODES[number] or seconds > 2 or "interrupted" not in err or "Traceback" in err:
+            wrong.append((delay, code, seconds, err[-300:]))
+    assert not wrong
+
+
+@pytest.mark.parametrize(("number", "code"), CODES.items())
+@pytest.mark.parametrize("deed", ["caught", "busy"])
+def test_an_interrupt_that_is_lost_ends_the_process_all_the_same(number: signal.Signals, code: int, deed: str) -> None:
+    # Some code catches KeyboardInterrupt; while C computes, none is raised.
+    deeds = {
+        "caught": "\nwhile True:\n try: time.sleep(9)\n except BaseException: pass",
+        "busy": "import hashlib; hashlib.pbkdf2_hmac('md5', b'', b'', 1 << 30)",
+    }
+    script = f"import time, os, megu_cli.entry as e; e._listen(); os.write(1, b'!')\n{deeds[deed]}"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], env=subprocess_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.read(1) == b"!"
+    sent = time.monotonic()
+    child.send_signal(number)
+    assert child.communicate(timeout=20)[1] == b"interrupted\n"
+    assert child.returncode == code
+    assert time.monotonic() - sent < 2
