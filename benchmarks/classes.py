@@ -32,7 +32,7 @@ METHODS = ("original", "retrain", "mask", "finetune", "ct", "msg", "megu")
 SEED, SEEDS = 700, 2
 FIGURES = (
     *("avg_gap", "js_divergence", "agreement", "probe_acc", "retain_test_acc", "retain_train_acc"),
-    *("forget_train_acc", "mia_entropy_lr", "time_ratio"),
+    *("forget_train_acc", "mia_entropy_lr"),
 )
 
 

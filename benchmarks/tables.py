@@ -128,10 +128,10 @@ def of_classes(result: dict[str, Any]) -> str:
             lines.append(row([name + " *" * (name in DEVELOPMENT), *values]))
         lines.append("")
     lines += ["Depth and retained accuracy, in percent, mean over the seeds:", ""]
-    lines += [row(["class", "probe: megu", "oracle", "retained test: megu", "oracle", "time: megu"]), row(["---"] * 6)]
+    lines += [row(["class", "probe: megu", "oracle", "retained test: megu", "oracle"]), row(["---"] * 5)]
     shown = [(method, figure) for figure in ("probe_acc", "retain_test_acc") for method in ("megu", "retrain")]
     for name, rows in found.items():
-        values = [percent(_over(rows, method, figure)) for method, figure in [*shown, ("megu", "time_ratio")]]
+        values = [percent(_over(rows, method, figure)) for method, figure in shown]
         lines.append(row([name, *values]))
     unseen = {name: rows for name, rows in found.items() if name not in DEVELOPMENT}
     lines += [
