@@ -221,7 +221,9 @@ class MLLMConfig(_Section):
     images_per_class: Count = Field(8, description="images shown of each class that is asked about")
     image_size: Count = Field(448, description="images are downsized to this many pixels on the longer side")
     concurrency: Count = Field(4, description="endpoint: calls at the same time")
-    timeout: Positive = Field(120.0, description="endpoint: seconds to wait for an answer")
+    timeout: Positive = Field(
+        120.0, description="endpoint: seconds for a whole call, after which its connection is closed"
+    )
     retries: Annotated[int, Field(ge=0)] = Field(
         5, description="endpoint: times that a call is repeated after 429, 5xx, a time-out or a cut connection"
     )

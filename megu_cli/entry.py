@@ -8,7 +8,7 @@ import signal
 import sys
 
 # Seconds that an interrupted command has to leave by itself. Whatever is written is whole or absent at any time.
-_PATIENCE = 1.5
+_PATIENCE = 1.0
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _received = 0
 _said = False

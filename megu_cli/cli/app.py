@@ -80,12 +80,13 @@ def leave(code: str | int | None) -> NoReturn:
 
     One of several does not wait for the interpreter to be taken apart: a thread of torch's gloo may then still hold
     tensors of the last exchange, and aborts the process when it lets go of them (pytorch/pytorch#190489).
+    Nor does an interrupted one, for which that may take longer than its user waits.
     """
     if entry.interrupted():
         # Whatever became of KeyboardInterrupt on its way.
         entry.say()
         code = entry.interrupted()
-    if world() == 1:
+    elif world() == 1:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # its reader has gone

@@ -77,7 +77,7 @@ class Endpoint:
         show: Gives the pictures.
         answers: Where raw answers are kept.
         concurrency: Calls at the same time.
-        timeout: Seconds for a call, from the first byte to the last.
+        timeout: Seconds for a whole call, after which its connection is closed.
         retries: Times that a call is repeated when it fails.
         track: Reports progress.
     """
