@@ -131,11 +131,14 @@ def test_an_interrupt_that_is_lost_ends_the_process_all_the_same(number: signal.
         [sys.executable, "-c", script], env=subprocess_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    assert child.stdout is not None
-    assert child.stdout.read(1) == b"!"
-    time.sleep(0.5)  # it is within the deed
-    sent = time.monotonic()
-    child.send_signal(number)
-    assert child.communicate(timeout=20)[1] == b"interrupted\n"
-    assert child.returncode == code
-    assert time.monotonic() - sent < 2
+    try:
+        assert child.stdout is not None
+        assert child.stdout.read(1) == b"!"
+        time.sleep(0.5)  # it is within the deed
+        sent = time.monotonic()
+        child.send_signal(number)
+        assert child.communicate(timeout=20)[1] == b"interrupted\n"
+        assert child.returncode == code
+        assert time.monotonic() - sent < 2
+    finally:
+        child.kill()
