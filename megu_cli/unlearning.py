@@ -261,13 +261,19 @@ def _of_classes(
 def _held_out(problem: Problem) -> Tensor:
     """(V,) positions of the held-out images on which the proxy and the original model are compared.
 
+    Their kinds are known to both: held-out images of a forgotten concept, and images forgotten earlier, are left out.
+
     Raises:
         ConfigError: There are none, and the request's classes stay: nothing tells how sure a retrained model would be.
     """
-    held_out = problem.request.held_out(problem.data)
-    if problem.request.kind == "classes":
-        gone = torch.tensor(problem.request.classes, dtype=torch.int64)
-        return held_out[~torch.isin(problem.data.train.labels[held_out], gone)]
+    request = problem.request
+    held_out = request.held_out(problem.data)
+    gone = torch.isin(problem.data.train.concepts[held_out], torch.tensor(request.concepts, dtype=torch.int64))
+    held_out = held_out[~gone & ~torch.isin(held_out, request.already)]
+    return held_out if request.kind == "classes" else _needed(held_out)
+
+
+def _needed(held_out: Tensor) -> Tensor:
     if not len(held_out):
         raise ConfigError(
             "there are no held-out images to estimate the model's confidence on unseen data",
@@ -319,7 +325,7 @@ def _keep(problem: Problem, model: nn.Module, mode: str, logits: Tensor) -> Tens
         return torch.zeros(len(problem.true), dtype=torch.float64)
     rank = unseen.ranks(logits, problem.true, problem.concepts)
     if given == "auto":
-        held_out = _held_out(problem)
+        held_out = _needed(request.held_out(data))
         there, concepts = data.train.labels[held_out], data.train.concepts[held_out]
         sure = _says(problem, model, held_out).double().softmax(1).gather(1, there[:, None])[:, 0]
         if mode == "matched":
