@@ -85,7 +85,13 @@ def listed(path: Path, data: Dataset, key: str, missing: Literal["error", "ignor
         faults.add(f"{key}: line 1 of {path}: {table.header} is a header, and the name of an image")
     named, loose = _matches([cell for _, cell in table.cells], data)
     lines: dict[int, int] = {}
+    # Where lines are names, a number that is none is a slip rather than an index.
+    by_name = bool(named) or any(not _INDEX.fullmatch(table.cells[i][1].strip()) for i in loose)
     for i, (line, cell) in enumerate(table.cells):
+        if table.kind == "either" and by_name and i not in named and i not in loose and _INDEX.fullmatch(cell.strip()):
+            faults.add(f"{key}: line {line}: {cell.strip()} is no name, and other lines are; if all lines are indices, "
+                       "call the column index")  # fmt: skip
+            continue
         try:
             position = _position(cell.strip(), table.kind, named.get(i, set()), loose.get(i, set()), data)
         except DataError as error:

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from megu_cli import __version__, artifacts, ownership, writing
+from megu_cli import __version__, artifacts, bodies, ownership, writing
 from megu_cli.artifacts import Artifact
 from megu_cli.errors import ArtifactError, CheckpointError, ForeignFileError, MeguError
 from megu_cli.resume import Resume, resume_file
@@ -266,6 +266,8 @@ class Pipeline:
             try:
                 meta = artifacts.read_meta(path, artifacts.STAGE_KEYS)
                 artifacts.check_products(self.work.out, meta)
+                if fault := bodies.fault(stage.name, artifacts.read_body(path)):
+                    trouble = State("corrupt", f"{stage.file} is damaged: {fault}")
             except ForeignFileError as error:
                 return State("blocked", error.message)
             except ArtifactError as error:

@@ -10,7 +10,7 @@ from conftest import process
 PACKAGE = Path(__file__).parent.parent / "megu_cli"
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = [
-    {"errors", "config", "processes", "runtime", "text", "writing"},
+    {"bodies", "errors", "config", "processes", "runtime", "text", "writing"},
     {"artifacts", "requirements", "templates"},
     {"memo", "json_lines", "ownership", "run_log"},
     {"data", "models", "mllm", "checkpoints", "huggingface", "class_names"},

@@ -247,19 +247,19 @@ def test_every_setting_of_the_ablations_is_one(name, tmp_path):
 
 @pytest.mark.slow
 def test_ablations_are_kept_and_drawn(tmp_path, monkeypatch, capsys):
-    file = write_config(tmp_path, seed=320, mllm={"backend": "recorded"})
+    file = write_config(tmp_path, seed=320, mllm={"backend": "recorded"}, noise={"use": "auto"})
     monkeypatch.setattr(ablations, "configured", lambda name, arguments: load_config(file))
     words = ["--only", "coat", "--keys", "mllm.ratings", "noise.use", "--seeds", "2", "--out", str(tmp_path / "out")]
     ablations.main(words)
     result = json.loads((tmp_path / "out" / "ablations.json").read_text())
     found = result["requests"]["coat"]
-    varied = [*(f"noise.use={use}" for use in ("both", "positive", "none")),
+    varied = [*(f"noise.use={use}" for use in ("both", "positive", "negative")),
               *(f"mllm.ratings={kind}" for kind in ablations.RATINGS)]  # fmt: skip
     assert list(found["settings"]) == ["default", *varied]
-    seeds = found["settings"]["noise.use=none"]["seeds"]
+    seeds = found["settings"]["noise.use=negative"]["seeds"]
     apart = [[rows[seed]["js_divergence"] for seed in ("320", "321")] for rows in
              (seeds, found["settings"]["default"]["seeds"])]  # fmt: skip
-    pair = found["settings"]["noise.use=none"]["from_default"]["js_divergence"]
+    pair = found["settings"]["noise.use=negative"]["from_default"]["js_divergence"]
     low, high = stats.ttest_rel(*apart).confidence_interval(0.95)
     assert [pair["mean"] - pair["interval"], pair["mean"] + pair["interval"]] == pytest.approx([low, high])
 
@@ -283,7 +283,7 @@ def test_ablations_are_kept_and_drawn(tmp_path, monkeypatch, capsys):
 
     tables.main(["none.json", str(tmp_path / "out" / "ablations.json"), "--out", str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
-    assert "| `noise.use=none` |" in page
+    assert "| `noise.use=negative` |" in page
     assert (tmp_path / "docs" / "figures" / "ablations-coat.svg").exists()
 
 
