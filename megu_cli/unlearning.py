@@ -17,7 +17,7 @@ from torch.nn import functional
 from megu_cli import training
 from megu_cli.config import FinetuneConfig, LabelsConfig, NoiseConfig, TransitionConfig
 from megu_cli.data import Dataset
-from megu_cli.errors import ConfigError
+from megu_cli.errors import ConfigError, DataError, brief
 from megu_cli.forget import Request
 from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
@@ -167,11 +167,18 @@ def transition(
 
     Returns:
         (len(asked), K) float64, each row summing to 1.
+
+    Raises:
+        DataError: A concept has no rating at all.
     """
     data, request = problem.data, problem.request
     ratings = torch.full((len(request.asked), len(data.concepts)), float("nan"), dtype=torch.float64)
     place = {name: i for i, name in enumerate(data.concepts)}
     for row, (concept, compared) in enumerate(candidates.items()):
+        if len(compared) > 1 and not any(candidate in scores.get(concept, {}) for candidate in compared):
+            raise DataError(
+                f"the ratings hold none for {brief(concept)}", "Make them again with `megu similarity --force`."
+            )
         for candidate in compared:
             rating = 0.0 if len(compared) == 1 else scores[concept].get(candidate)
             if rating is not None:
