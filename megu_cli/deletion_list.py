@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -57,11 +57,15 @@ class Listed:
 
 @dataclass(frozen=True)
 class _Table:
-    """The column of a list that is read: what it holds, its header, and line and cell of each row."""
+    """The column of a list that is read: what it holds, its header, and line and cell of each row.
+
+    ``beside`` holds, for each cell of a column that may hold indices, the cells of columns of no known header.
+    """
 
     kind: _Kind
     header: str
     cells: list[tuple[int, str]]
+    beside: list[list[str]] = field(default_factory=list)
 
 
 def listed(path: Path, data: Dataset, key: str, missing: Literal["error", "ignore"] = "error") -> Listed:
@@ -84,6 +88,8 @@ def listed(path: Path, data: Dataset, key: str, missing: Literal["error", "ignor
     if table.header and any(name == table.header for name in chain(data.train.names, data.test.names)):
         faults.add(f"{key}: line 1 of {path}: {table.header} is a header, and the name of an image")
     named, loose = _matches([cell for _, cell in table.cells], data)
+    others = list(dict.fromkeys(other for row in table.beside for other in row))
+    names_beside = {others[i] for i in _matches(others, data)[0]} if others else set()
     lines: dict[int, int] = {}
     # Where lines are names, a number that is none is a slip rather than an index.
     by_name = bool(named) or any(not _INDEX.fullmatch(table.cells[i][1].strip()) for i in loose)
@@ -91,6 +97,9 @@ def listed(path: Path, data: Dataset, key: str, missing: Literal["error", "ignor
         if table.kind == "either" and by_name and i not in named and i not in loose and _INDEX.fullmatch(cell.strip()):
             faults.add(f"{key}: line {line}: {cell.strip()} is no name, and other lines are; if all lines are indices, "
                        "call the column index")  # fmt: skip
+            continue
+        if table.beside and (name := next((other for other in table.beside[i] if other in names_beside), None)):
+            faults.add(_unclear(key, line, cell, name))
             continue
         try:
             position = _position(cell.strip(), table.kind, named.get(i, set()), loose.get(i, set()), data)
@@ -205,7 +214,9 @@ def _several(
     chosen = min((word for word in words if word in HEADERS), key=list(HEADERS).index)
     if words.count(chosen) > 1:
         raise DataError(f"{key}: {path} has {words.count(chosen)} columns {chosen}", "Leave one of them.")
-    column, kind, cells = words.index(chosen), HEADERS[chosen], []
+    column, kind = words.index(chosen), HEADERS[chosen]
+    cells: list[tuple[int, str]] = []
+    aside: list[list[str]] = []
     next(rows)
     for line, row in rows:
         cell = row[column] if column < len(row) else ""
@@ -216,11 +227,15 @@ def _several(
         elif not cell.strip():
             faults.add(f"{key}: line {line}: the column {chosen} is empty")
         elif beside is not None:
-            faults.add(f"{key}: line {line}: {cell} stands in the column {chosen}, and {beside} in one of no known "
-                       "header; call that one path")  # fmt: skip
+            faults.add(_unclear(key, line, cell, beside))
         else:
             cells.append((line, cell))
-    return _Table(kind, "", cells)
+            aside.append([other for other in others if other] if kind != "path" else [])
+    return _Table(kind, "", cells, aside)
+
+
+def _unclear(key: str, line: int, cell: str, other: str) -> str:
+    return f"{key}: line {line}: {cell} may be an index, and {other} beside it a name; call that one path"
 
 
 def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

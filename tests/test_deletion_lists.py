@@ -136,6 +136,8 @@ def manifest(folder: Path, names: list[str]) -> Path:
         ("e\u0301.png\n", ["\u00e9.png"]),
         ("path\n", "the forget set is empty"),
         ("99999999999999999999\n", "is no image of the data"),
+        ("index,label\n0,8\n", "call that one path"),
+        ("5\n2\n", "2 is no name, and other lines are"),
     ],
 )
 def test_an_exact_name_wins_and_what_may_be_two_is_refused(tmp_path, content, wanted):
