@@ -195,6 +195,8 @@ def _columns(text: str, path: Path, key: str, faults: Faults) -> _Table:
             "Give the list one column.",
         )
     if split:
+        if text.count('"') % 2:
+            raise DataError(f"{key}: {path}: a quotation mark stands alone", "Check the quotation marks.")
         return _several(_rows(text, split[0]), headers[split[0]], path, key, faults)
     cells = []
     for line, row in _rows(text, ",") if '"' in text else _lines(text):

@@ -25,6 +25,11 @@ def inline(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
+def short(text: str, most: int = 60) -> str:
+    """The text as a label of a figure: a longer one would be most of the picture."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 # What megu itself says, in lines of its own.
 _PROSE = frozenset(("reason", "note", "failed"))
 

@@ -138,6 +138,7 @@ def manifest(folder: Path, names: list[str]) -> Path:
         ("99999999999999999999\n", "is no image of the data"),
         ("index,label\n0,8\n", "call that one path"),
         ("5\n2\n", "2 is no name, and other lines are"),
+        ('index,label\n0,8"', "a quotation mark stands alone"),
     ],
 )
 def test_an_exact_name_wins_and_what_may_be_two_is_refused(tmp_path, content, wanted):

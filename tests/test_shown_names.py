@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from megu_cli.cli import tables
 from megu_cli.cli.options import Options
@@ -109,3 +110,12 @@ def test_a_report_of_hostile_names(finished):
         assert "\x1b" not in text
         assert not any(line.startswith("forged") for line in text.splitlines())
         assert "forged: met" in text
+
+
+def test_a_long_name_is_no_large_picture(tmp_path):
+    from megu_cli.mllm.heatmap import draw
+
+    long, rater = "x" * 50_000, "r" * 50_000
+    body = {"classes": [long, "b"], "scores": {long: {"b": 3.0}}, "rater": rater}
+    width, height = Image.open(draw(body, tmp_path / "picture.png")).size
+    assert max(width, height) < 2_000

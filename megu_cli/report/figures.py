@@ -23,6 +23,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
+from megu_cli.text import short
+
 Array = np.ndarray[Any, Any]
 
 
@@ -181,7 +183,7 @@ def per_class(
         right.text(0, row, " forgotten", va="center", color=look.forgotten, fontsize="small")
 
     labels = [f"{name}  {near[row]}" if row in near else name for row, name in enumerate(names)]
-    left.set_yticks(y, [_short(s, 14 if look.narrow else 34) for s in labels])
+    left.set_yticks(y, [short(s, 14 if look.narrow else 34) for s in labels])
     for row, tick in enumerate(left.get_yticklabels()):
         tick.set_fontweight("bold" if row in forgotten or row in near else "normal")
         if row in forgotten:
@@ -193,10 +195,6 @@ def per_class(
         _bare(axes)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.3, columnspacing=1.2)
     return figure
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def flow(paths: list[tuple[str, str | None, str, int]], look: Look) -> Figure:
@@ -245,7 +243,7 @@ def flow(paths: list[tuple[str, str | None, str, int]], look: Look) -> Figure:
             axes.add_patch(Rectangle((xs[position] - bar / 2, low - n), bar, n, color=tint, lw=0, zorder=3))
             last = position == len(stages) - 1
             first = position == 0
-            label = f"{_short(name, 12 if look.narrow else 22)} ({n:,})"
+            label = f"{short(name, 12 if look.narrow else 22)} ({n:,})"
             x = xs[position] + (-bar if first else bar if last else 0)
             if first or last:
                 axes.text(x, low - n / 2, label, ha="right" if first else "left", va="center", zorder=6)
@@ -318,13 +316,13 @@ def similarity(rows: list[str], columns: list[str], ratings: Array, weights: Arr
         if not np.isnan(weights[i, j]):
             axes.text(j + 0.5, i + 0.72, f"{100 * weights[i, j]:.0f}%",
                       ha="center", va="center", color=ink, fontsize="x-small")  # fmt: skip
-    axes.set_xticks(np.arange(len(columns)) + 0.5, [_short(c, 12) for c in columns])
+    axes.set_xticks(np.arange(len(columns)) + 0.5, [short(c, 12) for c in columns])
     if max(map(len, columns), default=0) > 4 and len(columns) > 4:
         axes.tick_params(axis="x", labelrotation=35)
         for tick in axes.get_xticklabels():
             tick.set_horizontalalignment("left")
             tick.set_rotation_mode("anchor")
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [_short(r, 18) for r in rows])
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [short(r, 18) for r in rows])
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", colors=look.ink)
     axes.invert_yaxis()
@@ -356,7 +354,7 @@ def mosaic(rows: list[tuple[str, list[tuple[str, Array]]]], look: Look) -> Figur
             title, picture = pictures[column]
             _picture(axes, picture)
             if title:
-                axes.set_title(_short(title, 13), fontsize="x-small", fontweight="normal", pad=3)
+                axes.set_title(short(title, 13), fontsize="x-small", fontweight="normal", pad=3)
         if look.narrow:
             up = 1.24 if any(title for title, _ in pictures) else 1.05
             line[0].text(0, up, name, transform=line[0].transAxes, fontsize="small", fontweight="bold")
@@ -476,7 +474,7 @@ def planes(
             if strong or len(classes) <= 12:
                 x, y = np.median(here, 0)
                 box = {"boxstyle": "round,pad=0.22", "fc": look.page, "ec": colour, "lw": 0.9, "alpha": 0.9}
-                axes.text(x, y, _short(classes[c], 14), ha="center", va="center", fontsize="small", zorder=7,
+                axes.text(x, y, short(classes[c], 14), ha="center", va="center", fontsize="small", zorder=7,
                           bbox=box, fontweight="bold" if c in forgotten else "normal")  # fmt: skip
         axes.set_title(names[model])
         axes.set_xlim(low[0], high[0])
