@@ -23,15 +23,16 @@ from typing import Any
 
 import torch
 
-from megu_cli import artifacts, training, writing
+from megu_cli import training
 from megu_cli.compare import Arena, distances, paired, summary
 from megu_cli.config import Config, get
 from megu_cli.data import Dataset
-from megu_cli.measuring import described
+from megu_cli.execution.runtime import generator
 from megu_cli.mllm.recorded import Recorded
-from megu_cli.pipeline import Pipeline
-from megu_cli.runtime import generator
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline.engine import Pipeline
+from megu_cli.pipeline.measuring import described
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run import artifacts, writing
 
 HERE = Path(__file__).parent
 PACKAGES = ("megu-cli", "torch", "torchvision", "numpy", "scikit-learn", "scipy")

@@ -26,10 +26,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from megu_cli import artifacts, writing
-from megu_cli.compare import chosen
+from megu_cli.compare.methods import chosen
 from megu_cli.config import Config, changed, get, load_config
 from megu_cli.errors import ArtifactError
+from megu_cli.run import artifacts, writing
 
 HERE = Path(__file__).parent
 PACKAGES = ("megu-cli", "torch", "torchvision", "numpy", "scikit-learn", "scipy")

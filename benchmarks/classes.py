@@ -20,9 +20,9 @@ from typing import Any
 
 import yaml
 
-from megu_cli import artifacts
 from megu_cli.compare import figures
 from megu_cli.errors import ArtifactError
+from megu_cli.run import artifacts
 
 HERE = Path(__file__).parent
 # The classes on which the defaults were chosen come last.

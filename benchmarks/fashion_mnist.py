@@ -93,8 +93,8 @@ def noise_floor(out: Path, limit: int | None) -> dict | None:
 
     from megu_cli.config import load_config
     from megu_cli.evaluation import distance
+    from megu_cli.pipeline.workspace import Workspace
     from megu_cli.training import predict
-    from megu_cli.workspace import Workspace
 
     folders = [out / f"megu-{seed}" for seed in range(3)]
     if not all((folder / "eval.json").exists() for folder in folders):

@@ -32,13 +32,16 @@ from tables import pyplot, save
 from torch import nn
 from torch.nn import functional
 
-from megu_cli import artifacts, stages, training, unlearning, writing
+from megu_cli import training
 from megu_cli.config import Config
 from megu_cli.errors import MeguError
-from megu_cli.forget import resolve
-from megu_cli.measuring import fresh
-from megu_cli.pipeline import METHOD_STAGES, Pipeline
-from megu_cli.workspace import Workspace
+from megu_cli.method import unlearn as unlearning
+from megu_cli.pipeline import stages
+from megu_cli.pipeline.engine import METHOD_STAGES, Pipeline
+from megu_cli.pipeline.measuring import fresh
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.request.resolve import resolve
+from megu_cli.run import artifacts, writing
 
 HERE = Path(__file__).parent
 PACKAGES = ("megu-cli", "torch", "numpy")

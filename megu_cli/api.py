@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from megu_cli import training, unlearning
+from megu_cli import training
 from megu_cli.config import FinetuneConfig, LabelsConfig, NoiseConfig, TransitionConfig, section
 from megu_cli.data import Dataset, Split
 from megu_cli.errors import ConfigError, DataError
-from megu_cli.forget import Request
+from megu_cli.execution.runtime import Track, silent
+from megu_cli.method import unlearn as unlearning
+from megu_cli.method.unlearn import Labels, Problem
 from megu_cli.mllm.base import SCALE, Question
 from megu_cli.mllm.recorded import Recorded
-from megu_cli.runtime import Track, silent
+from megu_cli.request.resolve import Request
 from megu_cli.training import History
-from megu_cli.unlearning import Labels, Problem
 
 Samples = TorchDataset[Any] | tuple[Tensor, Tensor]
 Scores = Mapping[str, Mapping[str, float]]

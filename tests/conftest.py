@@ -98,8 +98,8 @@ def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny config and a complete run with an oracle; not to be changed."""
     torch.set_num_threads(1)
     from megu_cli.config import load_config
-    from megu_cli.pipeline import Pipeline
-    from megu_cli.workspace import Workspace
+    from megu_cli.pipeline.engine import Pipeline
+    from megu_cli.pipeline.workspace import Workspace
 
     folder = tmp_path_factory.mktemp("finished")
     file = write_config(folder, eval={"oracle": True})

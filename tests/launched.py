@@ -13,12 +13,12 @@ from torch import nn
 
 from megu_cli import data, training
 from megu_cli.cli.app import leave
+from megu_cli.execution.processes import crew
+from megu_cli.execution.runtime import seeded
 from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.noise import train_noise
-from megu_cli.models import build
-from megu_cli.processes import crew
-from megu_cli.resume import Resume
-from megu_cli.runtime import seeded
+from megu_cli.models.sources import build
+from megu_cli.pipeline.resume import Resume
 
 
 class Normed(nn.Module):

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from test_bad_input import refused
 from transformers import ViTConfig
 
-from megu_cli import artifacts
 from megu_cli.config import changed, load_config
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run import artifacts
 
 # Long enough for digits to be learned, and for a class to be forgotten.
 LEARNED = {

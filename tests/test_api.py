@@ -13,10 +13,10 @@ from torch.utils.data import TensorDataset
 
 import megu_cli
 from megu_cli import unlearn
-from megu_cli.artifacts import state_digest
 from megu_cli.config import FinetuneConfig, load_config
 from megu_cli.errors import ConfigError, DataError
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run.artifacts import state_digest
 
 DOCS = Path(__file__).parent.parent / "docs"
 SHIPPED = Path(megu_cli.__file__).parent / "mllm" / "ratings" / "digits.json"
@@ -54,7 +54,7 @@ def test_it_gives_the_tensors_that_the_command_line_writes(megu, finished):
 
 
 def megu_cli_body(path: Path) -> dict:
-    from megu_cli.artifacts import read_body
+    from megu_cli.run.artifacts import read_body
 
     return read_body(path)
 

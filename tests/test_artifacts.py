@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megu_cli import artifacts, writing
-from megu_cli.artifacts import Artifact
-from megu_cli.checkpoints import MARK, MARK_IN_CONFIG
 from megu_cli.config import DataConfig, ModelConfig
 from megu_cli.errors import ArtifactError, ForeignFileError
-from megu_cli.own_model import OwnModel
-from megu_cli.ownership import refuse_foreign
+from megu_cli.models.checkpoints import MARK, MARK_IN_CONFIG
+from megu_cli.models.own import OwnModel
+from megu_cli.run import artifacts, writing
+from megu_cli.run.artifacts import Artifact
+from megu_cli.run.ownership import refuse_foreign
 
 META = {"stage": "labels", "fingerprint": "f", "lineage": {}, "seed": 0}
 

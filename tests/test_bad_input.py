@@ -15,7 +15,7 @@ from conftest import listing, process, write_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from megu_cli import artifacts, writing
+from megu_cli.run import artifacts, writing
 
 
 def refused(answer, *parts: str) -> None:

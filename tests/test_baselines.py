@@ -312,7 +312,8 @@ def test_settings_are_the_functions_own_and_unknown_ones_are_refused():
 
 
 def test_grids_are_equally_small_and_name_real_settings():
-    from megu_cli.compare import OURS, _grid
+    from megu_cli.compare.methods import OURS
+    from megu_cli.compare.tuning import grid
 
     sizes = set()
     for method in baselines.methods().values():
@@ -320,7 +321,7 @@ def test_grids_are_equally_small_and_name_real_settings():
             method.settings(point)
         if method.grid:
             sizes.add(len(method.grid))
-    sizes |= {len(_grid(name, kind)) for name in OURS for kind in ("classes", "subclasses", "random")}
+    sizes |= {len(grid(name, kind)) for name in OURS for kind in ("classes", "subclasses", "random")}
     assert sizes == {baselines.GRID_SIZE}
 
 

@@ -13,14 +13,14 @@ from conftest import process, write_config
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
-from megu_cli import checkpoints, models
 from megu_cli.errors import CheckpointError
-from megu_cli.runtime import seeded
+from megu_cli.execution.runtime import seeded
+from megu_cli.models import checkpoints, sources, weights
 
 
 def net(seed: int = 0) -> nn.Module:
     with seeded(seed, "test"):
-        return models.build("small_cnn", 10, 1)
+        return sources.build("small_cnn", 10, 1)
 
 
 def stepped(model: nn.Module) -> torch.optim.Optimizer:
@@ -213,23 +213,23 @@ class Tied(nn.Module):
 def test_tied_weights_stay_tied(tmp_path):
     torch.manual_seed(0)
     model, other = Tied(), Tied()
-    assert ["embed.weight", "head.weight"] in models.names_of_tensors(model)
+    assert ["embed.weight", "head.weight"] in weights.names_of_tensors(model)
     torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
     save_model(model, str(tmp_path / "a.safetensors"))  # it keeps one of the two names
     assert len(load_file(tmp_path / "a.safetensors")) == 4
     for name, keys in (("a.pth", 5), ("a.safetensors", 4)):
         found = checkpoints.read(tmp_path / name, Tied())
-        loaded = models.load_state(Tied(), found.state, name)
+        loaded = weights.load_state(Tied(), found.state, name)
         assert loaded.head.weight is loaded.embed.weight
         assert torch.equal(loaded.head.weight, model.head.weight)
         written = found.renewed(other.state_dict()).content
         written = written.get("model", written)
-        assert len(written) == keys == len(models.like(other.state_dict(), found.state))
+        assert len(written) == keys == len(weights.like(other.state_dict(), found.state))
         if keys == 5:
             assert written["head.weight"].data_ptr() == written["embed.weight"].data_ptr()
     untied = {**model.state_dict(), "head.weight": torch.zeros(10, 10)}
     with pytest.raises(CheckpointError, match="are one tensor in the model"):
-        models.load_state(Tied(), untied, "x")
+        weights.load_state(Tied(), untied, "x")
 
 
 def test_a_wrapped_checkpoint_through_the_command_line(megu, finished):
@@ -352,7 +352,7 @@ def test_a_set_in_a_file_follows_no_hash_seed(tmp_path):
     code = (
         "import hashlib, sys, torch\n"
         "from megu_cli import artifacts, checkpoints, models\n"
-        "found = checkpoints.read(__import__('pathlib').Path(sys.argv[1]), models.build('small_cnn', 10, 1))\n"
+        "found = checkpoints.read(__import__('pathlib').Path(sys.argv[1]), sources.build('small_cnn', 10, 1))\n"
         "written = found.written(found.state)\n"
         "print(artifacts.digest(found.described), hashlib.sha256(written).hexdigest())\n"
     )

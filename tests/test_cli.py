@@ -12,7 +12,7 @@ import time
 import pytest
 from conftest import process, subprocess_environment, write_config
 
-from megu_cli.requirements import NAMES
+from megu_cli.evaluation.requirements import NAMES
 
 COMMANDS = ["demo", "init", "run", "status", "train", "similarity", "labels", "noise", "finetune", "eval"]
 
@@ -100,7 +100,7 @@ def test_a_requirement_without_a_figure_is_not_met(megu, finished):
 
 
 def test_a_traceback_only_when_asked(megu, finished, monkeypatch):
-    from megu_cli import stages
+    from megu_cli.pipeline import stages
 
     def fail(work, inputs):
         raise ZeroDivisionError("boom")

@@ -13,14 +13,17 @@ from conftest import write_config
 from scipy import stats
 from torch import nn
 
-from megu_cli import artifacts, baselines, measuring
+from megu_cli import baselines
 from megu_cli.baselines import finetune as finetune_module
-from megu_cli.compare import Comparison, chosen, nearest, score, summary
+from megu_cli.compare import Comparison, nearest, score, summary
+from megu_cli.compare.methods import chosen
 from megu_cli.config import changed, load_config
 from megu_cli.errors import ConfigError
-from megu_cli.models import like
-from megu_cli.pipeline import reached
-from megu_cli.workspace import Workspace
+from megu_cli.models.weights import like
+from megu_cli.pipeline import measuring
+from megu_cli.pipeline.engine import reached
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run import artifacts
 
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parent.parent / "docs"
@@ -225,7 +228,7 @@ def test_the_oracle_differs_from_the_original_in_every_layer_at_initialisation(s
 
 
 def test_the_oracle_stage_starts_from_that_initialisation(small, monkeypatch):
-    from megu_cli import stages
+    from megu_cli.pipeline import stages
     from megu_cli.training import History
 
     config = load_config(small)

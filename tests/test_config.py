@@ -9,8 +9,8 @@ import yaml
 from conftest import write_config
 
 from megu_cli.config import Config, load_config
+from megu_cli.config.templates import DEMO, template
 from megu_cli.errors import ConfigError
-from megu_cli.templates import DEMO, template
 
 DIGITS = {"name": "digits"}
 

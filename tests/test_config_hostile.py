@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from megu_cli.class_names import read_names
 from megu_cli.config import load_config
 from megu_cli.errors import ConfigError, DataError
 from megu_cli.mllm.recorded import Recorded
+from megu_cli.models.class_names import read_names
 
 BASE = "data: {name: digits}\nmodel: {name: small_cnn}\nforget: {classes: ['8']}\n"
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))

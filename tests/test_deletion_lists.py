@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from test_bad_input import refused
 from torch import nn
 
-from megu_cli.checkpoints import MARK, weights_digests
 from megu_cli.config import load_config
-from megu_cli.workspace import Workspace
+from megu_cli.models.checkpoints import MARK, weights_digests
+from megu_cli.pipeline.workspace import Workspace
 
 CLASSES = ("cat", "dog", "eel")
 WANTED = ["train/cat/1.png", "train/eel/2.png"]
@@ -264,7 +264,7 @@ def test_three_requests_each_from_the_last_ones_moved_and_renamed_file(megu, tmp
 @pytest.fixture(scope="module")
 def unlearned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images and a run that forgot cat/1.png of a .pth and a .safetensors; not to be changed."""
-    from megu_cli.pipeline import Pipeline
+    from megu_cli.pipeline.engine import Pipeline
 
     folder = tmp_path_factory.mktemp("unlearned")
     images = pictures(folder / "images")
@@ -276,7 +276,7 @@ def unlearned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_says_what_was_forgotten_in_the_same_bytes(unlearned, tmp_path):
-    from megu_cli.pipeline import Pipeline
+    from megu_cli.pipeline.engine import Pipeline
 
     run = unlearned / "first" / "run"
     body = json.loads((run / "finetune.json").read_text())

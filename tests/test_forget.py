@@ -10,10 +10,10 @@ import torch
 
 from megu_cli import data
 from megu_cli.cli import tables
-from megu_cli.earlier import of_list, of_record, record, recorded
 from megu_cli.errors import DataError
-from megu_cli.forget import Earlier, Kind, notes, resolve
 from megu_cli.report import content
+from megu_cli.request.earlier import of_list, of_record, record, recorded
+from megu_cli.request.resolve import Earlier, Kind, notes, resolve
 
 
 @pytest.fixture(scope="module")

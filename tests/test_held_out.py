@@ -12,17 +12,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megu_cli import data, measuring
+from megu_cli import data
 from megu_cli.config import Config, MLLMConfig, changed, load_config
 from megu_cli.data.images import EncodedImages, Joined, MemoryImages, joined
 from megu_cli.data.loading import holding_out
 from megu_cli.data.names import hashed
-from megu_cli.earlier import Already, of_record
 from megu_cli.errors import ConfigError, DataError
-from megu_cli.forget import Earlier, Request, resolve
-from megu_cli.preflight import check
-from megu_cli.questions import questions
-from megu_cli.workspace import Workspace
+from megu_cli.models.preflight import check
+from megu_cli.pipeline import measuring
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.request.earlier import Already, of_record
+from megu_cli.request.questions import questions
+from megu_cli.request.resolve import Earlier, Request, resolve
 
 COARSE = {"round": ["0", "6", "8", "9"], "other": ["1", "2", "3", "4", "5", "7"]}
 

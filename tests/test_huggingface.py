@@ -13,10 +13,11 @@ from conftest import listing, weights, write_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from megu_cli import class_names, data, huggingface, models
+from megu_cli import data
 from megu_cli.config import load_config
 from megu_cli.errors import CheckpointError, ConfigError
-from megu_cli.workspace import Workspace
+from megu_cli.models import class_names, huggingface, sources
+from megu_cli.pipeline.workspace import Workspace
 
 transformers = pytest.importorskip("transformers")
 
@@ -153,7 +154,7 @@ def test_what_a_processor_says_of_images(tmp_path, given, expected):
     (folder / "preprocessor_config.json").write_text(json.dumps({**raw, **given}))
     found = huggingface.preprocessing(str(folder))
     usual = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 224, "stretch": True}
-    expected = models.Preprocessing(**{**usual, **expected})
+    expected = sources.Preprocessing(**{**usual, **expected})
     assert found.mean == pytest.approx(expected.mean)
     assert found.std == pytest.approx(expected.std)
     for name in ("image_size", "interpolation", "crop", "stretch"):

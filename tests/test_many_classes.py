@@ -12,9 +12,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from megu_cli import data, measuring
+from megu_cli import data
 from megu_cli.config import Config
-from megu_cli.forget import resolve
+from megu_cli.pipeline import measuring
+from megu_cli.request.resolve import resolve
 
 NET = """
 from torch import nn

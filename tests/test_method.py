@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from megu_cli.artifacts import state_digest
 from megu_cli.data import MemoryImages, Split
+from megu_cli.execution.processes import ALONE, Crew
 from megu_cli.method.discriminant import Discriminant, thumbnails
 from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.labels import draw_labels, hard_labels, label_scores
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
 from megu_cli.method.unseen import as_unseen, by_concept, ranks, soft_labels
-from megu_cli.processes import ALONE, Crew
+from megu_cli.run.artifacts import state_digest
 
 NAN = float("nan")
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from megu_cli import checkpoints, data, models, runtime, training
+from megu_cli import data, training
 from megu_cli.config import load_config
 from megu_cli.errors import CheckpointError, ConfigError
-from megu_cli.runtime import seeded
+from megu_cli.execution import runtime
+from megu_cli.execution.runtime import seeded
+from megu_cli.models import checkpoints, features, sources, weights
 
 
 @pytest.mark.parametrize(
@@ -21,16 +23,16 @@ from megu_cli.runtime import seeded
 )
 def test_every_model_classifies_and_shows_its_features(name, channels, size):
     with seeded(0, "test"):
-        model = models.build(name, 7, channels).eval()
+        model = sources.build(name, 7, channels).eval()
     x = torch.rand(2, channels, size, size)
-    with models.penultimate(model, 7) as features:
+    with features.penultimate(model, 7) as found:
         assert model(x).shape == (2, 7)
-    assert features[0].ndim == 2
-    assert torch.allclose(models.classifier(model, 7)(features[0]), model(x), atol=1e-5)
+    assert found[0].ndim == 2
+    assert torch.allclose(features.classifier(model, 7)(found[0]), model(x), atol=1e-5)
 
 
 def test_the_cifar_resnet18_is_the_fields_own():
-    model = models.build("resnet18", 10, 3)
+    model = sources.build("resnet18", 10, 3)
     assert sum(p.numel() for p in model.parameters()) == 11_173_962
     assert model.blocks(model.stem(torch.rand(1, 3, 32, 32))).shape == (1, 512, 4, 4)
 
@@ -39,7 +41,7 @@ def test_a_re_initialisation_differs_in_every_random_layer():
     states = []
     for path in ("train", "oracle"):
         with seeded(0, path, "init"):
-            states.append(models.build("small_resnet", 10, 1).state_dict())
+            states.append(sources.build("small_resnet", 10, 1).state_dict())
     for key in states[0]:
         if states[0][key].ndim > 1 or key == "head.bias":
             assert not torch.equal(states[0][key], states[1][key]), key
@@ -59,26 +61,26 @@ def test_seeding_a_block_leaves_the_outside_alone():
 def test_an_unlearned_state_takes_the_dtypes_of_the_input():
     state = {"w": torch.rand(2, 2), "n": torch.tensor(3)}
     original = {"n": torch.tensor(1), "w": torch.rand(2, 2).half()}
-    result = models.like(state, original)
+    result = weights.like(state, original)
     assert list(result) == ["n", "w"]
     assert result["w"].dtype == torch.half
     assert result["n"].dtype == torch.int64
 
 
 def test_a_half_precision_checkpoint_is_loaded_and_written_as_such(tmp_path):
-    model = models.build("small_cnn", 10, 1)
+    model = sources.build("small_cnn", 10, 1)
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     torch.save(state, tmp_path / "half.pth")
     read = checkpoints.read(tmp_path / "half.pth", model).state
-    loaded = models.load_state(models.build("small_cnn", 10, 1), read, "half.pth")
+    loaded = weights.load_state(sources.build("small_cnn", 10, 1), read, "half.pth")
     assert next(loaded.parameters()).dtype == torch.float32
-    assert {v.dtype for v in models.like(loaded.state_dict(), read).values()} == {torch.float16, torch.int64}
+    assert {v.dtype for v in weights.like(loaded.state_dict(), read).values()} == {torch.float16, torch.int64}
 
 
 def test_frozen_restores_what_it_found():
-    model = models.build("small_cnn", 10, 1).train()
+    model = sources.build("small_cnn", 10, 1).train()
     first = next(model.parameters()).requires_grad_(False)
-    with models.frozen(model):
+    with features.frozen(model):
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())
     assert model.training
@@ -88,7 +90,7 @@ def test_frozen_restores_what_it_found():
 
 def test_a_model_without_a_head_of_that_size():
     with pytest.raises(CheckpointError, match="no final layer with 9 outputs"):
-        models.classifier(models.build("small_cnn", 10, 1), 9)
+        features.classifier(sources.build("small_cnn", 10, 1), 9)
 
 
 FACTORIES = """
@@ -127,24 +129,24 @@ def factories(tmp_path):
 @pytest.mark.parametrize("kind", ["Net", "object_", "tuple_", "list_", "dict_", "mapping"])
 def test_whatever_a_model_returns_its_logits_are_taken(factories, kind):
     with seeded(0, "test"):
-        model = models.build(factories(kind), 10, 1).eval()
+        model = sources.build(factories(kind), 10, 1).eval()
     x = torch.rand(2, 1, 8, 8)
     expected = model.fc(model.conv(x).mean((2, 3)))
     for net in (model, copy.deepcopy(model).train()):
         assert torch.equal(net(x), expected)
         assert set(net.state_dict()) == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
-        with models.penultimate(net, 10) as features:
+        with features.penultimate(net, 10) as found:
             net(x)
-        assert torch.allclose(model.fc(features[0]), expected)
+        assert torch.allclose(model.fc(found[0]), expected)
 
 
 def test_factories_are_told_what_they_ask_for(factories):
-    assert models.build(factories("sized"), 7, 3)(torch.rand(2, 3, 8, 8)).shape == (2, 7)
-    assert models.build(factories("keywords"), 7, 1).fc.out_features == 7
-    first, second = (models.build(factories("same"), 10, 1) for _ in range(2))
+    assert sources.build(factories("sized"), 7, 3)(torch.rand(2, 3, 8, 8)).shape == (2, 7)
+    assert sources.build(factories("keywords"), 7, 1).fc.out_features == 7
+    first, second = (sources.build(factories("same"), 10, 1) for _ in range(2))
     assert first.fc.weight is not second.fc.weight
-    assert models.channels_of(factories("sized")) is None
-    assert models.channels_of(factories("Net")) == 1
+    assert sources.channels_of(factories("sized")) is None
+    assert sources.channels_of(factories("Net")) == 1
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_factories_are_told_what_they_ask_for(factories):
 )
 def test_factories_that_fail(factories, name, part):
     with pytest.raises(ConfigError, match=part):
-        models.build(factories(name), 10, 1)
+        sources.build(factories(name), 10, 1)
 
 
 def test_modules_of_one_name_in_two_folders(tmp_path):
@@ -166,11 +168,11 @@ def test_modules_of_one_name_in_two_folders(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "net.py").write_text(f"from torch import nn\ndef make(): return nn.Linear(2, {classes})")
     for folder, classes in (("a", 3), ("b", 4), ("a", 3)):
-        assert models.build(f"python:{tmp_path / folder / 'net'}:make", 1, 1).out_features == classes
+        assert sources.build(f"python:{tmp_path / folder / 'net'}:make", 1, 1).out_features == classes
     with pytest.raises(ConfigError, match="the module nowhere cannot be imported: ModuleNotFoundError"):
-        models.build(f"python:{tmp_path / 'nowhere'}:make", 1, 1)
+        sources.build(f"python:{tmp_path / 'nowhere'}:make", 1, 1)
     with pytest.raises(ConfigError, match="is not of the form python:MODULE:FACTORY"):
-        models.check_name(f"python:{tmp_path / 'net'}")
+        sources.check_name(f"python:{tmp_path / 'net'}")
 
 
 def test_a_folder_in_a_models_name_is_relative_to_the_yaml(tmp_path, monkeypatch):
@@ -190,16 +192,16 @@ def test_a_folder_in_a_models_name_is_relative_to_the_yaml(tmp_path, monkeypatch
 
 def test_outputs_that_are_no_logits_are_told(factories):
     with pytest.raises(CheckpointError, match="returns a str, in which no logits are found"):
-        models.try_out(models.build(factories("nothing"), 10, 1), (1, 8, 8), 10)
-    model = models.build(factories("Net"), 7, 1)
-    models.try_out(model, (1, 8, 8), 7)
+        sources.try_out(sources.build(factories("nothing"), 10, 1), (1, 8, 8), 10)
+    model = sources.build(factories("Net"), 7, 1)
+    sources.try_out(model, (1, 8, 8), 7)
     with pytest.raises(CheckpointError, match="no final layer with 10 outputs"):
-        models.try_out(model, (1, 8, 8), 10)
+        sources.try_out(model, (1, 8, 8), 10)
     with pytest.raises(ConfigError, match=r"cannot take images of 3 x 8 x 8: .*3 channels"):
-        models.try_out(model, (3, 8, 8), 7)
+        sources.try_out(model, (3, 8, 8), 7)
     both = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.Linear(7, 5))
     with pytest.raises(ConfigError, match=r"gives \(5,\) outputs .* each of the 7 classes"):
-        models.try_out(both, (1, 8, 8), 7)
+        sources.try_out(both, (1, 8, 8), 7)
 
 
 class Cosine(nn.Module):
@@ -215,7 +217,7 @@ class Cosine(nn.Module):
 
 def test_running_statistics_follow_a_finetuning_and_no_longer():
     layers = [nn.BatchNorm1d(2, momentum=m) for m in (0.01, 0.3, None)]
-    with models.following(nn.Sequential(*layers)):
+    with features.following(nn.Sequential(*layers)):
         assert [layer.momentum for layer in layers] == [0.1, 0.3, None]
     assert [layer.momentum for layer in layers] == [0.01, 0.3, None]
 
@@ -233,13 +235,13 @@ def test_the_classifier_is_the_layer_that_runs_last():
             return self.head(y + 0 * self.early(y).sum())
 
     model = Turned()
-    with models.penultimate(model, 7) as features:
+    with features.penultimate(model, 7) as found:
         logits = model(torch.rand(2, 1, 8, 8))
-    assert torch.equal(model.head(features[0]), logits)
+    assert torch.equal(model.head(found[0]), logits)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Cosine())
-    with models.penultimate(model, 7) as features:
+    with features.penultimate(model, 7) as found:
         logits = model(torch.rand(2, 1, 8, 8))
-    assert torch.equal(model[2](features[0]), logits)
+    assert torch.equal(model[2](found[0]), logits)
 
 
 def test_weights_that_the_logits_do_not_depend_on():
@@ -254,9 +256,9 @@ def test_weights_that_the_logits_do_not_depend_on():
             return SimpleNamespace(logits=self.head(y), aux=self.aux(y) if self.training else None)
 
     model = Aux().train()
-    model.register_forward_hook(models._as_logits)
+    model.register_forward_hook(sources._as_logits)
     model.body.bias.requires_grad_(False)
-    assert models.unreached(model, torch.rand(1, 1, 8, 8)) == [
+    assert weights.unreached(model, torch.rand(1, 1, 8, 8)) == [
         "aux.0.weight",
         "aux.0.bias",
         "aux.1.weight",
@@ -281,7 +283,7 @@ def test_an_auxiliary_head_is_initialised_anew(megu, finished):
         "        y = self.conv(x).relu().flatten(1)\n"
         "        return (self.fc(y), self.aux(y)) if self.training else self.fc(y)\n"
     )
-    model = models.build(f"python:{folder / 'aux_net'}:Net", 10, 1)
+    model = sources.build(f"python:{folder / 'aux_net'}:Net", 10, 1)
     torch.save(model.state_dict(), folder / "mine.pth")
     file = folder / "own.yaml"
     file.write_text(finished.read_text().replace("name: small_cnn", "name: 'python:aux_net:Net'"))
@@ -338,29 +340,29 @@ def test_precision_of_training_steps():
 
 
 def test_a_model_of_timm():
-    assert models.channels_of("timm:test_resnet") is None
-    model = models.build("timm:test_resnet", 7, 1).eval()
-    models.try_out(model, (1, 32, 32), 7)
-    assert models.build("timm:test_vit", 7, 3).eval()(torch.rand(2, 3, 160, 160)).shape == (2, 7)
-    found = models.preprocessing_of("timm:test_vit", folder_like=True)
+    assert sources.channels_of("timm:test_resnet") is None
+    model = sources.build("timm:test_resnet", 7, 1).eval()
+    sources.try_out(model, (1, 32, 32), 7)
+    assert sources.build("timm:test_vit", 7, 3).eval()(torch.rand(2, 3, 160, 160)).shape == (2, 7)
+    found = sources.preprocessing_of("timm:test_vit", folder_like=True)
     assert (found.image_size, found.interpolation, found.crop) == (160, "bicubic", 0.95)
-    assert models.preprocessing_of("timm:test_vit", folder_like=False) == models.Preprocessing()
+    assert sources.preprocessing_of("timm:test_vit", folder_like=False) == sources.Preprocessing()
     with pytest.raises(ConfigError, match="timm has no model 'test_wit'"):
-        models.check_name("timm:test_wit")
+        sources.check_name("timm:test_wit")
 
 
 def test_a_model_of_torchvision_says_what_its_weights_take():
-    found = models.preprocessing_of("torchvision:resnet18", folder_like=True)
+    found = sources.preprocessing_of("torchvision:resnet18", folder_like=True)
     assert (found.image_size, found.interpolation, found.crop) == (224, "bilinear", 0.875)
     assert found.mean == pytest.approx((0.485, 0.456, 0.406))
-    assert models.preprocessing_of("torchvision:inception_v3", folder_like=True).image_size == 299
-    assert models.preprocessing_of("torchvision:resnet18", folder_like=False) == models.Preprocessing()
+    assert sources.preprocessing_of("torchvision:inception_v3", folder_like=True).image_size == 299
+    assert sources.preprocessing_of("torchvision:resnet18", folder_like=False) == sources.Preprocessing()
 
 
 def test_the_auxiliary_heads_of_googlenet():
     with seeded(0, "test"):
-        model = models.build("torchvision:googlenet", 7, 3).train()
+        model = sources.build("torchvision:googlenet", 7, 3).train()
     x = torch.rand(2, 3, 64, 64)
     assert model(x).shape == (2, 7)
-    assert {name.split(".")[0] for name in models.unreached(model, x)} == {"aux1", "aux2"}
-    assert models.classifier(model, 7) is model.fc
+    assert {name.split(".")[0] for name in weights.unreached(model, x)} == {"aux1", "aux2"}
+    assert features.classifier(model, 7) is model.fc

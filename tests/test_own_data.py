@@ -23,8 +23,8 @@ from megu_cli.data.decode import Decode, Resizing
 from megu_cli.data.names import Names, hashed
 from megu_cli.data.own import ordered
 from megu_cli.errors import DataError
-from megu_cli.memo import Memo
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run.memo import Memo
 
 
 def picture(path: Path, seed: int = 0, side: int = 12) -> Path:
@@ -248,7 +248,7 @@ def test_odd_class_names_in_a_manifest(tmp_path):
     lines = [f"{i}.png,{quoted[i // 2]},{'test' if i % 2 else 'train'}" for i in range(2 * len(NAMES))]
     read = load(None, "manifest", table=table(tmp_path / "m.csv", "path,label,split", *lines))
     assert read.classes == sorted(NAMES)
-    from megu_cli.forget import resolve
+    from megu_cli.request.resolve import resolve
 
     for name in NAMES:
         assert resolve(read, classes=[name]).classes == [read.classes.index(name)]
@@ -275,7 +275,7 @@ def test_the_order_of_twelve_thousand_classes():
 
 
 def test_a_request_among_twelve_thousand_classes():
-    from megu_cli.forget import resolve
+    from megu_cli.request.resolve import resolve
 
     names = [f"class {i}" for i in range(12_000)]
     every = torch.arange(12_000).repeat(2)

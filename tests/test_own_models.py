@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from megu_cli import data
 from megu_cli.config import load_config
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 

@@ -6,12 +6,14 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from megu_cli import artifacts, baselines, purge, writing
-from megu_cli.artifacts import Artifact
+from megu_cli import baselines
 from megu_cli.config import load_config
 from megu_cli.errors import ArtifactError, ConfigError
-from megu_cli.pipeline import Pipeline
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline import purge
+from megu_cli.pipeline.engine import Pipeline
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run import artifacts, writing
+from megu_cli.run.artifacts import Artifact
 
 
 def test_an_artifact_that_names_a_file_outside_is_corrupt(finished):

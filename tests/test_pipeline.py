@@ -12,10 +12,10 @@ import torch
 from conftest import listing, weights, write_config
 from test_data import write_folder
 
-from megu_cli import artifacts
 from megu_cli.config import load_config
-from megu_cli.pipeline import STAGES, Pipeline
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline.engine import STAGES, Pipeline
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run import artifacts
 
 
 def ran(err: str) -> list[str]:
@@ -212,7 +212,7 @@ def test_stage_by_stage_in_separate_directories_gives_the_same_bytes(megu, finis
 def test_force_keeps_the_old_artifact_until_the_new_one_is_there(megu, finished, monkeypatch):
     out = finished.parent / "run"
     before = weights(out)
-    from megu_cli import stages
+    from megu_cli.pipeline import stages
 
     def fail(work, inputs):
         raise RuntimeError("no")
@@ -443,7 +443,7 @@ def test_a_comparison_of_the_users_is_not_replaced(megu, finished):
 
 
 def test_force_reads_every_file_again(megu, tmp_path, monkeypatch):
-    from megu_cli import memo
+    from megu_cli.run import memo
 
     write_folder(tmp_path / "images", number=12)
     file = write_config(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import listing, write_config
 
-from megu_cli import planning
 from megu_cli.cli import tables
 from megu_cli.config import load_config
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline import estimates as planning
+from megu_cli.pipeline.workspace import Workspace
 
 
 def test_a_dry_run_tells_steps_times_and_sizes_and_writes_nothing(megu, tmp_path):

@@ -10,13 +10,13 @@ from conftest import write_config
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from megu_cli import preflight
 from megu_cli.config import load_config
 from megu_cli.data import MemoryImages, Split
-from megu_cli.digests import INPUTS
 from megu_cli.errors import CheckpointError
-from megu_cli.pipeline import Pipeline
-from megu_cli.workspace import Workspace
+from megu_cli.models import preflight
+from megu_cli.pipeline.engine import Pipeline
+from megu_cli.pipeline.inputs import INPUTS
+from megu_cli.pipeline.workspace import Workspace
 
 NAMES = ["ant", "bee", "cat", "dog"]
 

@@ -16,11 +16,11 @@ import torch
 from conftest import listing, subprocess_environment, write_config
 from safetensors.torch import load_file
 
-from megu_cli import processes
 from megu_cli.config import load_config
-from megu_cli.pipeline import Pipeline
-from megu_cli.processes import ALONE, Crew
-from megu_cli.workspace import Workspace
+from megu_cli.execution import processes
+from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.pipeline.engine import Pipeline
+from megu_cli.pipeline.workspace import Workspace
 
 SCRIPT = Path(__file__).parent / "launched.py"
 

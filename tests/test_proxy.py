@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import write_config
 
-from megu_cli import artifacts
 from megu_cli.config import ProxyConfig, load_config
 from megu_cli.data import MemoryImages, Split
 from megu_cli.method import proxy
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run import artifacts
 
 FAST = ProxyConfig(networks=1, passes=6)
 

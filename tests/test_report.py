@@ -15,14 +15,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from megu_cli import artifacts, report
+from megu_cli import report
 from megu_cli.cli.app import app
 from megu_cli.config import load_config
 from megu_cli.errors import ArtifactError, ConfigError, InputError
 from megu_cli.evaluation import aggregates
-from megu_cli.pipeline import Pipeline
+from megu_cli.pipeline.engine import Pipeline
+from megu_cli.pipeline.workspace import Workspace
 from megu_cli.report import figures, words
-from megu_cli.workspace import Workspace
+from megu_cli.run import artifacts
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(

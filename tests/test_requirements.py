@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megu_cli.errors import ConfigError
-from megu_cli.requirements import absent, judge, parse
+from megu_cli.evaluation.requirements import absent, judge, parse
 
 
 def test_requirements():

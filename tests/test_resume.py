@@ -15,12 +15,13 @@ from conftest import listing, process, subprocess_environment, weights, write_co
 from test_method import ADVERSARY, FINETUNE, Linear, Products, forgotten, halves, signs
 from torch import nn
 
-from megu_cli import artifacts, data, training
-from megu_cli.artifacts import state_digest
+from megu_cli import data, training
+from megu_cli.execution.runtime import seeded
 from megu_cli.method.finetune import finetune
-from megu_cli.purge import traces
-from megu_cli.resume import Resume
-from megu_cli.runtime import seeded
+from megu_cli.pipeline.purge import traces
+from megu_cli.pipeline.resume import Resume
+from megu_cli.run import artifacts
+from megu_cli.run.artifacts import state_digest
 
 
 class CutError(Exception):
@@ -195,7 +196,7 @@ def test_a_foreign_or_torn_checkpoint_is_as_good_as_none(digits, tmp_path):
 
 def test_a_checkpoint_costs_at_most_a_twentieth(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("megu_cli.resume.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("megu_cli.pipeline.resume.time.perf_counter", lambda: now[0])
     resume = Resume(tmp_path / "c", "key", 30.0)
     slow = artifacts.write
     monkeypatch.setattr(artifacts, "write", lambda *a: (slow(*a), now.__setitem__(0, now[0] + 4)))

@@ -8,10 +8,10 @@ import multiprocessing
 import pytest
 
 from megu_cli.errors import ArtifactError, ForeignFileError
-from megu_cli.json_lines import JSONLines
 from megu_cli.mllm.answers import Answers
-from megu_cli.ownership import refuse_foreign
-from megu_cli.run_log import RunLog
+from megu_cli.run.json_lines import JSONLines
+from megu_cli.run.log import RunLog
+from megu_cli.run.ownership import refuse_foreign
 
 
 def test_the_last_whole_entry_counts(tmp_path):

@@ -97,9 +97,10 @@ def test_pages_and_pictures_hold_no_control_characters(tmp_path):
 
 def test_a_report_of_hostile_names(finished):
     """Class 3 is called otherwise in all that the report is made from; each page holds the name escaped."""
-    from megu_cli import artifacts, report
+    from megu_cli import report
     from megu_cli.config import load_config
-    from megu_cli.workspace import Workspace
+    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.run import artifacts
 
     work = Workspace(load_config(finished))
     sources = report._sources(work, (), False, ())

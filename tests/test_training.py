@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from megu_cli import data, training
-from megu_cli.artifacts import state_digest
 from megu_cli.errors import MeguError
-from megu_cli.models import build
-from megu_cli.runtime import derive, seeded
+from megu_cli.execution.runtime import derive, seeded
+from megu_cli.models.sources import build
+from megu_cli.run.artifacts import state_digest
 
 RECIPE = {
     "epochs": 3,

@@ -7,14 +7,17 @@ import pytest
 from conftest import write_config
 from scipy import stats
 
-from megu_cli import artifacts, baselines
+from megu_cli import baselines
 from megu_cli.baselines import methods
 from megu_cli.baselines.task import BASELINE_EPOCHS
-from megu_cli.compare import OURS, Comparison, _grid, _winner, chosen, distances, paired
+from megu_cli.compare import Comparison, distances, paired
+from megu_cli.compare.methods import OURS, chosen
+from megu_cli.compare.tuning import grid, winner
 from megu_cli.config import FinetuneConfig, load_config
 from megu_cli.errors import ConfigError, MeguError
-from megu_cli.stages import problem, task
-from megu_cli.workspace import Workspace
+from megu_cli.pipeline.stages import problem, task
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run import artifacts
 
 APART = {"methods": ["original", "retrain", "megu", "ssd"], "seeds": 2, "tune_limit": 200, "tune_seed": 7}
 
@@ -69,13 +72,13 @@ def test_a_distance_is_to_the_oracle_of_the_seed_or_to_a_fixed_target():
 def test_a_grid_has_four_points_and_the_defaults_are_one_of_them(kind):
     default = FinetuneConfig()
     for name in chosen(None):
-        grid = _grid(name, kind)
-        if not grid:
+        points = grid(name, kind)
+        if not points:
             assert name in ("original", "retrain", "mask")
             continue
-        assert len({tuple(point.values()) for point in grid}) == 4
+        assert len({tuple(point.values()) for point in points}) == 4
         own = {f"finetune.{key}": value for key, value in default} if name in OURS else methods()[name].settings({})
-        assert any(all(own[key] == value for key, value in point.items()) for point in grid), name
+        assert any(all(own[key] == value for key, value in point.items()) for point in points), name
 
 
 def test_settings_that_yaml_gives_as_text_are_what_the_defaults_are():
@@ -112,9 +115,9 @@ def test_what_the_config_gives_a_method_is_not_varied(tmp_path):
 
 def test_a_method_that_fails_with_all_settings_has_no_best_of_them():
     point = {"settings": {"lr": 0.1}, "score": None}
-    assert _winner([point, {"settings": {"lr": 0.2}, "score": -0.5}]) == {"lr": 0.2}
+    assert winner([point, {"settings": {"lr": 0.2}, "score": -0.5}]) == {"lr": 0.2}
     with pytest.raises(MeguError, match="every setting"):
-        _winner([point, point])
+        winner([point, point])
 
 
 def test_baselines_see_the_forget_set_as_often_as_megu(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.baselines.task import BASELINE_EPOCHS, Task, together
-from megu_cli.runtime import generator
+from megu_cli.execution.runtime import generator
 
 
 def amnesiac(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from megu_cli.baselines.task import Task
 from megu_cli.errors import MeguError
-from megu_cli.models import classifier
+from megu_cli.models.features import classifier
 
 _NEVER = -1e4
 

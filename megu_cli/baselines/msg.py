@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megu_cli.baselines.finetune import finetune
 from megu_cli.baselines.task import Task, summed
-from megu_cli.runtime import generator
+from megu_cli.execution.runtime import generator
 from megu_cli.training import masked_gradients
 
 

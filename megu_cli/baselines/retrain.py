@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from megu_cli.baselines.task import Task
-from megu_cli.processes import ALONE, Crew
+from megu_cli.execution.processes import ALONE, Crew
 from megu_cli.training import Checkpoints, History, train_classifier
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from megu_cli.baselines.task import Task, summed
-from megu_cli.models import frozen
-from megu_cli.runtime import generator
+from megu_cli.execution.runtime import generator
+from megu_cli.models.features import frozen
 
 
 def ssd(model: nn.Module, task: Task, *, alpha: float = 50.0, lam: float = 1.0) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.runtime import Track, silent
+from megu_cli.execution.runtime import Track, silent
 from megu_cli.training import History, accuracy, fit, shuffled
 
 # Of the methods that take D_r and D_f side by side, by default; what D_f's batches are sized for.

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from megu_cli.baselines.finetune import finetune
 from megu_cli.baselines.task import Task, together
-from megu_cli.models import frozen
-from megu_cli.runtime import generator
+from megu_cli.execution.runtime import generator
+from megu_cli.models.features import frozen
 
 
 def unsir(

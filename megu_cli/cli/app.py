@@ -19,7 +19,7 @@ from megu_cli import entry
 from megu_cli.cli import commands
 from megu_cli.cli.console import say
 from megu_cli.errors import NO_SPACE, MeguError
-from megu_cli.processes import rank, world
+from megu_cli.execution.processes import rank, world
 from megu_cli.text import printable
 
 _UsageError: Any = typer.BadParameter.__base__

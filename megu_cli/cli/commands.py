@@ -18,7 +18,7 @@ from megu_cli.cli.options import Options, command, possible
 
 if TYPE_CHECKING:
     from megu_cli.config import Config
-    from megu_cli.pipeline import Pipeline
+    from megu_cli.pipeline.engine import Pipeline
 
 _Require = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -88,8 +88,8 @@ def demo(
 
     Example: megu demo -o /tmp/demo
     """
-    from megu_cli.templates import DEMO
-    from megu_cli.writing import replacing
+    from megu_cli.config.templates import DEMO
+    from megu_cli.run.writing import replacing
 
     file = out / "megu.yaml"
     if not file.exists():
@@ -146,9 +146,9 @@ def init(
     Example: megu init --images photos --checkpoint weights.pth --samples delete.csv
     """
     from megu_cli.config import load_config
+    from megu_cli.config.templates import beside, data_at, template
     from megu_cli.errors import ConfigError
-    from megu_cli.templates import beside, data_at, template
-    from megu_cli.writing import replacing
+    from megu_cli.run.writing import replacing
 
     if config.exists() and not force:
         raise ConfigError(f"{config} is there already", "Give another name with -c, or overwrite it with --force.")
@@ -210,7 +210,7 @@ def status(options: Options) -> None:
     Example: megu status -o runs/shirt
     """
     from megu_cli.cli import tables
-    from megu_cli.pipeline import STAGES
+    from megu_cli.pipeline.engine import STAGES
 
     with _opened(options, write=False) as (pipeline, _):
         states = pipeline.status()
@@ -293,7 +293,7 @@ def similarity(
     Example: megu similarity --set mllm.backend=endpoint --set mllm.model=llava --dry-run
     """
     from megu_cli.cli import tables
-    from megu_cli.ownership import refuse_foreign
+    from megu_cli.run.ownership import refuse_foreign
 
     names = ["similarity", "transition"]
     if options.dry_run:
@@ -371,11 +371,11 @@ def report(
     Example: megu report --format md
     """
     from megu_cli import report as reports
-    from megu_cli.artifacts import read_body
     from megu_cli.errors import ArtifactError, ConfigError
-    from megu_cli.ownership import refuse_foreign
-    from megu_cli.pipeline import STAGES
-    from megu_cli.requirements import judge, parse
+    from megu_cli.evaluation.requirements import judge, parse
+    from megu_cli.pipeline.engine import STAGES
+    from megu_cli.run.artifacts import read_body
+    from megu_cli.run.ownership import refuse_foreign
 
     if show_forgotten and form is not _Format.html:
         raise ConfigError(f"--show-forgotten needs --format html: {form.value} holds no pictures")
@@ -417,10 +417,10 @@ def purge(
     The unlearned model, the figures and the digests stay. Needs the run directory alone: -o names one whose config or
     data are gone. Example: megu purge --original
     """
-    from megu_cli import purge as traces
     from megu_cli.cli import tables
     from megu_cli.config import load_config
-    from megu_cli.writing import locked
+    from megu_cli.pipeline import purge as traces
+    from megu_cli.run.writing import locked
 
     _alone(options)
     out = options.out or load_config(options.config, list(options.set_)).out
@@ -475,9 +475,9 @@ def _stage(options: Options, names: list[str], require: list[str] | None = None)
 
 def _built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dict[str, Any]:
     """Build stages; what they made, by name. Files that are written beside them must not be the user's."""
-    from megu_cli.artifacts import read_body
-    from megu_cli.ownership import refuse_foreign
-    from megu_cli.pipeline import STAGES
+    from megu_cli.pipeline.engine import STAGES
+    from megu_cli.run.artifacts import read_body
+    from megu_cli.run.ownership import refuse_foreign
 
     with _opened(options, shared=True) as (pipeline, config):
         for file in beside:
@@ -489,11 +489,11 @@ def _built(options: Options, names: list[str], beside: Sequence[str] = ()) -> di
 
 def _show_eval(options: Options, config: Config, notes: list[str]) -> None:
     """Print the evaluation, then hold it against the requirements."""
-    from megu_cli.artifacts import read_body
     from megu_cli.cli import tables
     from megu_cli.errors import RequirementError
-    from megu_cli.pipeline import STAGES
-    from megu_cli.requirements import absent, judge, parse
+    from megu_cli.evaluation.requirements import absent, judge, parse
+    from megu_cli.pipeline.engine import STAGES
+    from megu_cli.run.artifacts import read_body
 
     evaluation = read_body(config.out / STAGES["eval"].file)
     verdicts = judge(parse(config.eval.require), evaluation)
@@ -531,11 +531,11 @@ def _opened(
     Raises:
         ConfigError: There are several, and the command is for one.
     """
-    from megu_cli import processes
     from megu_cli.cli.progress import tracker
     from megu_cli.config import load_config
-    from megu_cli.requirements import parse
-    from megu_cli.writing import locked
+    from megu_cli.evaluation.requirements import parse
+    from megu_cli.execution import processes
+    from megu_cli.run.writing import locked
 
     _alone(options, shared)
     first = processes.rank() == 0
@@ -549,8 +549,8 @@ def _opened(
         )
     parse(config.eval.require)  # a requirement that cannot be read is refused before anything runs
 
-    from megu_cli.pipeline import Pipeline
-    from megu_cli.workspace import Workspace
+    from megu_cli.pipeline.engine import Pipeline
+    from megu_cli.pipeline.workspace import Workspace
 
     work = Workspace(config, tracker(quiet))
     if options.force:
@@ -581,7 +581,7 @@ def _alone(options: Options, shared: bool = False) -> None:
         ConfigError: There are several.
     """
     from megu_cli.errors import ConfigError
-    from megu_cli.processes import world
+    from megu_cli.execution.processes import world
 
     if world() > 1 and (options.dry_run or not shared):
         raise ConfigError(
@@ -592,7 +592,7 @@ def _alone(options: Options, shared: bool = False) -> None:
 
 def _estimated(pipeline: Pipeline, names: list[str] | None, force: bool) -> dict[str, Any]:
     """The plan with what it takes, from a few batches of each stage."""
-    from megu_cli.planning import planned
+    from megu_cli.pipeline.estimates import planned
 
     return planned(pipeline.work, _plan(pipeline.plan(names, force)))
 
@@ -603,7 +603,7 @@ def _plan(rows: list[tuple[str, str, str]]) -> list[dict[str, str]]:
 
 def _show(options: Options, result: dict[str, Any], table: Any) -> None:
     """Print a result on stdout: one JSON object, or a table."""
-    from megu_cli.processes import rank
+    from megu_cli.execution.processes import rank
     from megu_cli.text import shown
 
     if rank() > 0:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from megu_cli.runtime import Track, silent
+from megu_cli.execution.runtime import Track, silent
 from megu_cli.text import printable
 
 _PATIENCE = 2.0

@@ -19,7 +19,7 @@ from megu_cli.data.images import Dataset, Split, joined
 from megu_cli.data.names import chained, hashed
 from megu_cli.data.own import Own, Reserved, imagefolder, manifest
 from megu_cli.errors import DataError, Faults, brief
-from megu_cli.memo import Memo
+from megu_cli.run.memo import Memo
 
 # Data of one's own, read with its settings.
 OWN = {"imagefolder": imagefolder, "manifest": manifest, "hf_dataset": hf_dataset}

@@ -18,7 +18,7 @@ from megu_cli.data.images import EncodedImages, Files, Part, Raw, Source
 from megu_cli.data.names import Names, alike, composed, hashed
 from megu_cli.data.paths import Root, relative
 from megu_cli.errors import DataError, Faults, brief
-from megu_cli.memo import Memo
+from megu_cli.run.memo import Memo
 
 _Array = np.ndarray[Any, Any]
 _TEST = ("test", "val")

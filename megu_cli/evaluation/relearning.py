@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.runtime import Track, silent
+from megu_cli.execution.runtime import Track, silent
 from megu_cli.training import accuracy, fit, shuffled
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megu_cli.execution.processes import ALONE, Crew
 from megu_cli.method.discriminant import Discriminant, thumbnails
-from megu_cli.processes import ALONE, Crew
 
 # What a step counts of the one after it, while features change.
 _LATELY = 0.9

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megu_cli.processes import ALONE, Crew
+from megu_cli.execution.processes import ALONE, Crew
 
 # What a step counts of the one after it in the share that is found; how little is left of a class that was seen long
 # ago; height and width of a thumbnail.

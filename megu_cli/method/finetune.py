@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
+from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.runtime import Track, generator, silent
 from megu_cli.method.adversary import Adversary
-from megu_cli.models import following, penultimate
-from megu_cli.processes import ALONE, Crew
-from megu_cli.runtime import Track, generator, silent
+from megu_cli.models.features import following, penultimate
 from megu_cli.training import Checkpoints, History, fit, shuffled
 
 

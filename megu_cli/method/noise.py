@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.models import frozen
-from megu_cli.processes import ALONE, Crew
-from megu_cli.runtime import Track, generator, silent
+from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.runtime import Track, generator, silent
+from megu_cli.models.features import frozen
 
 
 def train_noise(

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from megu_cli.config import ProxyConfig
 from megu_cli.data import Split
-from megu_cli.runtime import Track, seeded, silent
+from megu_cli.execution.runtime import Track, seeded, silent
 from megu_cli.training import fit, shuffled
 
 # Sides of a thumbnail in pixels; samples that a network is trained on, in how many passes at least and at most.

@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from megu_cli.artifacts import digest
-from megu_cli.json_lines import JSONLines
+from megu_cli.run.artifacts import digest
+from megu_cli.run.json_lines import JSONLines
 
 
 class Answers:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megu_cli.config import MLLMConfig
+from megu_cli.execution.runtime import Track, silent
 from megu_cli.mllm.base import Backend, Show
-from megu_cli.runtime import Track, silent
 
 if TYPE_CHECKING:
     import torch

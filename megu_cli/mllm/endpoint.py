@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from megu_cli.errors import ConfigError, MLLMError
+from megu_cli.execution.runtime import Track, silent
 from megu_cli.mllm import http, pictures
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import (
@@ -31,7 +32,6 @@ from megu_cli.mllm.base import (
     unrated,
 )
 from megu_cli.mllm.masking import masked
-from megu_cli.runtime import Track, silent
 
 # Names asked about in one call.
 CHUNK = 50

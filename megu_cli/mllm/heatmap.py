@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megu_cli.mllm.base import SCALE
+from megu_cli.run.writing import replacing
 from megu_cli.text import short, shown
-from megu_cli.writing import replacing
 
 _CELL = 0.38  # inches
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import DataError, MLLMError
+from megu_cli.execution.runtime import Track, silent
 from megu_cli.mllm import pictures
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import PROMPT_VERSION, Cost, Question, Show
-from megu_cli.runtime import Track, silent
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from megu_cli.artifacts import strict_json
 from megu_cli.errors import DataError, brief
 from megu_cli.mllm.base import SCALE, Cost, Question, Ratings
+from megu_cli.run.artifacts import strict_json
 
 
 class _File(BaseModel):

@@ -14,19 +14,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megu_cli import artifacts, writing
-from megu_cli.artifacts import Artifact
 from megu_cli.errors import ArtifactError
-from megu_cli.requirements import Verdict
+from megu_cli.evaluation.requirements import Verdict
+from megu_cli.pipeline.purge import SHOWS_FORGOTTEN
+from megu_cli.run import artifacts, writing
+from megu_cli.run.artifacts import Artifact
 from megu_cli.text import markdown, printable, shown
 
 if TYPE_CHECKING:
+    from megu_cli.pipeline.workspace import Workspace
     from megu_cli.report.parts import Report, Sources
-    from megu_cli.workspace import Workspace
 
 FORMATS = ("html", "md", "json")
-# Stands in the HTML, so that `megu purge` knows which reports hold forgotten images.
-SHOWS_FORGOTTEN = '<meta name="megu-shows-forgotten-images" content="yes">'
 _FILES = {
     "finetune": "finetune.json",
     "similarity": "similarity.json",

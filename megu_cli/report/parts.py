@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megu_cli.artifacts import Artifact
-from megu_cli.requirements import Verdict
+from megu_cli.evaluation.requirements import Verdict
+from megu_cli.run.artifacts import Artifact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from megu_cli.evaluation.requirements import absent
 from megu_cli.report import figures
 from megu_cli.report.parts import Figure, Section, Table, View
 from megu_cli.report.words import DIGESTED, METRICS, MODELS, counted, listed, metric, percent, shown
-from megu_cli.requirements import absent
 
 _ROWS = 32  # classes in a figure; the tables hold all
 _PATHS = 60  # rows of the flow's table

@@ -75,8 +75,8 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run on the photos, in a directory of its own; not to be changed."""
     folder = tmp_path_factory.mktemp("whole")
     from megu_cli.config import load_config
-    from megu_cli.pipeline import Pipeline
-    from megu_cli.workspace import Workspace
+    from megu_cli.pipeline.engine import Pipeline
+    from megu_cli.pipeline.workspace import Workspace
 
     Pipeline(Workspace(load_config(photos / "megu.yaml", [], {"out": folder}))).run()
     # What libraries start when they are first used is not what an input starts.

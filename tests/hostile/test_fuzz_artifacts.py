@@ -10,7 +10,7 @@ from typing import Any
 from conftest import write_config
 from hypothesis import strategies as st
 
-from megu_cli import artifacts
+from megu_cli.run import artifacts
 
 from .conftest import PHOTOS
 from .harness import call, expected_errors, fresh, fuzz

@@ -140,7 +140,7 @@ def _saved(content: Any, old: bool = False) -> bytes:
 
 
 def _model() -> torch.nn.Module:
-    from megu_cli.models import build
+    from megu_cli.models.sources import build
 
     torch.manual_seed(0)
     return build("small_cnn", 3, 3)
@@ -153,7 +153,7 @@ SUFFIXES = (".pth", ".pth", ".pt", ".bin", ".safetensors", "")
 
 @fuzz(data=st.data(), suffix=st.sampled_from(SUFFIXES))
 def test_reading_a_checkpoint(tmp_path_factory: Any, data: Any, suffix: str) -> None:
-    from megu_cli.checkpoints import read
+    from megu_cli.models.checkpoints import read
 
     folder = tmp_path_factory.getbasetemp()
     marker, path = folder / "pwned", folder / f"odd{suffix}"

@@ -32,7 +32,7 @@ ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "ut
 @pytest.fixture(scope="module")
 def seen() -> Iterator[list[tuple[set[str], set[str]]]]:
     """(forgotten, forgotten earlier) as names of files, for each request that is resolved."""
-    from megu_cli import forget
+    from megu_cli.request import resolve as forget
 
     found: list[tuple[set[str], set[str]]] = []
     resolve = forget.resolve

@@ -502,7 +502,7 @@ def test_a_random_request_asks_only_for_rows_in_the_forget_set_and_shows_no_forg
 ) -> None:
     from megu_cli.config import load_config
     from megu_cli.mllm.pictures import data_url
-    from megu_cli.workspace import Workspace
+    from megu_cli.pipeline.workspace import Workspace
 
     file = write_config(forget={"random": {"count": 6}}, mllm=settings(server, images_per_class=3))
     work = Workspace(load_config(file))
@@ -531,7 +531,7 @@ def test_all_images_of_a_class_listed_one_by_one_are_not_shown(
     megu: Any, write_config: Any, server: Server, tmp_path: Path
 ) -> None:
     from megu_cli.config import load_config
-    from megu_cli.workspace import Workspace
+    from megu_cli.pipeline.workspace import Workspace
 
     work = Workspace(load_config(write_config()))
     (tmp_path / "list.csv").write_text("\n".join(map(str, work.request.forget.tolist())))

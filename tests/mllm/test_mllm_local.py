@@ -191,7 +191,7 @@ def test_the_whole_stage(megu: Any, write_config: Any, folders: dict[str, Path],
 def test_weights_are_not_read_again_for_each_dry_run(
     megu: Any, write_config: Any, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from megu_cli import artifacts
+    from megu_cli.run import artifacts
 
     read: list[str] = []
     real = artifacts.file_digest

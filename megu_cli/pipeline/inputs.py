@@ -1,0 +1,97 @@
+"""Content digests of the inputs that no stage makes: with the settings, what a stage's key is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megu_cli.errors import CheckpointError, DataError
+from megu_cli.run import artifacts
+from megu_cli.run.memo import Memo
+
+if TYPE_CHECKING:
+    from megu_cli.pipeline.workspace import Workspace
+
+
+def _train_data(work: Workspace) -> str:
+    return work.data.train.digest
+
+
+def _test_data(work: Workspace) -> str:
+    return work.data.test.digest
+
+
+def _forget(work: Workspace) -> str:
+    return work.request.digest
+
+
+def _concepts(work: Workspace) -> str:
+    asked = [[q.concept, q.candidates] for q in work.questions]
+    return artifacts.digest([asked, work.data.concept_class.tolist(), work.request.kind])
+
+
+def _ratings(work: Workspace) -> str:
+    from megu_cli.mllm.recorded import Recorded
+
+    if not work.ratings_file.is_file():
+        raise DataError(f"no recorded ratings at {work.ratings_file}", "Set mllm.ratings to a file that is there.")
+    Recorded(work.ratings_file).rate(work.questions)  # a rating that is missing shows before anything runs
+    return _files([work.ratings_file], work.memo)[0]
+
+
+def _prompt(work: Workspace) -> str:
+    from megu_cli.mllm import base
+
+    return artifacts.digest(["prompt", base.PROMPT_VERSION])
+
+
+def _rater_model(work: Workspace) -> str:
+    settings = work.config.mllm
+    if isinstance(settings.model, str):
+        return artifacts.digest([settings.model, settings.revision])
+    folder = settings.model
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))} if folder else {}
+    # Hidden files belong to the tools that fetched the model.
+    files = {n: p for n, p in found.items() if p.is_file() and not any(part[0] == "." for part in n.parts)}
+    if not files:
+        raise DataError(f"mllm.model: {folder} is no directory of a model")
+    return artifacts.digest([[name.as_posix() for name in files], _files(list(files.values()), work.memo)])
+
+
+def _checkpoint(work: Workspace) -> str:
+    path = work.checkpoint_file
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}", "Set model.checkpoint, or make one with `megu train`.")
+    # Weights are digested as tensors, so that a .pth file and its safetensors twin are the same input. Fitting
+    # them now means that a wrong checkpoint is refused before any stage has run.
+    work.original()
+    return artifacts.state_digest(work.checkpoint)
+
+
+def _wrapping(work: Workspace) -> str:
+    """Of all that the user's file or directory has beside the weights: it is written beside the unlearned ones."""
+    if work.checkpoint_file.is_dir():
+        from megu_cli.models.huggingface import names_in_file
+
+        return artifacts.digest(names_in_file(work.checkpoint_file))
+    return artifacts.digest(work.file.described)
+
+
+def _files(files: Sequence[Path], memo: Memo) -> list[str]:
+    """sha256 of each file, remembered by path, size and time of change."""
+    return [bytes(digest).hex() for digest in memo.digests(map(str, files))]
+
+
+# Name of an input in a key -> its digest; one that is missing or at fault raises an InputError.
+INPUTS: dict[str, Callable[[Workspace], str]] = {
+    "train_data": _train_data,
+    "test_data": _test_data,
+    "forget": _forget,
+    "concepts": _concepts,
+    "ratings": _ratings,
+    "prompt": _prompt,
+    "rater_model": _rater_model,
+    "checkpoint": _checkpoint,
+    "wrapping": _wrapping,
+}

@@ -1,0 +1,155 @@
+"""Purge: delete what holds traces of the forgotten data, once the result is accepted.
+
+The run directory is all that it needs: neither the data, which may be deleted by then, nor anything to be drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megu_cli.errors import ArtifactError
+from megu_cli.pipeline.resume import resume_file
+from megu_cli.run.artifacts import read_meta
+from megu_cli.run.log import RunLog
+from megu_cli.run.ownership import refuse_foreign
+
+# Stands in a report that shows forgotten images.
+SHOWS_FORGOTTEN = '<meta name="megu-shows-forgotten-images" content="yes">'
+MEMO, REPORT = ".digests.npy", "report.html"
+_TRACES = {
+    "labels.safetensors": "positions of the forgotten images and their perturbing labels",
+    "noise.safetensors": "noises that were trained on images, or made to carry a forgotten class",
+    "similarity.answers.jsonl": "raw answers about images",
+    MEMO: "digests of the image files",
+    **{
+        resume_file(stage): f"what a {stage} that was cut short would go on from"
+        for stage in ("train", "oracle", "finetune")
+    },
+}
+_MODELS = {
+    "original.safetensors": "the model that still knows what was to be forgotten",
+    "oracle.safetensors": "the retrained model",
+}
+_KEPT = (
+    *("model.pth", "model.pt", "model.ckpt", "model.bin", "model.safetensors"),
+    *("finetune.json", "eval.json", "similarity.json", "similarity.png", "transition.safetensors", "runs.jsonl"),
+    *(REPORT, "report.md", "report.json", "compare.json"),
+    *_MODELS,
+)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A file that is to go."""
+
+    path: Path
+    what: str
+
+
+def check(out: Path) -> None:
+    """See that the run is finished: an unfinished one still needs what would be deleted.
+
+    Raises:
+        ArtifactError: It is not.
+    """
+    try:
+        made, judged = (read_meta(out / name) for name in ("finetune.json", "eval.json"))
+    except ArtifactError as error:
+        raise _unfinished(error.message) from None
+    if judged.get("inputs", {}).get("finetune") != made["content"]:
+        raise _unfinished("eval.json is not the evaluation of this finetune.json")
+
+
+def _unfinished(why: str) -> ArtifactError:
+    return ArtifactError(
+        f"nothing was deleted: {why}",
+        "Finish the run with `megu run`, and purge once its result is accepted; or purge as it is with --force.",
+    )
+
+
+def traces(out: Path, *, original: bool = False, oracle: bool = False) -> list[Trace]:
+    """What a purge of the run directory would delete.
+
+    Only files that megu wrote are ever named, and no link is followed.
+
+    Args:
+        out: The run directory.
+        original: Also the original models that `megu train` and `megu compare` made.
+        oracle: Also the retrained models.
+    """
+    files = dict(_TRACES)
+    if original:
+        files["original.safetensors"] = _MODELS["original.safetensors"]
+    if oracle:
+        files["oracle.safetensors"] = _MODELS["oracle.safetensors"]
+    # `megu compare` runs MeGU once more for each seed, in folders of its own; the figures of its methods stay.
+    beside = [path for path in _files(out / "compare") if path.name in files]
+    logs: dict[Path, RunLog] = {}
+    found = [Trace(path, files[path.name]) for path in [*(out / name for name in files), *beside] if _ours(path, logs)]
+    if _ours(out / REPORT, logs) and _shows_traces(out / REPORT):
+        found.append(
+            Trace(out / REPORT, "pictures of the noises or of forgotten images; `megu report` makes one without")
+        )
+    return found
+
+
+def kept(out: Path, going: list[Trace]) -> list[str]:
+    """What stays of megu's files in the run directory, relative to it."""
+    gone = {trace.path for trace in going}
+    files = [*(out / name for name in (*_KEPT, *_TRACES)), *_files(out / "model"), *_files(out / "compare")]
+    return [path.relative_to(out).as_posix() for path in dict.fromkeys(files) if path not in gone and path.is_file()]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, links not followed."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from _files(path)
+        elif path.is_file():
+            yield path
+
+
+def _ours(path: Path, logs: dict[Path, RunLog]) -> bool:
+    """True if megu wrote the file; the memo of digests has a name that is megu's alone."""
+    if not path.is_file() or path.is_symlink():
+        return False
+    log = logs.setdefault(path.parent, RunLog(path.parent))  # one a folder: it says once which lines are damaged
+    try:
+        refuse_foreign(path.parent, path.name, log.written(path.name))
+    except ArtifactError:
+        return path.name == MEMO
+    return True
+
+
+def _shows_traces(page: Path) -> bool:
+    """True if a report shows noises or forgotten images, or is not whole."""
+    text = page.read_text(encoding="utf-8", errors="replace")
+    noises = re.search(r'<section[^>]*\bid="noise".*?</section>', text, flags=re.DOTALL)
+    return SHOWS_FORGOTTEN in text or "</html>" not in text or bool(noises and "<img" in noises.group())
+
+
+def delete(going: list[Trace]) -> None:
+    """Delete files; the directory is synced, so that they are gone also after a crash.
+
+    Raises:
+        ArtifactError: One cannot be deleted.
+    """
+    for trace in going:
+        try:
+            trace.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ArtifactError(f"{trace.path} cannot be deleted: {error.strerror}") from None
+    for folder in {trace.path.parent for trace in going}:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

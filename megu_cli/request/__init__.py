@@ -1,0 +1,1 @@
+"""The forget request: what is forgotten now, what was forgotten before, and what the rater is asked for it."""
