@@ -15,7 +15,10 @@ from conftest import listing, process, write_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from megu_cli.run import artifacts, writing
+import megu_cli
+from megu_cli.run import writing
+
+SHIPPED = Path(megu_cli.__file__).parent / "mllm" / "ratings" / "digits.json"
 
 
 def refused(answer, *parts: str) -> None:
@@ -191,7 +194,7 @@ def test_an_output_directory_that_cannot_be_written(megu, config, tmp_path):
 
 
 def test_a_class_that_the_recorded_ratings_lack(megu, config, tmp_path):
-    content = json.loads((Path(artifacts.__file__).parent / "mllm" / "ratings" / "digits.json").read_text())
+    content = json.loads(SHIPPED.read_text())
     del content["scores"]["8"]["3"]
     (tmp_path / "ratings.json").write_text(json.dumps(content))
     answer = megu("similarity", "-c", config, "--set", f"mllm.ratings={tmp_path / 'ratings.json'}")
@@ -205,6 +208,24 @@ def test_a_class_that_the_recorded_ratings_lack(megu, config, tmp_path):
 def test_ratings_that_are_none(megu, config, tmp_path, content):
     (tmp_path / "ratings.json").write_text(content)
     refused(megu("similarity", "-c", config, "--set", f"mllm.ratings={tmp_path / 'ratings.json'}"), "ratings.json")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="the system has no such device")
+@pytest.mark.parametrize("settings", [
+    ("mllm.ratings=/dev/zero",),
+    ("forget.classes=null", "forget.samples=/dev/zero"),
+    ("model.classes=/dev/zero",),
+    ("data.name=manifest", "data.image_size=8", "data.manifest=/dev/zero", f"mllm.ratings={SHIPPED}"),
+])  # fmt: skip
+def test_a_device_is_no_file(megu, config, settings):
+    """It has no end: what reads until the end takes all memory."""
+    given = [word for setting in settings for word in ("--set", setting)]
+    refused(megu("similarity", "-c", config, "--dry-run", *given), "no regular file")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="the system has no such device")
+def test_a_device_is_no_config(megu):
+    refused(megu("similarity", "-c", "/dev/zero"), "no regular file")
 
 
 def test_an_image_that_cannot_be_decoded(megu, tmp_path):

@@ -351,7 +351,8 @@ def test_a_set_in_a_file_follows_no_hash_seed(tmp_path):
     )
     code = (
         "import hashlib, sys, torch\n"
-        "from megu_cli import artifacts, checkpoints, models\n"
+        "from megu_cli.models import checkpoints, sources\n"
+        "from megu_cli.run import artifacts\n"
         "found = checkpoints.read(__import__('pathlib').Path(sys.argv[1]), sources.build('small_cnn', 10, 1))\n"
         "written = found.written(found.state)\n"
         "print(artifacts.digest(found.described), hashlib.sha256(written).hexdigest())\n"

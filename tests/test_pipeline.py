@@ -12,6 +12,7 @@ import torch
 from conftest import listing, weights, write_config
 from test_data import write_folder
 
+import megu_cli
 from megu_cli.config import load_config
 from megu_cli.pipeline.engine import STAGES, Pipeline
 from megu_cli.pipeline.workspace import Workspace
@@ -124,7 +125,7 @@ def test_an_unchanged_output_stops_the_cascade(megu, finished):
 
 
 def test_touching_reruns_nothing_and_a_changed_rating_does(megu, finished, tmp_path):
-    shipped = Path(artifacts.__file__).parent / "mllm" / "ratings" / "digits.json"
+    shipped = Path(megu_cli.__file__).parent / "mllm" / "ratings" / "digits.json"
     ratings = tmp_path / "ratings.json"
     shutil.copy(shipped, ratings)
     use = ("-c", finished, "--set", f"mllm.ratings={ratings}")

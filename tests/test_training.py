@@ -11,6 +11,7 @@ from megu_cli.errors import MeguError
 from megu_cli.execution.runtime import derive, seeded
 from megu_cli.models.sources import build
 from megu_cli.run.artifacts import state_digest
+from megu_cli.training import loop
 
 RECIPE = {
     "epochs": 3,
@@ -98,11 +99,11 @@ def test_predictions_are_in_order_and_leave_the_model_as_it_was(digits):
 def test_a_crop_moves_and_a_flip_mirrors():
     x = torch.arange(64.0).view(1, 1, 8, 8).expand(200, 1, 8, 8)
     draw = torch.Generator().manual_seed(0)
-    flipped = training._augmented(x, training._drawn(200, "flip", draw))
+    flipped = loop._augmented(x, loop._drawn(200, "flip", draw))
     same = (flipped == x).flatten(1).all(1)
     assert 60 < same.sum() < 140
     assert torch.equal(flipped[~same], x[~same].flip(3))
-    cropped = training._augmented(x, training._drawn(200, "crop+flip", draw))
+    cropped = loop._augmented(x, loop._drawn(200, "crop+flip", draw))
     assert cropped.shape == x.shape
     windows = [
         nn.functional.pad(image, (4, 4, 4, 4))[top : top + 8, left : left + 8]

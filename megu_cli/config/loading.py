@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from megu_cli.config.presets import PRESETS
 from megu_cli.config.schema import Config, Section, alternatives, checked_path, is_path
 from megu_cli.errors import ConfigError, brief
+from megu_cli.run import reading
 
 
 def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str, Any] | None = None) -> Config:
@@ -148,7 +149,7 @@ for _tag, _form, _first in (
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = reading.content(file).decode()
     except FileNotFoundError:
         raise ConfigError(f"no config at {file}", "Name one with -c FILE, or write one with `megu init`.") from None
     except (OSError, UnicodeDecodeError) as error:

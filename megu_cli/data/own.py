@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from megu_cli.data.images import EncodedImages, Files, Part, Raw, Source
 from megu_cli.data.names import Names, alike, composed, hashed
 from megu_cli.data.paths import Root, relative
 from megu_cli.errors import DataError, Faults, brief
+from megu_cli.run import reading
 from megu_cli.run.memo import Memo
 
 _Array = np.ndarray[Any, Any]
@@ -193,8 +195,8 @@ def manifest(own: Own) -> Raw:
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
+        with reading.opened(file) as stream:
+            reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
             for row in reader:
                 if any(map(str.strip, row)):
                     yield reader.line_num, row

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megu_cli.errors import DataError, brief
 from megu_cli.mllm.base import SCALE, Cost, Question, Ratings
+from megu_cli.run import reading
 from megu_cli.run.artifacts import strict_json
 
 
@@ -41,7 +42,7 @@ class Recorded:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            raw = path.read_bytes()
+            raw = reading.content(path)
             strict_json(raw)  # what pydantic would let through
             content = _File.model_validate_json(raw)
         except (OSError, ValueError) as error:

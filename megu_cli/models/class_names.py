@@ -17,10 +17,11 @@ def read_names(path: Path) -> list[str]:
     Raises:
         ConfigError: It cannot be read, or holds none.
     """
+    from megu_cli.run import reading
     from megu_cli.run.artifacts import strict_json
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = reading.content(path).decode("utf-8-sig")
         names = _of_json(strict_json(text)) if path.suffix == ".json" else list(map(str.strip, text.splitlines()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

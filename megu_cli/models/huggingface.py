@@ -356,10 +356,11 @@ def marked(files: dict[str, bytes], provenance: dict[str, Any]) -> dict[str, byt
 
 
 def _json(path: Path) -> dict[str, Any]:
+    from megu_cli.run import reading
     from megu_cli.run.artifacts import strict_json
 
     try:
-        content = strict_json(path.read_text(encoding="utf-8"))
+        content = strict_json(reading.content(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):

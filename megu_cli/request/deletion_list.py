@@ -20,6 +20,7 @@ from megu_cli.data.decode import IMAGE_SUFFIXES
 from megu_cli.data.names import composed
 from megu_cli.data.paths import relative
 from megu_cli.errors import DataError, Faults
+from megu_cli.run import reading
 
 _Kind = Literal["path", "index", "either"]
 # A longer number is no position.
@@ -164,9 +165,7 @@ def _read(path: Path, key: str, faults: Faults | None = None) -> _Table:
     """
     faults = faults or Faults("")
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is no file")
-        raw = path.read_bytes()
+        raw = reading.content(path)
         encoding = next((name for mark, name in _ENCODINGS if raw.startswith(mark)), "utf-8")
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-import stat
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from megu_cli.errors import ArtifactError, ForeignFileError, brief
+from megu_cli.run import reading
 from megu_cli.run.writing import replacing
 
 if TYPE_CHECKING:
@@ -124,17 +124,17 @@ def _no_number(name: str) -> Any:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, opened for reading; a pipe or a device is never waited for.
+    """A file that may be an artifact, opened for reading.
 
     Raises:
         ArtifactError: It is no regular file.
         OSError: It is not there, or cannot be read.
     """
-    # A pipe without a writer would block the opening itself.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:  # noqa: PTH123
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise ArtifactError(f"{path.name} is no regular file")
-        yield stream
+    try:
+        with reading.opened(path) as stream:
+            yield stream
+    except reading.NoRegularFileError:
+        raise ArtifactError(f"{path.name} is no regular file") from None
 
 
 def file_digest(path: Path) -> str:
