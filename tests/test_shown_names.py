@@ -65,14 +65,14 @@ def test_names_are_in_one_line_and_stay_apart():
     ],
 )  # fmt: skip
 def test_tables_show_names_as_they_are(capsys, table, result):
-    from megu_cli.cli.commands import _show
+    from megu_cli.cli.commands.shared import display
 
-    _show(Options(), result, table)
+    display(Options(), result, table)
     out = capsys.readouterr().out
     assert "[red]x\\x1b[2J" in out
     assert not any(line.startswith("forged") for line in out.splitlines())
     assert all(line.isprintable() for line in out.split("\n"))
-    _show(Options(json=True), result, table)
+    display(Options(json=True), result, table)
     assert json.loads(capsys.readouterr().out) == result  # exact
 
 

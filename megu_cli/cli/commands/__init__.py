@@ -1,0 +1,46 @@
+"""The commands: each opens a run, asks the pipeline for its stages, and shows what came of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from megu_cli.cli.commands.compare import compare
+from megu_cli.cli.commands.finish import purge, report
+from megu_cli.cli.commands.runs import run, status
+from megu_cli.cli.commands.stages import evaluate, finetune, labels, noise, similarity, train
+from megu_cli.cli.commands.start import demo, init
+from megu_cli.cli.console import say
+from megu_cli.cli.options import command, possible
+
+
+def register(app: typer.Typer) -> None:
+    """Add all commands to the app."""
+    app.command(rich_help_panel="Start here")(possible(demo))
+    app.command(rich_help_panel="Start here")(possible(init))
+    app.command(rich_help_panel="The whole pipeline")(command(run))
+    app.command(rich_help_panel="The whole pipeline")(command(status))
+    app.command(rich_help_panel="The whole pipeline")(command(compare))
+    for stage in (train, similarity, labels, noise, finetune, evaluate):
+        name = "eval" if stage is evaluate else stage.__name__
+        app.command(name, rich_help_panel="One stage at a time")(command(stage))
+    app.command(rich_help_panel="Once it is done")(command(report))
+    app.command(rich_help_panel="Once it is done")(command(purge))
+    app.callback(invoke_without_command=True)(_root)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from megu_cli import __version__
+
+        say(f"megu {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass

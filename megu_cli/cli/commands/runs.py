@@ -1,0 +1,46 @@
+"""The whole pipeline: run it, and see where it stands."""
+
+from __future__ import annotations
+
+import typer
+
+from megu_cli.cli.commands.shared import MaxSteps, Require, display, estimated, opened, show_eval
+from megu_cli.cli.options import Options
+
+
+def run(options: Options, require: Require = None, max_steps: MaxSteps = None) -> None:
+    """Run the whole pipeline; what is fresh is kept.
+
+    With --dry-run: what would run, and about what it takes, from timing a few batches of each stage.
+
+    Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
+    """
+    from megu_cli.cli import tables
+
+    options = options.having("finetune.max_steps", max_steps)
+    with opened(options, require, shared=True) as (pipeline, config):
+        if options.dry_run:
+            display(options, estimated(pipeline, None, options.force), tables.plan)
+            return
+        pipeline.run(force=options.force)
+        notes = pipeline.work.notes
+    show_eval(options, config, notes)
+
+
+def status(options: Options) -> None:
+    """Show what is fresh, stale (and why), missing, corrupt or blocked. Exit code 1 unless all is fresh.
+
+    Example: megu status -o runs/shirt
+    """
+    from megu_cli.cli import tables
+    from megu_cli.pipeline.engine import STAGES
+
+    with opened(options, write=False) as (pipeline, _):
+        states = pipeline.status()
+    rows = {
+        name: {"status": state.status, "reason": state.reason, "file": STAGES[name].file}
+        for name, state in states.items()
+    }
+    display(options, {"stages": rows}, tables.status)
+    if any(state.status not in ("fresh", "absent") for state in states.values()):
+        raise typer.Exit(1)

@@ -1,0 +1,193 @@
+"""What the commands share: a run that is opened, a plan, and how a result is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from megu_cli.cli.console import say
+from megu_cli.cli.options import Options
+
+if TYPE_CHECKING:
+    from megu_cli.config import Config
+    from megu_cli.pipeline.engine import Pipeline
+
+
+Require = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--require",
+        metavar="NAME<=NUMBER",
+        help="Exit with 3 unless met, e.g. 'forget_test_acc<=0.02'. Repeatable.",
+    ),
+]
+
+
+MaxSteps = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--max-steps", metavar="N", help="Steps of the finetuning at most. [dim]finetune.max_steps[/dim]", min=1
+    ),
+]
+
+
+@contextlib.contextmanager
+def opened(
+    options: Options, require: list[str] | None = None, write: bool = True, shared: bool = False
+) -> Iterator[tuple[Pipeline, Config]]:
+    """The pipeline of a call, with the run directory locked for writing unless nothing will be written.
+
+    Several processes may share the work only where a command says so; the first of them locks, writes and prints.
+
+    Raises:
+        ConfigError: There are several, and the command is for one.
+    """
+    from megu_cli.cli.progress import tracker
+    from megu_cli.config import load_config
+    from megu_cli.evaluation.requirements import parse
+    from megu_cli.execution import processes
+    from megu_cli.run.writing import locked
+
+    alone(options, shared)
+    first = processes.rank() == 0
+    quiet = options.quiet or not first
+    overrides = list(options.set_)
+    flags = {"out": options.out, "seed": options.seed, "device": options.device}
+    config = load_config(options.config, overrides, flags)
+    if require:
+        config = config.model_copy(
+            update={"eval": config.eval.model_copy(update={"require": [*config.eval.require, *require]})}
+        )
+    parse(config.eval.require)  # a requirement that cannot be read is refused before anything runs
+
+    from megu_cli.pipeline.engine import Pipeline
+    from megu_cli.pipeline.workspace import Workspace
+
+    work = Workspace(config, tracker(quiet))
+    if options.force:
+        work.memo.renew()
+    pipeline = Pipeline(work, say=lambda line: None if quiet else say(line, err=True))
+    try:
+        if not write or options.dry_run:
+            yield pipeline, config
+            work.keep_memo(only_beside_runs=True)
+        else:
+            work.check()
+            for line in work.notes:
+                pipeline.say(line)
+            with locked(config.out) if first else contextlib.nullcontext():
+                yield pipeline, config
+                work.crew.close()
+    except KeyboardInterrupt:
+        from megu_cli import entry
+
+        entry.say("interrupted; what was finished is kept, and the same command goes on from there")
+        raise
+
+
+def alone(options: Options, shared: bool = False) -> None:
+    """See that there is one process, unless the command shares its work among several.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    from megu_cli.errors import ConfigError
+    from megu_cli.execution.processes import world
+
+    if world() > 1 and (options.dry_run or not shared):
+        raise ConfigError(
+            "this command is for one process" + (" where --dry-run is given" if shared else ""),
+            "Call it without `accelerate launch`, which run, train, noise, finetune and eval can use.",
+        )
+
+
+def built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dict[str, Any]:
+    """Build stages; what they made, by name. Files that are written beside them must not be the user's."""
+    from megu_cli.pipeline.engine import STAGES
+    from megu_cli.run.artifacts import read_body
+    from megu_cli.run.ownership import refuse_foreign
+
+    with opened(options, shared=True) as (pipeline, config):
+        for file in beside:
+            refuse_foreign(config.out, file)
+        pipeline.build(names, options.force)
+    files = {name: config.out / STAGES[name].file for name in names}
+    return {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
+
+
+def show_eval(options: Options, config: Config, notes: list[str]) -> None:
+    """Print the evaluation, then hold it against the requirements."""
+    from megu_cli.cli import tables
+    from megu_cli.errors import RequirementError
+    from megu_cli.evaluation.requirements import absent, judge, parse
+    from megu_cli.pipeline.engine import STAGES
+    from megu_cli.run.artifacts import read_body
+
+    evaluation = read_body(config.out / STAGES["eval"].file)
+    verdicts = judge(parse(config.eval.require), evaluation)
+    result = {name: value for name, value in evaluation.items() if name != "aggregates"}  # for the report alone
+    if missing := absent(evaluation):
+        result["absent"] = missing
+    if verdicts:
+        result["requirements"] = [
+            {
+                "requirement": str(v.requirement),
+                "value": v.value if v.value is not None and math.isfinite(v.value) else None,
+                "measured": v.measured,
+                "met": v.met,
+            }
+            for v in verdicts
+        ]
+    display(options, {**result, "notes": notes} if options.json else result, tables.evaluation)
+    missed = [
+        f"{v.requirement} is not met: {'there' if v.value is None else v.requirement.name} is {v.measured}"
+        for v in verdicts
+        if not v.met
+    ]
+    if missed:
+        raise RequirementError("; ".join(missed))
+
+
+def estimated(pipeline: Pipeline, names: list[str] | None, force: bool) -> dict[str, Any]:
+    """The plan with what it takes, from a few batches of each stage."""
+    from megu_cli.pipeline.estimates import planned
+
+    return planned(pipeline.work, rows_of(pipeline.plan(names, force)))
+
+
+def rows_of(rows: list[tuple[str, str, str]]) -> list[dict[str, str]]:
+    """A plan's rows by name."""
+    return [{"stage": stage, "action": action, "reason": reason} for stage, action, reason in rows]
+
+
+def display(options: Options, result: dict[str, Any], table: Any) -> None:
+    """Print a result on stdout: one JSON object, or a table."""
+    from megu_cli.execution.processes import rank
+    from megu_cli.text import shown
+
+    if rank() > 0:
+        return
+    if options.json:
+        typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    else:
+        table(shown(result))
+
+
+def make(folder: Path) -> None:
+    """Make a folder.
+
+    Raises:
+        ArtifactError: It cannot be made.
+    """
+    from megu_cli.errors import ArtifactError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be written: {error.strerror}", "Give another place.") from None

@@ -1,0 +1,123 @@
+"""One stage at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from megu_cli.cli.commands.shared import MaxSteps, Require, built, display, estimated, opened, rows_of, show_eval
+from megu_cli.cli.options import Options
+
+_HEAT_MAP = "similarity.png"
+
+
+def train(
+    options: Options,
+    retain_only: Annotated[
+        bool, typer.Option("--retain-only", help="Train the oracle: re-initialised, without the forget set.")
+    ] = False,
+) -> None:
+    """Train the original model, or with --retain-only the oracle.
+
+    Example: megu train --retain-only
+    """
+    _stage(options, ["oracle" if retain_only else "train"])
+
+
+def similarity(
+    options: Options,
+    against: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Compare the ratings with those in FILE: rank correlation, and where."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Draw the ratings here, and as a heat map in similarity.png.")
+    ] = False,
+) -> None:
+    """Rate how similar the classes' concepts are, and make the transition matrix of it.
+
+    With --dry-run: the calls, images and estimated tokens that it takes, and to which host they go.
+
+    Example: megu similarity --set mllm.backend=endpoint --set mllm.model=llava --dry-run
+    """
+    from megu_cli.cli import tables
+    from megu_cli.run.ownership import refuse_foreign
+
+    names = ["similarity", "transition"]
+    if options.dry_run:
+        with opened(options) as (pipeline, _):
+            plan = rows_of(pipeline.plan(names, options.force))
+            if show:
+                refuse_foreign(pipeline.work.out, _HEAT_MAP)
+            cost = pipeline.work.rating_cost() if plan[0]["action"] == "run" else None
+        display(options, {"plan": plan, "cost": dataclasses.asdict(cost) if cost else None}, tables.rating_cost)
+        return
+    if against is not None:
+        from megu_cli.mllm.agreement import compare
+        from megu_cli.mllm.recorded import Recorded
+
+        other = Recorded(against)  # a file that cannot be read is said before anything is asked
+    result = built(options, names, [_HEAT_MAP] if show else [])
+    if against is not None:
+        body = result["similarity"]
+        result["against"] = {
+            "file": str(against),
+            "rater": other.rater,
+            **compare(body["scores"], other.scores),
+        }
+    if show and result["similarity"]["scores"]:
+        from megu_cli.mllm.heatmap import draw
+
+        result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_name(_HEAT_MAP))
+    display(options, result, tables.similarity)
+
+
+def labels(options: Options) -> None:
+    """Give each forgotten image a semantically near perturbing label.
+
+    Example: megu labels --set labels.mode=hard
+    """
+    _stage(options, ["labels"])
+
+
+def noise(options: Options) -> None:
+    """Train the positive-negative feature noise pair.
+
+    Example: megu noise --set noise.use=both
+    """
+    _stage(options, ["noise"])
+
+
+def finetune(options: Options, max_steps: MaxSteps = None) -> None:
+    """Finetune on perturbed forgotten and retained images; writes the unlearned model.safetensors.
+
+    Example: megu finetune --max-steps 100
+    """
+    _stage(options.having("finetune.max_steps", max_steps), ["finetune"])
+
+
+def evaluate(options: Options, require: Require = None) -> None:
+    """Measure the unlearned model beside the original, the masked and (where it is there) the retrained one.
+
+    Example: megu eval --require 'forget_test_acc<=0.02' --require 'avg_gap<=0.03'
+    """
+    _stage(options, ["eval"], require)
+
+
+def _stage(options: Options, names: list[str], require: list[str] | None = None) -> None:
+    """The body of every stage's command."""
+    from megu_cli.cli import tables
+
+    if options.dry_run:
+        with opened(options, require, shared=True) as (pipeline, _):
+            display(options, estimated(pipeline, names, options.force), tables.plan)
+    elif names == ["eval"]:
+        with opened(options, require, shared=True) as (pipeline, config):
+            pipeline.build(names, options.force)
+            notes = pipeline.work.notes
+        show_eval(options, config, notes)
+    else:
+        display(options, built(options, names), tables.stages)
