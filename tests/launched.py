@@ -13,7 +13,7 @@ from torch import nn
 
 from megu_cli import data, training
 from megu_cli.cli.app import leave
-from megu_cli.execution.processes import crew
+from megu_cli.execution.processes import processes
 from megu_cli.execution.runtime import seeded
 from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.noise import train_noise
@@ -39,7 +39,7 @@ class Normed(nn.Module):
 
 def main(file: Path) -> None:
     torch.set_num_threads(1)
-    shared = crew("cpu")
+    shared = processes("cpu")
     digits = data.load("digits", limit=400)
     index = torch.arange(320)
 

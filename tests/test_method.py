@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from megu_cli.data import MemoryImages, Split
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.method.discriminant import Discriminant, thumbnails
 from megu_cli.method.finetune import Forgotten, finetune
 from megu_cli.method.labels import draw_labels, hard_labels, label_scores
@@ -312,7 +312,7 @@ def test_a_discriminant_counts_what_it_finds_before_it_takes_it_in():
     assert told.found.item() == pytest.approx(1 / 3, abs=0.12)
 
 
-class Lone(Crew):
+class Lone(Processes):
     """The first of four processes, the others having no samples."""
 
     world = 4
@@ -326,7 +326,7 @@ def test_a_discriminant_counts_the_samples_of_all_processes():
     draw = torch.Generator().manual_seed(0)
     steps = [(torch.randn(32, 5, generator=draw), torch.randint(61, (32,), generator=draw)) for _ in range(30)]
     values = []
-    for crew in (ALONE, Lone()):
+    for crew in (SINGLE, Lone()):
         told = Discriminant({}, "a", torch.arange(60), 61, 0.9, crew=crew)
         for x, labels in steps:
             told.see(x, labels)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from megu_cli.config import load_config
 from megu_cli.execution import processes
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.workspace import Workspace
 
@@ -207,7 +207,7 @@ def test_a_fault_that_the_first_process_finds_too_is_left_to_it(megu, config, mo
 
 def test_slices_make_up_the_whole_and_weights_its_mean():
     for number in (2, 3, 7, 64):
-        crews = [Crew() for _ in range(3)]
+        crews = [Processes() for _ in range(3)]
         for place, crew in enumerate(crews):
             crew.rank, crew.world = place, 3
         parts = [torch.arange(number)[crew.slice(number)] for crew in crews]
@@ -222,12 +222,12 @@ def test_slices_make_up_the_whole_and_weights_its_mean():
 
 def test_one_process_needs_no_accelerate(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert processes.crew("cpu") is ALONE
+    assert processes.processes("cpu") is SINGLE
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(Exception, match="several processes need Hugging Face Accelerate"):
-        processes.crew("cpu")
+        processes.processes("cpu")
     with pytest.raises(Exception, match="for one process"):
-        processes.crew("mps")
+        processes.processes("mps")
 
 
 @pytest.mark.parametrize("command", ["status", "compare", "purge", "report"])

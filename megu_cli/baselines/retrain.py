@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from megu_cli.baselines.task import Task
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.training import Checkpoints, History, train_classifier
 
 
@@ -26,7 +26,7 @@ def retrain(
     weight_decay: float,
     augment: str,
     checkpoints: Checkpoints | None = None,
-    crew: Crew = ALONE,
+    crew: Processes = SINGLE,
 ) -> History:
     """Replace the model's weights by those of a training on D_r alone; the settings are the original's recipe."""
     model.load_state_dict(task.fresh("oracle").state_dict())

@@ -1,1 +1,5 @@
-"""Where and how to compute: device, seeds, progress, the processes that share the work."""
+"""Where and how to compute: device, seed, progress, the processes that share the work."""
+
+from megu_cli.execution.execution import Execution, ResumePoint
+
+__all__ = ["Execution", "ResumePoint"]

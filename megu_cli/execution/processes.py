@@ -29,8 +29,8 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if world() > 1 else 0
 
 
-class Crew:
-    """One process by itself, and what several have to do in addition."""
+class Processes:
+    """The processes that share a computation. This class is the usual case: one process."""
 
     rank = 0
     world = 1
@@ -79,10 +79,10 @@ class Crew:
         """Take leave of the others."""
 
 
-ALONE = Crew()
+SINGLE = Processes()
 
 
-class _Launched(Crew):
+class _Launched(Processes):
     """One of several processes, by Accelerate."""
 
     def __init__(self, cpu: bool) -> None:
@@ -143,8 +143,8 @@ class _Launched(Crew):
         self._by.end_training()
 
 
-def crew(device: str) -> Crew:
-    """The processes of this computation.
+def processes(device: str) -> Processes:
+    """Return the processes of this computation.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``, as in the config.
@@ -153,7 +153,7 @@ def crew(device: str) -> Crew:
         ConfigError: There are several, and Accelerate is not installed, or the device is for one only.
     """
     if world() == 1:
-        return ALONE
+        return SINGLE
     if device == "mps":
         raise ConfigError("device mps is for one process", "Leave out `accelerate launch`.")
     from megu_cli.execution.runtime import resolve_device

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.method.discriminant import Discriminant, thumbnails
 
 # What a step counts of the one after it, while features change.
@@ -34,7 +34,9 @@ class Adversary:
         memory: What it knows so far, for `training.fit`.
     """
 
-    def __init__(self, retained: Tensor, classes: int, device: torch.device | str = "cpu", crew: Crew = ALONE) -> None:
+    def __init__(
+        self, retained: Tensor, classes: int, device: torch.device | str = "cpu", crew: Processes = SINGLE
+    ) -> None:
         self.memory: dict[str, Tensor] = {}
         self._features = Discriminant(self.memory, "features", retained, classes, _LATELY, device, crew)
         self._looks = Discriminant(self.memory, "looks", retained, classes, 1, device, crew)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 
 # What a step counts of the one after it in the share that is found; how little is left of a class that was seen long
 # ago; height and width of a thumbnail.
@@ -41,7 +41,7 @@ class Discriminant:
         classes: int,
         fade: float,
         device: torch.device | str = "cpu",
-        crew: Crew = ALONE,
+        crew: Processes = SINGLE,
     ) -> None:
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self._memory, self._name, self._stay, self._classes = memory, name, stay.to(self.device), classes

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.execution.runtime import Track, generator, silent
 from megu_cli.method.adversary import Adversary
 from megu_cli.models.features import following, penultimate
@@ -80,7 +80,7 @@ def finetune(
     max_steps: int | None = None,
     checkpoints: Checkpoints | None = None,
     device: torch.device | str = "cpu",
-    crew: Crew = ALONE,
+    crew: Processes = SINGLE,
     track: Track = silent,
 ) -> History:
     """Finetune ``model`` in place on D_f^p and D_r.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.execution.runtime import Track, generator, silent
 from megu_cli.models.features import frozen
 
@@ -32,7 +32,7 @@ def train_noise(
     seed: int,
     label: str,
     device: torch.device | str = "cpu",
-    crew: Crew = ALONE,
+    crew: Processes = SINGLE,
     track: Track = silent,
 ) -> Tensor:
     """Train a batch of noises for each group by Adam.

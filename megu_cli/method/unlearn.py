@@ -18,7 +18,7 @@ from megu_cli import training
 from megu_cli.config import FinetuneConfig, LabelsConfig, NoiseConfig, TransitionConfig
 from megu_cli.data import Dataset
 from megu_cli.errors import ConfigError, DataError, brief
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.execution.runtime import Track, generator, silent
 from megu_cli.method import finetune as fragment_align
 from megu_cli.method import labels as perturbing
@@ -70,7 +70,7 @@ class Problem:
     eval_batch: int = 1000
     device: torch.device | str = "cpu"
     checkpoints: Checkpoints | None = field(default=None, compare=False)
-    crew: Crew = field(default=ALONE, compare=False)
+    crew: Processes = field(default=SINGLE, compare=False)
     track: Track = field(default=silent, compare=False)
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from megu_cli.config import Config, get
 from megu_cli.errors import ArtifactError, CheckpointError, ConfigError
+from megu_cli.execution import Execution
 from megu_cli.execution.runtime import Track, silent
 from megu_cli.models.own import OwnModel
 from megu_cli.pipeline.inputs import INPUTS
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from megu_cli.data import Dataset, Reserved
-    from megu_cli.execution.processes import Crew
+    from megu_cli.execution.processes import Processes
     from megu_cli.mllm.base import Backend, Cost, Question
     from megu_cli.models.checkpoints import Checkpoint
     from megu_cli.models.weights import State
@@ -76,11 +77,11 @@ class Workspace:
         return other
 
     @cached_property
-    def crew(self) -> Crew:
+    def crew(self) -> Processes:
         """The processes that share the computation."""
-        from megu_cli.execution.processes import crew
+        from megu_cli.execution.processes import processes
 
-        return crew(self.config.device)
+        return processes(self.config.device)
 
     @cached_property
     def device(self) -> torch.device:
@@ -98,6 +99,18 @@ class Workspace:
 
         given = self.config.eval.batch
         return eval_batch(self.data.train.images[0].shape[-2:]) if given == "auto" else given
+
+    @property
+    def execution(self) -> Execution:
+        """Where and how the computations of this run happen."""
+        return Execution(
+            device=self.device,
+            seed=self.config.seed,
+            eval_batch=self.eval_batch,
+            processes=self.crew,
+            track=self.track,
+            resume=self.checkpoints,
+        )
 
     @cached_property
     def data(self) -> Dataset:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from megu_cli.data import Split
 from megu_cli.errors import MeguError
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.execution.runtime import Track, autocast, draws_on, draws_so_far, generator, seeded, silent
 
 Batch = TypeVar("Batch")
@@ -60,7 +60,7 @@ def fit(
     limit: int | None = None,
     memory: dict[str, Tensor] | None = None,
     checkpoints: Checkpoints | None = None,
-    crew: Crew = ALONE,
+    crew: Processes = SINGLE,
     track: Track = silent,
 ) -> History:
     """Train ``model`` in place and leave it in eval mode.
@@ -187,7 +187,7 @@ def train_classifier(
     validate: Callable[[nn.Module], float] | None = None,
     device: torch.device | str = "cpu",
     checkpoints: Checkpoints | None = None,
-    crew: Crew = ALONE,
+    crew: Processes = SINGLE,
     track: Track = silent,
 ) -> History:
     """Train a classifier in place by one-cycle SGD with Nesterov momentum and cross-entropy.

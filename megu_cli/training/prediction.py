@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megu_cli.data import Split
-from megu_cli.execution.processes import ALONE, Crew
+from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.execution.runtime import Track, silent
 from megu_cli.models.features import evaluating, penultimate
 
@@ -47,7 +47,7 @@ def predict(
     batch: int = 1000,
     device: torch.device | str = "cpu",
     label: str = "predict",
-    crew: Crew = ALONE,
+    crew: Processes = SINGLE,
     track: Track = silent,
 ) -> Outputs:
     """Logits and penultimate features of ``split`` at ``index``, in eval mode; the model is left as it was.
@@ -86,7 +86,7 @@ def outputs(
     batch: int = 1000,
     device: torch.device | str = "cpu",
     label: str = "predict",
-    crew: Crew = ALONE,
+    crew: Processes = SINGLE,
     track: Track = silent,
 ) -> Iterator[tuple[Tensor, Outputs]]:
     """(positions, `Outputs`) batch by batch, in eval mode; the model is left as it was.
@@ -109,7 +109,7 @@ def accuracy(
     split: Split,
     index: Tensor,
     device: torch.device | str = "cpu",
-    crew: Crew = ALONE,
+    crew: Processes = SINGLE,
     batch: int = 1000,
 ) -> float:
     """Share of ``index`` that the model, in eval mode, classifies as labelled; ``batch`` samples per forward pass."""
