@@ -36,9 +36,9 @@ from megu_cli import training
 from megu_cli.config import Config
 from megu_cli.errors import MeguError
 from megu_cli.method import unlearn as unlearning
-from megu_cli.pipeline import stages
 from megu_cli.pipeline.engine import METHOD_STAGES, Pipeline
 from megu_cli.pipeline.measuring import fresh
+from megu_cli.pipeline.steps.problem import problem as problem_of
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.request.resolve import resolve
 from megu_cli.run import artifacts, writing
@@ -172,7 +172,7 @@ def loop(work: Workspace, samples: int, repeat: int) -> dict[str, Any]:
 
 def noise(work: Workspace, sizes: list[int], repeat: int) -> dict[int, list[float]]:
     """Number of forgotten images -> seconds of the noise stage, both noises trained; the labels are arbitrary."""
-    problem, model, classes = stages.problem(work), work.original(), len(work.data.classes)
+    problem, model, classes = problem_of(work), work.original(), len(work.data.classes)
     settings = problem.noise.model_copy(update={"use": "both"})
     problems = {n: replace(problem, noise=settings, request=resolve(work.data, count=n)) for n in sizes}
     seconds: dict[int, list[float]] = {n: [] for n in sizes}
@@ -185,7 +185,7 @@ def noise(work: Workspace, sizes: list[int], repeat: int) -> dict[int, list[floa
 
 def finetune(work: Workspace, budgets: list[int], repeat: int) -> dict[int, list[float]]:
     """Retained images per epoch -> seconds of the finetuning, without the validation after each epoch."""
-    problem, out = stages.problem(work), work.out
+    problem, out = problem_of(work), work.out
     made = {name: artifacts.read(out / f"{name}.safetensors") for name in ("transition", "labels", "noise")}
     labels = unlearning.Labels(made["labels"].body["mode"], made["labels"].tensors["perturbing"])
     matrix, request = made["transition"].tensors["transition"], problem.request

@@ -100,12 +100,12 @@ def test_a_requirement_without_a_figure_is_not_met(megu, finished):
 
 
 def test_a_traceback_only_when_asked(megu, finished, monkeypatch):
-    from megu_cli.pipeline import stages
+    from megu_cli.pipeline.steps import labels
 
     def fail(work, inputs):
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr(stages, "labels", fail)
+    monkeypatch.setattr(labels, "labels", fail)
     answer = megu("labels", "-c", finished, "--force")
     assert answer.code == 1
     assert answer.err.splitlines()[-2:] == [

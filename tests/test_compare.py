@@ -228,13 +228,13 @@ def test_the_oracle_differs_from_the_original_in_every_layer_at_initialisation(s
 
 
 def test_the_oracle_stage_starts_from_that_initialisation(small, monkeypatch):
-    from megu_cli.pipeline import stages
+    from megu_cli.pipeline.steps import train
     from megu_cli.training import History
 
     config = load_config(small)
     work = Workspace(config)
     monkeypatch.setattr("megu_cli.baselines.retrain.train_classifier", lambda *a, **k: History([0.0], [], 0))
-    product = stages.oracle(work, {})
+    product = train.oracle(work, {})
     expected = measuring.fresh(work, "oracle").state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in product.artifact.tensors.items())
 

@@ -213,12 +213,12 @@ def test_stage_by_stage_in_separate_directories_gives_the_same_bytes(megu, finis
 def test_force_keeps_the_old_artifact_until_the_new_one_is_there(megu, finished, monkeypatch):
     out = finished.parent / "run"
     before = weights(out)
-    from megu_cli.pipeline import stages
+    from megu_cli.pipeline.steps import noise
 
     def fail(work, inputs):
         raise RuntimeError("no")
 
-    monkeypatch.setattr(stages, "noise", fail)
+    monkeypatch.setattr(noise, "noise", fail)
     answer = megu("noise", "-c", finished, "--force")
     assert answer.code == 1
     assert "RuntimeError: no" in answer.err

@@ -15,7 +15,7 @@ from megu_cli.compare.methods import OURS, chosen
 from megu_cli.compare.tuning import grid, winner
 from megu_cli.config import FinetuneConfig, load_config
 from megu_cli.errors import ConfigError, MeguError
-from megu_cli.pipeline.stages import problem, task
+from megu_cli.pipeline.steps.problem import problem, task
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
 

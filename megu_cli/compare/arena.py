@@ -266,7 +266,7 @@ class Arena:
             ours = self._ours(name, given, folder, work)
             ours.run(goals=["finetune"])
             return ours.work.unlearned(), *(ours.method_seconds() or (None, ""))
-        from megu_cli.pipeline.stages import task
+        from megu_cli.pipeline.steps.problem import task
 
         method = methods()[name]
         function, settings = method.load(), method.settings(given)
@@ -315,7 +315,7 @@ class Arena:
         score: bool = False,
     ) -> dict[str, Any]:
         """The key of a cell or of a score."""
-        from megu_cli.pipeline.stages import task
+        from megu_cli.pipeline.steps.problem import task
 
         version, own = "1", dict(given)
         judging = STAGES["eval"]

@@ -7,6 +7,7 @@ key, so it is its own cache entry, in this directory or handed over to another.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from megu_cli.run import artifacts, ownership, writing
 from megu_cli.run.artifacts import Artifact
 
 if TYPE_CHECKING:
-    from megu_cli.pipeline.stages import Product
+    from megu_cli.pipeline.steps.product import Product
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Stage:
     """One step of the pipeline.
 
     Attributes:
-        name: Also the name of the function in stages.py.
+        name: What the commands and the artifacts call it.
+        function: Its function, as ``module:name`` in `megu_cli.pipeline.steps`; imported when it runs.
         file: The artifact; written last, so that its presence means that the stage is complete.
         command: What rebuilds it.
         settings: Dotted keys of the config that it uses.
@@ -45,6 +47,7 @@ class Stage:
     """
 
     name: str
+    function: str
     file: str
     command: str
     settings: tuple[str, ...]
@@ -53,6 +56,14 @@ class Stage:
     weights: tuple[str, ...] = ()
     version: int = 1
     shared: bool = False
+
+    def load(self) -> Callable[[Workspace, Mapping[str, Artifact]], Product]:
+        """The function that makes the artifact."""
+        module, _, name = self.function.partition(":")
+        function: Callable[[Workspace, Mapping[str, Artifact]], Product] = getattr(
+            importlib.import_module(f"megu_cli.pipeline.steps.{module}"), name
+        )
+        return function
 
 
 _TRAIN = ("seed", "model.name", "train")
@@ -64,6 +75,7 @@ STAGES = {
     for stage in (
         Stage(
             "train",
+            "train:train",
             "original.safetensors",
             "megu train",
             (*_TRAIN, "data.validation"),
@@ -71,11 +83,28 @@ STAGES = {
             shared=True,
             version=2,
         ),
-        Stage("oracle", "oracle.safetensors", "megu train --retain-only", _TRAIN, _METHOD, shared=True, version=2),
+        Stage(
+            "oracle",
+            "train:oracle",
+            "oracle.safetensors",
+            "megu train --retain-only",
+            _TRAIN,
+            _METHOD,
+            shared=True,
+            version=2,
+        ),
         # What else determines the ratings depends on the backend: see _RATING.
-        Stage("similarity", "similarity.json", "megu similarity", ("mllm.backend",), ("concepts",)),
+        Stage(
+            "similarity",
+            "similarity:similarity",
+            "similarity.json",
+            "megu similarity",
+            ("mllm.backend",),
+            ("concepts",),
+        ),
         Stage(
             "transition",
+            "similarity:transition",
             "transition.safetensors",
             "megu similarity",
             ("transition",),
@@ -84,6 +113,7 @@ STAGES = {
         ),
         Stage(
             "labels",
+            "labels:labels",
             "labels.safetensors",
             "megu labels",
             ("seed", "model.name", "labels"),
@@ -93,6 +123,7 @@ STAGES = {
         ),
         Stage(
             "noise",
+            "noise:noise",
             "noise.safetensors",
             "megu noise",
             ("seed", "model.name", "finetune.batch", *_NOISE),
@@ -103,6 +134,7 @@ STAGES = {
         ),
         Stage(
             "finetune",
+            "finetune:finetune",
             "finetune.json",
             "megu finetune",
             ("seed", "model.name", "finetune", "labels.source", "noise.strength"),
@@ -114,6 +146,7 @@ STAGES = {
         ),
         Stage(
             "eval",
+            "evaluate:evaluate",
             "eval.json",
             "megu eval",
             (
@@ -494,8 +527,6 @@ class Pipeline:
 
     def _run(self, name: str) -> None:
         """Run one stage whose inputs are all fresh, and write what it makes."""
-        from megu_cli.pipeline import stages
-
         stage, crew = STAGES[name], self.work.crew
         before = self.state(name)
         why = f" ({before.status}: {before.reason})" if before.status in ("stale", "corrupt") else ""
@@ -524,7 +555,7 @@ class Pipeline:
         product = None
         try:
             if crew.first or stage.shared:
-                product = getattr(stages, "evaluate" if name == "eval" else name)(self.work, inputs)
+                product = stage.load()(self.work, inputs)
         finally:
             self.work.checkpoints = None
         # What was done before a kill counts: a time is that of the whole stage.

@@ -25,7 +25,7 @@ from megu_cli.method import proxy
 from megu_cli.method import unlearn as unlearning
 from megu_cli.method.unlearn import Labels, Problem
 from megu_cli.pipeline import measuring
-from megu_cli.pipeline.stages import problem
+from megu_cli.pipeline.steps.problem import problem
 from megu_cli.pipeline.workspace import Workspace
 
 # What is timed: a first step that warms up, then so many, or as many as there is patience for.

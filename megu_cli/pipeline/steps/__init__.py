@@ -1,0 +1,1 @@
+"""The functions that compute the stages: settings and loaded inputs in, an artifact out."""

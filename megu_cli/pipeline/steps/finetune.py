@@ -1,0 +1,112 @@
+"""The finetuning, and the files of the unlearned model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from megu_cli.method import unlearn as unlearning
+from megu_cli.models import huggingface
+from megu_cli.models.checkpoints import MARK, UNLEARNED, marked
+from megu_cli.models.weights import State, like, unreached
+from megu_cli.pipeline import measuring
+from megu_cli.pipeline.steps.labels import loaded
+from megu_cli.pipeline.steps.problem import problem
+from megu_cli.pipeline.steps.product import Inputs, Product
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.request.earlier import provenance, record
+from megu_cli.run.artifacts import Artifact, canonical
+
+
+def finetune(work: Workspace, inputs: Inputs) -> Product:
+    """Fragment-Align: the unlearned model."""
+    made = loaded(inputs["labels"])
+    model = work.original()
+    history = unlearning.align(
+        problem(work), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors
+    )
+    if not work.crew.first:  # the model is the same in all processes: one makes the files of it
+        return Product(Artifact({}))
+    body = {
+        "loss": history.loss,
+        "validation_acc": history.validation,
+        "steps": history.steps,
+        "forgotten": record(work.data, work.request, work.already),
+    }
+    return _unlearned(work, model, body)
+
+
+def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Product:
+    """The unlearned weights as the original ones came: file or directory, keys, dtypes, wrapping."""
+    original, files, notes = work.checkpoint, {}, []
+    state = model.state_dict()
+    example = next(work.data.train.batches([work.request.retain[:1]], work.device))
+    if idle := unreached(model, example):
+        # No step has touched them, and what they learned they would keep.
+        newly = measuring.fresh(work, "idle").state_dict()
+        trained = {name for name, _ in model.named_parameters()}
+        parts = {name.rpartition(".")[0] for name in idle} - {""}
+        # Their running statistics as well.
+        idle = [n for n in state if n in idle or (n not in trained and n.rpartition(".")[0] in parts)]
+        state = {name: newly[name] if name in idle else value for name, value in state.items()}
+        body["reinitialised"] = idle
+        notes.append(f"initialised anew, since the logits do not depend on them: {_some(idle)}")
+    weights = like(state, original)
+    if work.hf_folder:
+        own = work.own_checkpoint
+        content, renamed = huggingface.directory(
+            str(work.hf_folder),
+            own if own and own.is_dir() else None,
+            {name: weights.get(name, value.cpu()) for name, value in state.items()},
+            work.data.classes,
+            replace(
+                work.own.preprocessing,
+                mean=tuple(work.data.train.mean.flatten().tolist()),
+                std=tuple(work.data.train.std.flatten().tolist()),
+                image_size=example.shape[-1],
+            ),
+            work.config.model.trust_remote_code,
+        )
+        in_directory = _provenance(work, body, renamed)
+        content = huggingface.marked(content, in_directory)
+        files = {f"{UNLEARNED}/{name}": data for name, data in content.items()}
+        notes.append(f"{UNLEARNED}/ is the unlearned model for from_pretrained()")
+        if own and own.is_dir():
+            return _product(body, renamed, in_directory, files, notes)
+    if work.own_checkpoint and work.wrapped:
+        renewed = work.file.renewed(state)
+        body["checkpoint"] = {
+            "weights": work.file.chosen.name,
+            "replaced": renewed.replaced,
+            "dropped": renewed.dropped,
+        }
+        if work.file.suffix == ".safetensors":
+            weights = renewed.content
+        else:
+            mark = canonical(_provenance(work, body, weights)).decode()
+            files[f"model{work.file.suffix}"] = marked(work.file.written(state), mark)
+            notes.append(f"model{work.file.suffix} is the unlearned checkpoint, wrapped as the input is")
+        if len(renewed.replaced) > 1:
+            notes.append(f"unlearned from {renewed.replaced[0]}; replaced as well: {_some(renewed.replaced[1:])}")
+        if renewed.dropped:
+            notes.append(f"left out, since it was learned: {_some(renewed.dropped)}")
+    return _product(body, weights, _provenance(work, body, weights), files, notes)
+
+
+def _provenance(work: Workspace, body: Mapping[str, Any], weights: State) -> dict[str, Any]:
+    request = [work.digest("train_data"), work.digest("forget")]
+    return provenance(body["forgotten"], work.already.own, work.checkpoint, weights, request)
+
+
+def _product(
+    body: dict[str, Any], weights: State, mark: dict[str, Any], files: dict[str, bytes], notes: list[str]
+) -> Product:
+    metadata = {MARK: canonical(mark).decode()}
+    return Product(Artifact({**body, "provenance": mark}), {"model.safetensors": weights}, metadata, files, notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

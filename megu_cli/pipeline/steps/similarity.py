@@ -1,0 +1,33 @@
+"""The ratings, and the transition matrix that is made from them."""
+
+from __future__ import annotations
+
+from megu_cli.method import unlearn as unlearning
+from megu_cli.mllm.base import Ratings
+from megu_cli.pipeline.steps.problem import problem
+from megu_cli.pipeline.steps.product import Inputs, Product
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run.artifacts import Artifact
+
+
+def similarity(work: Workspace, inputs: Inputs) -> Product:
+    """Ratings of how similar the forgotten concepts are to the retained ones."""
+    # With a single candidate there is nothing to ask: the transition is certain.
+    asked = [question for question in work.questions if len(question.candidates) > 1]
+    ratings = work.rater.rate(asked) if asked else Ratings("nobody: a single candidate needs no rating", {}, {})
+    body = {
+        "classes": work.data.concepts,
+        "rater": ratings.rater,
+        "scores": ratings.scores,
+        "backend": work.config.mllm.backend,
+        **ratings.provenance,
+    }
+    return Product(Artifact(body))
+
+
+def transition(work: Workspace, inputs: Inputs) -> Product:
+    """The transition matrix of the rated concepts."""
+    candidates = {question.concept: question.candidates for question in work.questions}
+    matrix = unlearning.transition(problem(work), candidates, inputs["similarity"].body["scores"])
+    body = {"rows": [work.data.concepts[c] for c in work.request.asked], "columns": work.data.classes}
+    return Product(Artifact(body, {"transition": matrix}))

@@ -1,0 +1,59 @@
+"""Training of the original model, and of the oracle."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from megu_cli import training
+from megu_cli.baselines.retrain import retrain
+from megu_cli.models.sources import shown
+from megu_cli.pipeline import measuring
+from megu_cli.pipeline.steps.problem import task
+from megu_cli.pipeline.steps.product import Inputs, Product
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run.artifacts import Artifact
+
+
+def train(work: Workspace, inputs: Inputs) -> Product:
+    """Train the original model on all training images but the held-out ones."""
+    settings = work.config.train
+    model = measuring.fresh(work, "train")
+    index = torch.where(~work.data.validation)[0]
+    history = training.train_classifier(
+        model,
+        work.data.train,
+        index,
+        epochs=settings.epochs,
+        batch=settings.batch,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        augment=settings.augment,
+        seed=work.config.seed,
+        label="train",
+        device=work.device,
+        checkpoints=work.checkpoints,
+        crew=work.crew,
+        track=work.track,
+    )
+    return _trained(work, model, len(index), history)
+
+
+def oracle(work: Workspace, inputs: Inputs) -> Product:
+    """Retrain from a true re-initialisation, without the forget set: the same recipe, the same passes."""
+    # What is loaded into the model does not matter: every weight is initialised anew.
+    model = work.build()
+    history = retrain(model, task(work), checkpoints=work.checkpoints, crew=work.crew, **work.config.train.model_dump())
+    return _trained(work, model, len(work.request.retain), history)
+
+
+def _trained(work: Workspace, model: nn.Module, samples: int, history: training.History) -> Product:
+    body = {
+        "model": shown(work.config.model.name),
+        "classes": work.data.classes,
+        "samples": samples,
+        "loss": history.loss,
+        "validation_acc": history.validation,
+    }
+    return Product(Artifact(body, {key: value.cpu() for key, value in model.state_dict().items()}))
