@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from megu_cli.config import DataConfig, ModelConfig
 from megu_cli.errors import ArtifactError, ForeignFileError
-from megu_cli.models.checkpoints import MARK, MARK_IN_CONFIG
+from megu_cli.models.marks import MARK, MARK_IN_CONFIG
 from megu_cli.models.own import OwnModel
 from megu_cli.run import artifacts, writing
 from megu_cli.run.artifacts import Artifact

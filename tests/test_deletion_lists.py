@@ -16,7 +16,7 @@ from test_bad_input import refused
 from torch import nn
 
 from megu_cli.config import load_config
-from megu_cli.models.checkpoints import MARK, weights_digests
+from megu_cli.models.marks import MARK, weights_digests
 from megu_cli.pipeline.workspace import Workspace
 
 CLASSES = ("cat", "dog", "eel")

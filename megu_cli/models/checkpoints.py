@@ -7,16 +7,12 @@ that was learned in such a file remembers what is to be forgotten, not only the 
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import math
 import pickle
 import re
-import struct
-import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megu_cli.errors import ArtifactError, CheckpointError, brief
+from megu_cli.errors import CheckpointError, brief
 from megu_cli.models.weights import State, names_of_tensors
-from megu_cli.run import artifacts
 
 Place = tuple[Any, ...]
 
 # The unlearned checkpoint in the run directory: with a suffix a file, without one a directory of transformers.
 UNLEARNED = "model"
-# Where an unlearned file says what was forgotten (`earlier.provenance`): in the metadata of safetensors, and as a file
-# in the archive that torch.save writes, beside its pickle. The keys of the state dict stay as they are.
-MARK = "megu_unlearned"
-# The same in config.json of a directory.
-MARK_IN_CONFIG = "megu"
 # What the weights are usually called, the first first.
 _USUAL = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 # What a copy that was averaged over training is usually called: EMA and its kin.
@@ -167,72 +157,6 @@ class Checkpoint:
 _GONE = object()
 
 
-def marked(content: bytes, mark: str) -> bytes:
-    """A file of ``torch.save`` with a mark in its archive, which ``torch.load`` does not read."""
-    stream = io.BytesIO(content)
-    with zipfile.ZipFile(stream, "a") as archive:
-        folder = archive.namelist()[0].partition("/")[0]
-        archive.writestr(zipfile.ZipInfo(f"{folder}/{MARK}.json"), mark)  # with a date of its own: 1980
-    return stream.getvalue()
-
-
-def mark_of(path: Path) -> str | None:
-    """The mark of an unlearned file or directory, as it stands there; ``None``: there is none."""
-    if path.is_dir():
-        try:
-            with artifacts.opened(path / "config.json") as stream:
-                config = json.loads(stream.read())
-        except (OSError, ValueError, RecursionError, ArtifactError):
-            config = None
-        if isinstance(config, dict) and MARK_IN_CONFIG in config:
-            return json.dumps(config[MARK_IN_CONFIG])
-        return mark_of(path / "model.safetensors")
-    if path.suffix == ".safetensors":
-        try:
-            mark = artifacts.metadata(path).get(MARK)
-        except (OSError, ArtifactError):
-            return None
-        return mark if mark is None or isinstance(mark, str) else ""
-    name = None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next((name for name in archive.namelist() if name.endswith(f"/{MARK}.json")), None)
-            # As it was written: what is compressed may be of any size.
-            plain = name is not None and archive.getinfo(name).compress_type == zipfile.ZIP_STORED
-            return archive.read(name).decode() if name and plain else name and ""
-    except (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile):
-        return name and ""  # a mark that cannot be read is one
-
-
-def weights_digest(tensors: Iterable[Tensor]) -> str:
-    """sha256 of a set of tensors, by whichever names and in whichever order; scalars, such as counters, do not count.
-
-    Copies count once, so that tied weights may be written once or twice.
-    """
-    plain = (t for t in tensors if t.ndim and t.layout is torch.strided and not (t.is_quantized or t.is_meta))
-    return artifacts.digest(sorted({_tensor_digest(t) for t in plain}))
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    values = tensor.detach().cpu().contiguous()
-    total = hashlib.sha256(f"{values.dtype} {list(values.shape)}".encode())
-    total.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-def weights_digests(path: Path) -> set[str]:
-    """The `weights_digest` of each mapping in a checkpoint file, or of all weights in a directory.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
-        return {weights_digest(tensor for file in files for tensor in _content(file).values() if _is_tensor(tensor))}
-    mappings = [mapping for _, mapping in _mappings(_content(path))]
-    return {weights_digest(filter(_is_tensor, mapping.values())) for mapping in mappings}
-
-
 class _InOrder(set[Any]):
     """A set that is pickled in order, as a plain set: otherwise the bytes of a file would follow the hash seed."""
 
@@ -252,11 +176,11 @@ def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, damaged, needs code to be run, or holds no weights.
     """
-    content = _content(path)
+    content = content_of(path)
     _check(path, content)
     names = names_of_tensors(model)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    holders = [(at, mapping) for at, mapping in _mappings(content) if any(map(_is_tensor, mapping.values()))]
+    holders = [(at, mapping) for at, mapping in mappings(content) if any(map(is_tensor, mapping.values()))]
     copies = sorted((c for at, mapping in holders for c in _copies(at, mapping, names, shapes)), key=_preference)
     if key is not None:
         wanted = [c for c in copies if key in (c.name, ".".join(map(str, c.at)), c.prefix.removesuffix("."))]
@@ -275,7 +199,7 @@ def read(path: Path, model: nn.Module, key: str | None = None) -> Checkpoint:
             name.removeprefix(chosen.prefix): value
             for name, value in mapping.items()
             # What begins likewise and is not the model's is told as unexpected by `models.load_state`.
-            if _is_tensor(value) and name.startswith(chosen.prefix) and name not in others
+            if is_tensor(value) and name.startswith(chosen.prefix) and name not in others
         }
         return _usable(path, Checkpoint(state, chosen, tuple(copies), content, path.suffix))
     return _misfit(path, content, holders)
@@ -298,14 +222,19 @@ def _misfit(path: Path, content: Any, holders: list[tuple[Place, Mapping[Any, An
             "Save model.state_dict() alone, and name that file.",
         )
     at, mapping = min(states, key=lambda pair: _preference(Copy(pair[0], "")))
-    state = {name: value for name, value in mapping.items() if _is_tensor(value)}
+    state = {name: value for name, value in mapping.items() if is_tensor(value)}
     prefixes = {match.group() if (match := _PREFIX.match(name)) else "" for name in state}
     prefix = prefixes.pop() if len(prefixes) == 1 else ""
     copy, weights = Copy(at, prefix), {name.removeprefix(prefix): value for name, value in state.items()}
     return _usable(path, Checkpoint(weights, copy, (copy,), content, path.suffix))
 
 
-def _content(path: Path) -> Any:
+def content_of(path: Path) -> Any:
+    """What stands in a checkpoint file; no pickled code is run.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or needs code to be run.
+    """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}", "Set model.checkpoint, or make one with `megu train`.")
     if path.suffix == ".safetensors":
@@ -419,16 +348,17 @@ def _usable(path: Path, checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
+    """Whether a value in a file is a tensor."""
     return isinstance(value, Tensor)
 
 
-def _mappings(content: Any, at: Place = ()) -> Iterator[tuple[Place, Mapping[Any, Any]]]:
+def mappings(content: Any, at: Place = ()) -> Iterator[tuple[Place, Mapping[Any, Any]]]:
     """Every mapping in a file, with the keys that lead to it."""
     if isinstance(content, Mapping):
         yield at, content
         for key, value in content.items():
-            yield from _mappings(value, (*at, key))
+            yield from mappings(value, (*at, key))
 
 
 def _leaves(content: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -447,7 +377,7 @@ def _copies(
     at: Place, mapping: Mapping[Any, Any], names: list[list[str]], shapes: Mapping[str, torch.Size]
 ) -> list[Copy]:
     """The complete copies of a model's weights in one mapping: one for each prefix."""
-    tensors = {key: value for key, value in mapping.items() if isinstance(key, str) and _is_tensor(value)}
+    tensors = {key: value for key, value in mapping.items() if isinstance(key, str) and is_tensor(value)}
     longest = max(names, key=lambda group: len(group[0]), default=[])
     prefixes = {
         key.removesuffix(name)

@@ -20,7 +20,7 @@ from torch import nn
 
 from megu_cli.config import has_weights
 from megu_cli.errors import CheckpointError, ConfigError, brief
-from megu_cli.models.checkpoints import MARK, MARK_IN_CONFIG
+from megu_cli.models.marks import MARK, MARK_IN_CONFIG
 from megu_cli.models.sources import HF, Preprocessing
 from megu_cli.models.weights import State
 

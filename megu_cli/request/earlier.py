@@ -1,6 +1,6 @@
 """Earlier requests: what a checkpoint was made to forget before, and the record of it.
 
-An unlearned model carries the record itself (`checkpoints.MARK`); ``forget.already`` names more.
+An unlearned model carries the record itself (`marks.MARK`); ``forget.already`` names more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from megu_cli.config import Config, DataConfig, load_config
 from megu_cli.data import Dataset, holding_out
 from megu_cli.data.names import composed
 from megu_cli.errors import ArtifactError, ConfigError, DataError
-from megu_cli.models.checkpoints import UNLEARNED, mark_of, weights_digest, weights_digests
+from megu_cli.models.checkpoints import UNLEARNED
+from megu_cli.models.marks import mark_of, weights_digest, weights_digests
 from megu_cli.models.own import OwnModel
 from megu_cli.request.deletion_list import has_indices, listed
 from megu_cli.request.resolve import Earlier, Request, asked, class_positions, resolve

@@ -10,7 +10,8 @@ from torch import nn
 
 from megu_cli.method import unlearn as unlearning
 from megu_cli.models import huggingface
-from megu_cli.models.checkpoints import MARK, UNLEARNED, marked
+from megu_cli.models.checkpoints import UNLEARNED
+from megu_cli.models.marks import MARK, marked
 from megu_cli.models.weights import State, like, unreached
 from megu_cli.pipeline import measuring
 from megu_cli.pipeline.steps.labels import loaded
