@@ -14,7 +14,8 @@ from conftest import process, subprocess_environment, write_config
 
 from megu_cli.evaluation.requirements import NAMES
 
-COMMANDS = ["demo", "init", "run", "status", "train", "similarity", "labels", "noise", "finetune", "eval"]
+COMMANDS = ["demo", "init", "run", "status", "train", "similarity", "labels", "noise", "finetune", "eval",
+            "validate", "schema"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])

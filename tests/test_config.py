@@ -102,7 +102,7 @@ def test_written_configs_are_valid(tmp_path, text):
 def test_the_template_shows_every_setting_with_its_default(tmp_path):
     text = template(DIGITS, "small_cnn", None, ["8"], None, None, None)
     # Uncommenting everything must be a valid config again: no setting is misspelt or shown in another form.
-    lines = [line.removeprefix("# ") for line in text.splitlines()[1:] if not line.startswith("   ")]
+    lines = [line.removeprefix("# ") for line in text.splitlines()[2:] if not line.startswith("   ")]
     forget = ("  subclasses:", "  samples:", "  random:")
     raw = yaml.safe_load("\n".join(line for line in lines if not line.startswith(forget)))
     config = Config.model_validate(raw)

@@ -12,12 +12,17 @@ import yaml
 from pydantic import BaseModel
 
 from megu_cli.config import Config
+from megu_cli.config.json_schema import MODELINE, SCHEMA_FILE
 from megu_cli.errors import ConfigError
 
 _WIDTH = 40
 _TEXT = 76
 
-DEMO = """\
+_MODELINE = f"{MODELINE}{SCHEMA_FILE}"
+
+DEMO = (
+    f"{_MODELINE}\n"
+    + """\
 # The demo: scikit-learn's digits, forget the class 8. `megu init` writes a config with every setting explained.
 out: .
 data: {name: digits}
@@ -27,6 +32,7 @@ train: {epochs: 30, batch: 32, lr: 0.02}
 finetune: {epochs: 1, lr: 0.005, retain_fraction: 4, batch: 64, forget_batch: 32}
 eval: {oracle: true}
 """
+)
 
 
 def data_at(images: Path, folder: Path) -> dict[str, Any]:
@@ -79,7 +85,7 @@ def template(
         "model": {"name": model, **({"checkpoint": checkpoint} if checkpoint else {})},
         "forget": forget,
     }
-    lines = ["# megu: what is set here is chosen; what is commented out shows the default.", ""]
+    lines = [_MODELINE, "# megu: what is set here is chosen; what is commented out shows the default.", ""]
     for name, field in Config.model_fields.items():
         section = field.annotation
         if not (isinstance(section, type) and issubclass(section, BaseModel)):

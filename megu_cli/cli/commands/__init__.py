@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from megu_cli.cli.commands.compare import compare
+from megu_cli.cli.commands.config import schema, validate
 from megu_cli.cli.commands.finish import purge, report
 from megu_cli.cli.commands.runs import run, status
 from megu_cli.cli.commands.stages import evaluate, finetune, labels, noise, similarity, train
@@ -19,6 +20,8 @@ def register(app: typer.Typer) -> None:
     """Add all commands to the app."""
     app.command(rich_help_panel="Start here")(possible(demo))
     app.command(rich_help_panel="Start here")(possible(init))
+    app.command(rich_help_panel="Start here")(possible(validate))
+    app.command(rich_help_panel="Start here")(schema)
     app.command(rich_help_panel="The whole pipeline")(command(run))
     app.command(rich_help_panel="The whole pipeline")(command(status))
     app.command(rich_help_panel="The whole pipeline")(command(compare))

@@ -23,6 +23,7 @@ def demo(
 
     Example: megu demo -o /tmp/demo
     """
+    from megu_cli.config.json_schema import write_schema
     from megu_cli.config.templates import DEMO
     from megu_cli.run.writing import replacing
 
@@ -32,6 +33,7 @@ def demo(
         make(out)
         with replacing(file) as temporary:
             temporary.write_text(DEMO, encoding="utf-8")
+        write_schema(out)
     run(Options(config=file, json=as_json, quiet=quiet, verbose=verbose))
     if not (as_json or quiet):
         from megu_cli.cli import tables
@@ -81,6 +83,7 @@ def init(
     Example: megu init --images photos --checkpoint weights.pth --samples delete.csv
     """
     from megu_cli.config import load_config
+    from megu_cli.config.json_schema import write_schema
     from megu_cli.config.templates import beside, data_at, template
     from megu_cli.errors import ConfigError
     from megu_cli.run.writing import replacing
@@ -112,7 +115,9 @@ def init(
             raise ConfigError(
                 error.message.replace(str(temporary), str(config)), f"{config} was not written: give other options."
             ) from None
+        beside_it = write_schema(folder)
     say(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
+    say(f"wrote {beside_it}: with it, an editor completes, explains and checks the settings")
     if images:
         say(
             f"Two things are for you to say: data.image_size, as the model was trained (now {own['image_size']}), "
