@@ -1,0 +1,139 @@
+"""U-LiRA: can an attack tell, image by image, whether a model unlearned the image or never saw it?
+
+With several seeds each forgotten image has as many confidences from unlearned models as from oracles. Source: Hayes et
+al., 2024, "Inexact unlearning needs more careful evaluations to avoid a false sense of privacy", arXiv:2403.01218.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+# Below it, the Gaussians of a side rest on too few seeds.
+LEAST_SEEDS = 8
+# No model is surer than this: a probability of 1 has no finite logit.
+_EDGE = 1e-6
+_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What U-LiRA finds; 0.5 in accuracy and AUC is a coin's toss.
+
+    Attributes:
+        accuracy: Share of (image, seed) pairs of both sides that the likelihood ratio assigns rightly.
+        auc: Area under its ROC curve.
+        tpr_at_1fpr: Share of unlearned pairs found at 1% false alarms.
+        tpr_at_01fpr: The same at 0.1%.
+        accuracy_interval: 95% interval, bootstrapped over images.
+        auc_interval: The same.
+        most_told_apart: Up to ten positions of images, the one that is told apart best first.
+    """
+
+    accuracy: float
+    auc: float
+    tpr_at_1fpr: float
+    tpr_at_01fpr: float
+    accuracy_interval: tuple[float, float]
+    auc_interval: tuple[float, float]
+    most_told_apart: list[int]
+
+
+def scaled(confidence: Array) -> Array:
+    """log(p / (1 - p)) of true-class probabilities, of the same shape: about Gaussian over seeds."""
+    p = np.clip(np.asarray(confidence, dtype=np.float64), _EDGE, 1 - _EDGE)
+    return np.log(p) - np.log1p(-p)
+
+
+def likelihood_ratios(unlearned: Array, oracle: Array) -> tuple[Array, Array]:
+    """Log likelihood ratios "unlearned" against "never seen" of every image and seed, the seed itself left out.
+
+    Each side of an image is a Gaussian over the other seeds. With so few of them a variance of each image's own would
+    be noise: as in LiRA with few models, all images of a side share one.
+
+    Args:
+        unlearned: (S, N) scaled confidences of unlearned models, from `scaled`.
+        oracle: (S, N) those of the oracles of the same seeds.
+
+    Returns:
+        (S, N) ratios of the unlearned models' confidences, and (S, N) of the oracles'.
+
+    Raises:
+        ValueError: The shapes differ, or there are fewer than three seeds.
+    """
+    if unlearned.shape != oracle.shape or unlearned.ndim != 2:
+        raise ValueError(f"both sides need the same (S, N) shape, not {unlearned.shape} and {oracle.shape}")
+    seeds = len(unlearned)
+    if seeds < 3:
+        raise ValueError(f"a Gaussian without the seed itself needs three seeds, not {seeds}")
+    of_unlearned, of_oracle = np.empty_like(unlearned), np.empty_like(oracle)
+    for seed in range(seeds):
+        others = np.arange(seeds) != seed
+        sides = [(side[others].mean(0), _deviation(side[others])) for side in (unlearned, oracle)]
+        for values, target in ((unlearned[seed], of_unlearned), (oracle[seed], of_oracle)):
+            (mean_u, spread_u), (mean_o, spread_o) = sides
+            target[seed] = _log_density(values, mean_u, spread_u) - _log_density(values, mean_o, spread_o)
+    return of_unlearned, of_oracle
+
+
+def ulira(unlearned: Array, oracle: Array, seed: int = 0) -> Attack:
+    """The attack on true-class probabilities of the forget set.
+
+    Args:
+        unlearned: (S, N) probabilities of unlearned models, one row per seed.
+        oracle: (S, N) those of the oracles of the same seeds, which share the request.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: As `likelihood_ratios`.
+    """
+    ours, theirs = likelihood_ratios(scaled(unlearned), scaled(oracle))
+    right = ((ours > 0).mean(0) + (theirs <= 0).mean(0)) / 2
+    draw = np.random.default_rng(seed)
+    number = ours.shape[1]
+    drawn = [draw.integers(0, number, number) for _ in range(_DRAWS)]
+    accuracies = [right[index].mean() for index in drawn]
+    aucs = [_auc(ours[:, index].ravel(), theirs[:, index].ravel()) for index in drawn]
+    return Attack(
+        accuracy=float(right.mean()),
+        auc=_auc(ours.ravel(), theirs.ravel()),
+        tpr_at_1fpr=_rate(ours.ravel(), theirs.ravel(), 0.01),
+        tpr_at_01fpr=_rate(ours.ravel(), theirs.ravel(), 0.001),
+        accuracy_interval=_interval(accuracies),
+        auc_interval=_interval(aucs),
+        most_told_apart=np.argsort(-right, kind="stable")[:10].tolist(),
+    )
+
+
+def _deviation(values: Array) -> float:
+    """Standard deviation over seeds, one for all images."""
+    return float(max(np.sqrt(values.var(0, ddof=1).mean()), 1e-3))
+
+
+def _log_density(values: Array, mean: Array, spread: float) -> Array:
+    result: Array = -0.5 * ((values - mean) / spread) ** 2 - np.log(spread)
+    return result
+
+
+def _auc(positive: Array, negative: Array) -> float:
+    """Probability that a positive scores above a negative, ties half."""
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, side="left")
+    equal = np.searchsorted(ordered, positive, side="right") - below
+    return float((below + 0.5 * equal).mean() / len(negative))
+
+
+def _rate(positive: Array, negative: Array, alarms: float) -> float:
+    """Share of the positives above the threshold that at most a share ``alarms`` of the negatives exceeds."""
+    allowed = int(alarms * len(negative))
+    threshold = np.sort(negative)[len(negative) - 1 - allowed]
+    return float((positive > threshold).mean())
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

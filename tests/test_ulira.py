@@ -1,0 +1,77 @@
+"""U-LiRA on confidences whose distributions are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from megu_cli.evaluation.ulira import _auc, _rate, likelihood_ratios, scaled, ulira
+
+SEEDS, IMAGES = 16, 400
+
+
+def probabilities(shift: float, seed: int, spread: float = 1.0) -> np.ndarray:
+    """(S, N) true-class probabilities whose logits are Gaussian around each image's own mean, moved by ``shift``."""
+    centre = np.random.default_rng(99).normal(0, 2, IMAGES)
+    logits = np.random.default_rng(seed).normal(centre + shift, spread, (SEEDS, IMAGES))
+    return 1 / (1 + np.exp(-logits))
+
+
+def test_equal_distributions_are_a_coins_toss():
+    found = ulira(probabilities(0.0, 1), probabilities(0.0, 2))
+    low, high = found.accuracy_interval
+    assert low < 0.5 < high
+    assert found.auc == pytest.approx(0.5, abs=0.02)
+    assert found.tpr_at_1fpr < 0.03
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.0])
+def test_a_planted_shift_has_the_auc_that_the_formula_gives(shift):
+    """Two Gaussians at a distance d in standard deviations: the best attack has the AUC Phi(d / sqrt(2)).
+
+    The means are estimated from 15 other seeds, which costs a little.
+    """
+    found = ulira(probabilities(shift, 1), probabilities(0.0, 2))
+    assert found.auc == pytest.approx(stats.norm.cdf(shift / np.sqrt(2)), abs=0.03)
+    assert found.accuracy == pytest.approx(stats.norm.cdf(shift / 2), abs=0.03)
+
+
+def test_the_image_that_is_told_apart_best_comes_first():
+    unlearned = probabilities(0.0, 1)
+    unlearned[:, 7] = 1.0
+    found = ulira(unlearned, probabilities(0.0, 2))
+    assert found.most_told_apart[0] == 7
+
+
+def test_the_seed_itself_is_left_out():
+    """A model that differs from all others is not known by its own confidence."""
+    unlearned, oracle = np.zeros((3, 1)), np.zeros((3, 1))
+    unlearned[0] = 50.0
+    ours, _ = likelihood_ratios(unlearned, oracle)
+    assert ours[0, 0] == 0.0  # both Gaussians are those of the other seeds, which are equal
+    assert ours[1, 0] != 0.0
+
+
+def test_scaled_is_the_logit_and_finite_at_the_edges():
+    assert scaled(np.array([0.5]))[0] == 0.0
+    assert np.isfinite(scaled(np.array([0.0, 1.0]))).all()
+    assert scaled(np.array([0.8]))[0] == pytest.approx(np.log(4))
+
+
+def test_auc_and_rate_beside_scikit_learn():
+    draw = np.random.default_rng(0)
+    positive, negative = draw.integers(0, 9, 200).astype(float), draw.integers(-2, 7, 300).astype(float)
+    y = np.r_[np.ones(200), np.zeros(300)]
+    assert _auc(positive, negative) == pytest.approx(roc_auc_score(y, np.r_[positive, negative]), abs=1e-12)
+    threshold = np.sort(negative)[::-1][3]
+    assert _rate(positive, negative, 0.01) == (positive > threshold).mean()
+    assert (negative > threshold).mean() <= 0.01
+
+
+def test_too_few_seeds_or_other_images_are_refused():
+    with pytest.raises(ValueError, match="three seeds"):
+        likelihood_ratios(np.zeros((2, 4)), np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="same"):
+        likelihood_ratios(np.zeros((4, 4)), np.zeros((4, 5)))
