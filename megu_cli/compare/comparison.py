@@ -16,8 +16,9 @@ from megu_cli import __version__
 from megu_cli.baselines import methods
 from megu_cli.compare import tuning
 from megu_cli.compare.arena import FILE, FOLDER, VERSION, Arena, Say
+from megu_cli.compare.equivalence import equivalences
 from megu_cli.compare.methods import OURS, chosen
-from megu_cli.compare.statistics import Row, distances, figures, paired, summary
+from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
 from megu_cli.errors import ConfigError, MeguError
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.workspace import Workspace
@@ -199,6 +200,8 @@ class Comparison:
             name: {seed: distances(figures(cell), oracles.get(seed, {})) for seed, cell in by_seed.items()}
             for name, by_seed in cells.items()
         }
+        margins, differences = against_oracle(cells)
+        verdicts = equivalences(differences, margins)
         rows: dict[str, Any] = {}
         for name, by_seed in cells.items():
             if by_seed:
@@ -207,6 +210,7 @@ class Comparison:
                     **summary([figures(cell) for cell in by_seed.values()]),
                     # Of retraining there is nothing to say: it is the target.
                     "paired": {} if name in ("megu", "retrain") else paired(apart[name], apart.get("megu", {})),
+                    "equivalence": verdicts.get(name, {}),
                     "seeds": by_seed,
                 }
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,44 @@ def paired(
             mean, interval = _interval([other[seed][name] - ours[seed][name] for seed in seeds])
             result[name] = {"mean": mean, "interval": interval, "seeds": len(seeds)}
     return result
+
+
+def against_oracle(
+    cells: Mapping[str, Mapping[str, Row]],
+) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+    """What an equivalence with the oracle is judged by.
+
+    Args:
+        cells: Method -> seed -> cell; ``retrain`` is held against the oracle of another seed.
+
+    Returns:
+        Figure -> margin: how far two oracles are apart, in the mean over seeds, where they are at all. And method ->
+        figure -> difference of each seed: to the oracle's own figure or, where the target is a number, of the distance
+        from it to the distance that the other oracle has.
+    """
+    floor = {seed: figures(cell) for seed, cell in cells.get("retrain", {}).items()}
+    oracles = list(floor.values())
+    margins: dict[str, float] = {}
+    for figure, target in _PAIRED.items():
+        if target is None:
+            values = [row[figure] for row in oracles if row.get(figure) is not None]
+            apart = [abs(a - b) for a, b in itertools.combinations(values, 2)]  # type: ignore[operator]
+        else:
+            apart = [abs(value - target) for row in oracles if (value := row.get(figure)) is not None]
+        if apart and sum(apart):
+            margins[figure] = sum(apart) / len(apart)
+    differences: dict[str, dict[str, list[float]]] = {}
+    for name, by_seed in cells.items():
+        if name == "retrain":
+            continue
+        for seed, cell in by_seed.items():
+            for figure, value in figures(cell).items():
+                other = floor.get(seed, {}).get(figure)
+                if figure in margins and value is not None and other is not None:
+                    target = _PAIRED[figure]
+                    apart_by = value - other if target is None else abs(value - target) - abs(other - target)
+                    differences.setdefault(name, {}).setdefault(figure, []).append(apart_by)
+    return margins, differences
 
 
 def nearest(rows: Mapping[str, Row], figure: str, excluded: Iterable[str] = ()) -> str | None:
