@@ -15,7 +15,7 @@ from conftest import process, subprocess_environment, write_config
 from megu_cli.evaluation.requirements import NAMES
 
 COMMANDS = ["demo", "init", "run", "status", "train", "similarity", "labels", "noise", "finetune", "eval",
-            "validate", "schema"]  # fmt: skip
+            "validate", "schema", "diff"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])

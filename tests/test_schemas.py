@@ -121,3 +121,31 @@ def test_validate_checks_the_config_alone(megu, tmp_path):
         assert answer.out == ""
         assert told in answer.err
     assert megu("validate", "-c", tmp_path / "none.yaml").code == 2
+
+
+def test_evaluation_and_finetuning_fit_their_schemas(finished):
+    run = finished.parent / "run"
+    for name in ("eval.json", "finetune.json"):
+        document = json.loads((run / name).read_text(encoding="utf-8"))
+        checked(name).validate(document)
+        for fault in (
+            {key: value for key, value in document.items() if key != "meta"},
+            {**document, "meta": {**document["meta"], "stage": "noise"}},
+            {**document, "unlearned": {"forget_test_acc": "low"}, "loss": ["high"]},
+        ):
+            assert not checked(name).is_valid(fault)
+
+
+def test_comparison_fits_its_schema(megu, finished):
+    assert megu("compare", "-c", finished, "--methods", "megu,mask", "--seeds", "1", "-q").code == 0
+    document = json.loads((finished.parent / "run" / "compare.json").read_text(encoding="utf-8"))
+    checked("compare.json").validate(document)
+    assert not checked("compare.json").is_valid({**document, "methods": {"megu": {}}})
+
+
+def test_what_the_schemas_describe_is_there(finished):
+    """A description of a key that no artifact has any more would mislead."""
+    run = finished.parent / "run"
+    for name, rare in (("eval.json", set()), ("finetune.json", {"reinitialised", "checkpoint"})):
+        described = set(json.loads((SCHEMAS / name).read_text(encoding="utf-8"))["properties"])
+        assert described - rare == set(json.loads((run / name).read_text(encoding="utf-8")))

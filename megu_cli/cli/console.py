@@ -29,6 +29,13 @@ class SafeConsole(Console):
             yield Segment(text if control else printable(text), style, control)
 
 
+def output() -> Console:
+    """Return the console for results on stdout."""
+    # A pipe has no width of its own: leave lines whole there.
+    console = SafeConsole(highlight=False)
+    return console if console.is_terminal else SafeConsole(highlight=False, width=120)
+
+
 def say(line: str, err: bool = False) -> None:
     """Print a line, on stdout or stderr."""
     typer.echo(printable(line), err=err)

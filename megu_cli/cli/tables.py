@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megu_cli.cli.console import SafeConsole
+from megu_cli.cli.console import output as _console
 
 _COLUMNS = {"original": "original", "mask": "masked", "unlearned": "unlearned", "oracle": "retrained"}
 _METRICS = {
@@ -44,12 +44,6 @@ _COLOURS = {
 
 # Of a table of labels; with thousands of classes the rest is counted.
 _ROWS = 40
-
-
-def _console() -> Console:
-    # A pipe has no width of its own: leave lines whole there.
-    console = SafeConsole(highlight=False)
-    return console if console.is_terminal else SafeConsole(highlight=False, width=120)
 
 
 def _percent(value: float | None) -> str:

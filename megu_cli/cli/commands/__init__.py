@@ -8,6 +8,7 @@ import typer
 
 from megu_cli.cli.commands.compare import compare
 from megu_cli.cli.commands.config import schema, validate
+from megu_cli.cli.commands.diff import diff
 from megu_cli.cli.commands.finish import purge, report
 from megu_cli.cli.commands.runs import run, status
 from megu_cli.cli.commands.stages import evaluate, finetune, labels, noise, similarity, train
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
         name = "eval" if stage is evaluate else stage.__name__
         app.command(name, rich_help_panel="One stage at a time")(command(stage))
     app.command(rich_help_panel="Once it is done")(command(report))
+    app.command(rich_help_panel="Once it is done")(possible(diff))
     app.command(rich_help_panel="Once it is done")(command(purge))
     app.callback(invoke_without_command=True)(_root)
 
