@@ -27,10 +27,10 @@ from megu_cli import training
 from megu_cli.compare import Arena, distances, paired, summary
 from megu_cli.config import Config, get
 from megu_cli.data import Dataset
+from megu_cli.evaluation.measure import described
 from megu_cli.execution.runtime import generator
 from megu_cli.mllm.recorded import Recorded
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.measuring import described
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts, writing
 

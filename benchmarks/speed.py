@@ -37,7 +37,7 @@ from megu_cli.config import Config
 from megu_cli.errors import MeguError
 from megu_cli.method import unlearn as unlearning
 from megu_cli.pipeline.engine import METHOD_STAGES, Pipeline
-from megu_cli.pipeline.measuring import fresh
+from megu_cli.pipeline.steps.problem import fresh
 from megu_cli.pipeline.steps.problem import problem as problem_of
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.request.resolve import resolve

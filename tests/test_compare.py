@@ -19,9 +19,11 @@ from megu_cli.compare import Comparison, nearest, score, summary
 from megu_cli.compare.methods import chosen
 from megu_cli.config import changed, load_config
 from megu_cli.errors import ConfigError
+from megu_cli.evaluation import probe
+from megu_cli.evaluation.measure import Measurement, Predictions, per_class
 from megu_cli.models.weights import like
-from megu_cli.pipeline import measuring
 from megu_cli.pipeline.engine import reached
+from megu_cli.pipeline.steps.problem import evaluation_problem, fresh
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
 
@@ -219,7 +221,7 @@ def test_the_oracle_differs_from_the_original_in_every_layer_at_initialisation(s
     for name in ("small_cnn", "small_resnet", "resnet18"):
         net = work.sibling(changed(work.config, {"model.name": name}))
         net.__dict__["data"] = work.data
-        original, oracle, again = (measuring.fresh(net, purpose) for purpose in ("train", "oracle", "oracle"))
+        original, oracle, again = (fresh(net, purpose) for purpose in ("train", "oracle", "oracle"))
         for (key, one), two in zip(original.named_modules(), oracle.modules(), strict=True):
             if isinstance(one, (nn.Conv2d, nn.Linear)):
                 for (part, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
@@ -235,7 +237,7 @@ def test_the_oracle_stage_starts_from_that_initialisation(small, monkeypatch):
     work = Workspace(config)
     monkeypatch.setattr("megu_cli.baselines.retrain.train_classifier", lambda *a, **k: History([0.0], [], 0))
     product = train.oracle(work, {})
-    expected = measuring.fresh(work, "oracle").state_dict()
+    expected = fresh(work, "oracle").state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in product.artifact.tensors.items())
 
 
@@ -245,10 +247,11 @@ def test_the_oracle_stage_starts_from_that_initialisation(small, monkeypatch):
 def test_a_probe_for_a_forgotten_sub_class_tells_sub_classes_apart(tmp_path, monkeypatch, forget, told_apart, asked_of):
     coarse = {"superclasses": {"low": ["0", "1", "2", "3"], "middle": ["4", "5", "6"], "high": ["7", "8", "9"]}}
     work = Workspace(load_config(write_config(tmp_path, data=coarse, forget=forget)))
-    seen = measuring.Seen.by(measuring.fresh(work, "train").eval(), work, "x")
+    problem = evaluation_problem(work)
+    predictions = Predictions.of(fresh(work, "train").eval(), problem, "x")
     asked = []
-    monkeypatch.setattr(measuring.probe, "probe_acc", lambda *given: asked.append(given))
-    measuring.metrics(seen, work, measuring.ignorant(work))
+    monkeypatch.setattr(probe, "probe_acc", lambda *given: asked.append(given))
+    assert Measurement(problem, predictions, predictions).figures["probe_acc"] is None
     [(_, y, _, y_test)] = asked
     assert len(y.unique()) == told_apart
     assert y_test.unique().tolist() == [asked_of]
@@ -256,23 +259,22 @@ def test_a_probe_for_a_forgotten_sub_class_tells_sub_classes_apart(tmp_path, mon
 
 def test_an_evaluation_never_changes_a_model(small):
     work = Workspace(changed(load_config(small), {"eval.relearn_epochs": 2}))
-    model, judge = measuring.fresh(work, "train").train(), measuring.fresh(work, "oracle").eval()
+    model, judge = fresh(work, "train").train(), fresh(work, "oracle").eval()
 
     def digest():
         return [artifacts.state_digest(like(m.state_dict(), m.state_dict())) for m in (model, judge)]
 
     before = digest()
-    random = measuring.ignorant(work)
-    seen, oracle = measuring.Seen.by(model, work, "x"), measuring.Seen.by(judge, work, "y")
+    problem = evaluation_problem(work)
+    seen, reference = Predictions.of(model, problem, "x"), Predictions.of(judge, problem, "y")
+    measured = Measurement(problem, seen, reference, model)
+    oracle = Measurement(problem, reference, reference, judge)
     assert digest() == before
     steps = {
-        "metrics": lambda: measuring.metrics(seen, work, random),
-        "compared": lambda: measuring.compared(
-            seen, measuring.metrics(seen, work, random), oracle, measuring.metrics(oracle, work, random), work
-        ),
-        "entangled": lambda: measuring.entangled(seen, oracle, work),
-        "relearned": lambda: measuring.relearned({"x": model}, 1.1, work),
-        "per_class": lambda: measuring.per_class({"x": seen}, ["x"], work),
+        "figures": lambda: measured.figures,  # relearning among them
+        "beside": lambda: measured.beside(oracle),
+        "entanglement": lambda: measured.entanglement,
+        "per_class": lambda: per_class(seen, work.data),
         "score": lambda: score(judge, work),
     }
     logits = seen.train.logits.clone()
@@ -280,6 +282,7 @@ def test_an_evaluation_never_changes_a_model(small):
         step()
         assert digest() == before, name
         assert torch.equal(seen.train.logits, logits), name
+    assert "relearn_epochs" in measured.figures
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
 

@@ -18,8 +18,9 @@ from megu_cli.data.images import EncodedImages, Joined, MemoryImages, joined
 from megu_cli.data.loading import holding_out
 from megu_cli.data.names import hashed
 from megu_cli.errors import ConfigError, DataError
+from megu_cli.evaluation import measure
 from megu_cli.models.preflight import check
-from megu_cli.pipeline import measuring
+from megu_cli.pipeline.steps.problem import evaluation_problem, fresh
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.request.earlier import Already, of_record
 from megu_cli.request.questions import questions
@@ -400,22 +401,23 @@ def test_no_figure_of_training_images_counts_what_is_borrowed(tmp_path):
     lent = Workspace(load_config(tmp_path / "megu.yaml", ["data.validation=0.1", "data.validation_from=test"]))
     assert lent.data.borrowed
     assert torch.equal(lent.request.retain, plain.request.retain)
-    assert measuring.Chosen.of(lent).probed.tolist() == measuring.Chosen.of(plain).probed.tolist()
+    assert evaluation_problem(lent).sample.probed.tolist() == evaluation_problem(plain).sample.probed.tolist()
     figures = []
     for work in (plain, lent):
-        model = measuring.fresh(work, "some").eval()
-        seen = measuring.Seen.by(model, work, "some")
-        other = measuring.Seen.by(measuring.fresh(work, "other").eval(), work, "other")
+        problem = evaluation_problem(work)
+        seen = measure.Predictions.of(fresh(work, "some").eval(), problem, "some")
+        other = measure.Predictions.of(fresh(work, "other").eval(), problem, "other")
         assert len(seen.train.predicted) == 150
         assert len(seen.test.predicted) == len(work.data.test)
-        own = measuring.metrics(seen, work, measuring.ignorant(work))
+        measured = measure.Measurement(problem, seen, other)
+        own = measured.figures
         figures.append([
             own["retain_train_acc"], own["forget_train_acc"], own["zrf"],
-            measuring.per_class({"some": seen}, ["some"], work)["some"]["train"],
-            measuring.entangled(seen, other, work),
+            measure.per_class(seen, work.data)["train"],
+            measured.entanglement,
         ])  # fmt: skip
     assert figures[0] == figures[1]
-    assert measuring.described(plain) == measuring.described(lent)
+    assert measure.described(plain.data, plain.request) == measure.described(lent.data, lent.request)
 
 
 def test_neither_rater_nor_preflight_is_shown_what_is_borrowed(digits):

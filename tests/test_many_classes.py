@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 
 from megu_cli import data
 from megu_cli.config import Config
-from megu_cli.pipeline import measuring
+from megu_cli.evaluation import measure
 from megu_cli.request.resolve import resolve
 
 NET = """
@@ -37,13 +36,13 @@ def test_the_probe_looks_at_a_few_of_many_other_classes():
         {"data": {"name": "digits"}, "model": {"name": "small_cnn"}, "forget": {"classes": [0]}}
     )
     request = resolve(large, classes=["species 3", "species 7"], seed=0)
-    work = SimpleNamespace(data=large, request=request, config=config)
-    chosen = measuring.Chosen.of(work)
+    problem = measure.EvaluationProblem(large, request, config.eval, build=lambda purpose: torch.nn.Identity())
+    chosen = problem.sample
     probed = set(every[chosen.probed].tolist())
     assert {3, 7} < probed
-    assert len(probed) == measuring._PROBED_CLASSES + 2
+    assert len(probed) == measure._PROBED_CLASSES + 2
     assert len(chosen.probed) == 2 * len(probed)  # all images of these
-    assert set(every[chosen.gone].tolist()) == {3, 7}
+    assert set(every[chosen.forgotten_test].tolist()) == {3, 7}
 
 
 @pytest.mark.slow

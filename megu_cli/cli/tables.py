@@ -10,28 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from megu_cli.cli.console import output as _console
+from megu_cli.evaluation.registry import Metric, metrics
 
 _COLUMNS = {"original": "original", "mask": "masked", "unlearned": "unlearned", "oracle": "retrained"}
-_METRICS = {
-    "retain_train_acc": "accuracy, retained training images",
-    "forget_train_acc": "accuracy, forget set",
-    "retain_test_acc": "accuracy, retained test images",
-    "forget_test_acc": "accuracy, forgotten classes' test images",
-    "already_train_acc": "accuracy, images forgotten before",
-    "mia_entropy_lr": "membership inference, entropy",
-    "mia_confidence_svc": "membership inference, confidence (non-members)",
-    "mia_loss_auc": "membership inference, loss (50 is chance)",
-    "zrf": "zero retrain forgetting",
-    "probe_acc": "linear probe, forgotten classes",
-}
-_COMPARED = {
-    "js_divergence": "JS divergence to retrained, forget set",
-    "activation_distance": "activation distance to retrained, forget set",
-    "agreement": "agreement with retrained, forget set",
-    "label_agreement": "perturbing labels that retrained agrees with",
-    "avg_gap": "average gap to retrained",
-    "tow": "tug of war",
-}
 _COLOURS = {
     "fresh": "green",
     "absent": "green",
@@ -50,8 +31,14 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _add_figures(table: Table, metric: Metric, models: list[dict[str, Any]]) -> None:
+    """A row of one metric, if a model has a figure of it. A relearning that was measured without an end says never."""
+    never = metric.unit == "epochs"
+    if never or any(figures.get(metric.name) is not None for figures in models):
+        cells = [
+            "" if never and metric.name not in figures else metric.text(figures.get(metric.name)) for figures in models
+        ]
+        table.add_row(metric.label, *("never" if never and cell == "–" else cell for cell in cells))
 
 
 def evaluation(result: dict[str, Any]) -> None:
@@ -65,19 +52,14 @@ def evaluation(result: dict[str, Any]) -> None:
     for name in columns:
         style = "bold" if name == "unlearned" else ""
         table.add_column(_COLUMNS[name], justify="right", style=style)
-    for metric, label in _METRICS.items():
-        values = [result[name].get(metric) for name in columns]
-        if any(value is not None for value in values):
-            table.add_row(label, *map(_percent, values))
-    if "relearn_epochs" in result["original"]:
-        epochs = [result[name].get("relearn_epochs", "") for name in columns]
-        table.add_row("epochs to relearn the forget set", *("never" if e is None else str(e) for e in epochs))
+    for metric in metrics("model", "table"):
+        if any(metric.name in result[name] for name in columns):
+            _add_figures(table, metric, [result[name] for name in columns])
     compared = result["comparison"]
     if compared:
         table.add_section()
-        for metric, label in _COMPARED.items():
-            show = _number if metric in ("js_divergence", "activation_distance") else _percent
-            table.add_row(label, *(show(compared.get(n, {}).get(metric)) for n in columns))
+        for metric in metrics("comparison", "table"):
+            _add_figures(table, metric, [compared.get(name, {}) for name in columns])
     table.add_section()
     times = result["time"]
     seconds = {"original": times.get("train_s"), "mask": 0.0, "oracle": times.get("oracle_s")}
@@ -98,23 +80,13 @@ def evaluation(result: dict[str, Any]) -> None:
         notes.append("masked only hides the logits of what is forgotten: the cheat that a score must tell apart.")
     console.print(" ".join(notes), style="dim")
     for metric, needed in result.get("absent", {}).items():
-        if metric in _METRICS:
+        if metric in {shown.name for shown in metrics("model", "table")}:
             console.print(f"{metric} is not measured: it needs {needed}.", style="dim")
     for verdict in result.get("requirements", []):
         mark, colour = ("met", "green") if verdict["met"] else ("NOT MET", "bold red")
         console.print(Text.assemble(f"{verdict['requirement']}: ", (mark, colour), f" ({verdict['measured']})"))
 
 
-_COMPARISON = {
-    "retain_test_acc": "retained",
-    "forget_train_acc": "forgotten",
-    "mia_entropy_lr": "MIA",
-    "probe_acc": "probe",
-    "js_divergence": "JS",
-    "agreement": "agreement",
-    "avg_gap": "avg gap",
-    "time_ratio": "time",
-}
 # What nothing is to be better than: the starting point, the goal, and the cheat.
 _REFERENCES = ("original", "retrain", "mask")
 
@@ -124,19 +96,19 @@ def comparison(result: dict[str, Any]) -> None:
     from megu_cli.compare import nearest
 
     rows, seeds = result["methods"], result["seeds"]
-    shown = [f for f in _COMPARISON if any(row["mean"].get(f) is not None for row in rows.values())]
-    bold = {figure: nearest(rows, figure, _REFERENCES) for figure in shown}
+    shown = [m for m in metrics() if m.column and any(row["mean"].get(m.name) is not None for row in rows.values())]
+    bold = {metric.name: nearest(rows, metric.name, _REFERENCES) for metric in shown}
     title = f"{_title(result['request'])}\nmean ± 95% interval over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     table = Table(title=title, title_justify="left")
     table.add_column("in percent", no_wrap=True)
-    for figure in shown:
-        table.add_column(_COMPARISON[figure], justify="right", no_wrap=True)
+    for metric in shown:
+        table.add_column(metric.column, justify="right", no_wrap=True)
     for name, row in rows.items():
         cells = []
-        for figure in shown:
-            half = row["interval"].get(figure) if figure != "time_ratio" else None
-            text = _interval(row["mean"].get(figure), half, figure == "js_divergence")
-            cells.append(Text(text, "bold" if bold[figure] == name else ""))
+        for metric in shown:
+            half = row["interval"].get(metric.name) if metric.group != "time" else None
+            text = _interval(row["mean"].get(metric.name), half, metric.unit != "percent")
+            cells.append(Text(text, "bold" if bold[metric.name] == name else ""))
         table.add_row(name, *cells, style="dim" if name in _REFERENCES else "", end_section=name == "retrain")
     console = _console()
     console.print(table)

@@ -23,7 +23,7 @@ from megu_cli.run.artifacts import Artifact
 if TYPE_CHECKING:
     from torch import nn
 
-    from megu_cli.pipeline.measuring import Figures, Seen
+    from megu_cli.evaluation.measure import EvaluationProblem, Measurement, Predictions
 
 FILE = "compare.json"
 FOLDER = "compare"
@@ -114,29 +114,33 @@ class Arena:
         return self.work.load(self._oracle.tensors, STAGES["oracle"].file)
 
     @cached_property
-    def oracle_seen(self) -> Seen:
-        """What the oracle says."""
-        from megu_cli.pipeline.measuring import Seen
+    def evaluation_problem(self) -> EvaluationProblem:
+        """The forget request and the settings that models are measured with."""
+        from megu_cli.pipeline.steps.problem import evaluation_problem
 
-        return Seen.by(self.oracle_model(), self.work, "oracle")
-
-    @cached_property
-    def oracle_figures(self) -> Figures:
-        """The metrics of the oracle."""
-        from megu_cli.pipeline import measuring
-
-        return measuring.metrics(self.oracle_seen, self.work, measuring.ignorant(self.work))
+        return evaluation_problem(self.work)
 
     @cached_property
-    def original_seen(self) -> Seen:
-        """What the original says."""
-        from megu_cli.pipeline.measuring import Seen
+    def original_predictions(self) -> Predictions:
+        """The original's predictions."""
+        from megu_cli.evaluation.measure import Predictions
 
-        return Seen.by(self.work.original(), self.work, "original")
+        return Predictions.of(self.work.original(), self.evaluation_problem, "original")
+
+    @cached_property
+    def oracle(self) -> Measurement:
+        """The oracle under evaluation."""
+        return self._measurement(self.oracle_model(), "oracle")
+
+    def _measurement(self, model: nn.Module, name: str) -> Measurement:
+        from megu_cli.evaluation.measure import Measurement, Predictions
+
+        problem = self.evaluation_problem
+        return Measurement(problem, Predictions.of(model, problem, name), self.original_predictions, model)
 
     def forget_loaded(self) -> None:
         """Free what only cells that are yet to be computed need."""
-        for name in ("_oracle", "oracle_seen", "oracle_figures", "original_seen"):
+        for name in ("_oracle", "oracle", "original_predictions", "evaluation_problem"):
             self.__dict__.pop(name, None)
 
     # -- cells -----------------------------------------------------------------------------------------------------
@@ -288,22 +292,16 @@ class Arena:
 
     def _judge(self, name: str, model: nn.Module, rival: Arena | None) -> Row:
         """All figures of a model; the oracle itself is judged by the oracle of the next seed."""
-        from megu_cli.pipeline import measuring
+        from megu_cli.evaluation.measure import per_class
 
-        work = self.work
-        seen = self.oracle_seen if name == "retrain" else measuring.Seen.by(model, work, name)
-        own = self.oracle_figures if name == "retrain" else measuring.metrics(seen, work, measuring.ignorant(work))
+        measurement = self.oracle if name == "retrain" else self._measurement(model, name)
         judge = rival if name == "retrain" else self
-        row: Row = {
-            "metrics": own,
-            "comparison": measuring.compared(seen, own, judge.oracle_seen, judge.oracle_figures, work) if judge else {},
-            "entanglement": measuring.entangled(seen, self.original_seen, work),
-            "per_class": measuring.per_class({name: seen}, [name], work)[name],
+        return {
+            "metrics": measurement.figures,
+            "comparison": measurement.beside(judge.oracle) if judge else {},
+            "entanglement": measurement.entanglement,
+            "per_class": per_class(measurement.predictions, self.work.data),
         }
-        target = self.original_seen.train.predicted[work.request.forget] == work.data.train.labels[work.request.forget]
-        for epochs in measuring.relearned({name: model}, target.double().mean().item(), work).values():
-            row["metrics"]["relearn_epochs"] = epochs
-        return row
 
     def _parts(
         self,

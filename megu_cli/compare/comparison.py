@@ -193,7 +193,7 @@ class Comparison:
 
     def _body(self, cells: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:
         from megu_cli.evaluation.distance import noise_floor
-        from megu_cli.pipeline.measuring import described
+        from megu_cli.evaluation.measure import described
 
         oracles = {seed: cell["metrics"] for seed, cell in cells.get("retrain", {}).items()}
         apart = {
@@ -214,7 +214,7 @@ class Comparison:
                     "seeds": by_seed,
                 }
         return {
-            "request": described(self.base),
+            "request": described(self.base.data, self.base.request),
             "seeds": [arena.seed for arena in self.arenas],
             "methods": rows,
             "noise_floor": noise_floor([cell["metrics"] for cell in cells.get("retrain", {}).values()]),

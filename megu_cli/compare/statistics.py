@@ -5,26 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+from megu_cli.evaluation.registry import metrics
+
 Row = dict[str, Any]
-# What the paired differences are of, and the target: the oracle's own figure (None), 0 or 1.
-_PAIRED: dict[str, float | None] = {
-    "avg_gap": 0.0,
-    "js_divergence": 0.0,
-    "activation_distance": 0.0,
-    "agreement": 1.0,
-    "retain_test_acc": None,
-    "forget_train_acc": None,
-    "forget_test_acc": None,
-    "mia_entropy_lr": None,
-    "mia_loss_auc": None,
-    "probe_acc": None,
-    "relearn_epochs": None,
-    "time_ratio": 0.0,
-}
 
 
 def summary(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
@@ -63,7 +48,10 @@ def distances(own: Mapping[str, float | None], oracle: Mapping[str, float | None
     Returns:
         Figure -> |own - target|, of those that both have.
     """
-    pairs = {name: (own.get(name), oracle.get(name) if target is None else target) for name, target in _PAIRED.items()}
+    pairs = {
+        metric.name: (own.get(metric.name), oracle.get(metric.name) if metric.target == "oracle" else metric.target)
+        for metric in metrics(place="paired")
+    }
     return {name: abs(x - target) for name, (x, target) in pairs.items() if x is not None and target is not None}
 
 
@@ -83,7 +71,7 @@ def paired(
         seed), and the number of ``seeds`` that have both.
     """
     result: dict[str, dict[str, float | int | None]] = {}
-    for name in _PAIRED:
+    for name in (metric.name for metric in metrics(place="paired")):
         seeds = [seed for seed in other if name in other[seed] and name in ours.get(seed, {})]
         if seeds:
             mean, interval = _interval([other[seed][name] - ours[seed][name] for seed in seeds])
@@ -107,8 +95,9 @@ def against_oracle(
     floor = {seed: figures(cell) for seed, cell in cells.get("retrain", {}).items()}
     oracles = list(floor.values())
     margins: dict[str, float] = {}
-    for figure, target in _PAIRED.items():
-        if target is None:
+    targets = {metric.name: metric.target for metric in metrics(place="paired") if metric.target is not None}
+    for figure, target in targets.items():
+        if target == "oracle":
             values = [row[figure] for row in oracles if row.get(figure) is not None]
             apart = [abs(a - b) for a, b in itertools.combinations(values, 2)]  # type: ignore[operator]
         else:
@@ -123,8 +112,8 @@ def against_oracle(
             for figure, value in figures(cell).items():
                 other = floor.get(seed, {}).get(figure)
                 if figure in margins and value is not None and other is not None:
-                    target = _PAIRED[figure]
-                    apart_by = value - other if target is None else abs(value - target) - abs(other - target)
+                    target = targets[figure]
+                    apart_by = value - other if target == "oracle" else abs(value - target) - abs(other - target)
                     differences.setdefault(name, {}).setdefault(figure, []).append(apart_by)
     return margins, differences
 

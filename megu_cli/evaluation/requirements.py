@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megu_cli.errors import ConfigError, brief
+from megu_cli.evaluation.registry import find, metrics
 
 _FORM = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+]?[0-9.]+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
 _TESTS: dict[str, Callable[[float, float], bool]] = {
@@ -18,28 +19,11 @@ _TESTS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-# The figures of eval.json that a requirement can name: those of a model by itself, and those beside an oracle.
-_OWN = (
-    "retain_train_acc", "forget_train_acc", "retain_test_acc", "forget_test_acc", "already_train_acc",
-    "mia_entropy_lr", "mia_entropy_lr_ssd", "mia_confidence_svc", "mia_loss_auc", "mia_loss_tpr_at_1fpr",
-    "zrf", "probe_acc", "relearn_epochs",
-)  # fmt: skip
-_COMPARED = ("js_divergence", "activation_distance", "agreement", "avg_gap", "tow", "label_agreement")
-_TIMES = ("time_ratio", "time_ratio_total", "time_ratio_reached")
-NAMES = (*_OWN, *_COMPARED, *_TIMES)
 
 
-# What a metric of a model by itself cannot be measured without.
-_NEEDED = {
-    "retain_test_acc": "test images of retained classes",
-    "forget_test_acc": "test images of the forgotten classes",
-    "mia_entropy_lr": "test images of retained classes",
-    "mia_entropy_lr_ssd": "test images",
-    "mia_confidence_svc": "two test images of retained classes, and eval.attack_samples of at least 2",
-    "mia_loss_auc": "two forgotten images, and two test images of their classes",
-    "mia_loss_tpr_at_1fpr": "two forgotten images, and 100 test images of their classes",
-    "probe_acc": "test images of the forgotten classes, and eval.probe_samples that draws two classes",
-}
+def names() -> list[str]:
+    """The metrics that a requirement can name."""
+    return [metric.name for metric in metrics(place="require")]
 
 
 def absent(evaluation: Mapping[str, Any]) -> dict[str, str]:
@@ -47,7 +31,8 @@ def absent(evaluation: Mapping[str, Any]) -> dict[str, str]:
     figures = evaluation["unlearned"]
     # Single images have no test images that could be forgotten: nothing is missing there.
     apart = () if evaluation.get("request", {}).get("concepts", True) else ("forget_test_acc", "probe_acc")
-    return {name: needed for name, needed in _NEEDED.items() if name not in apart and figures.get(name, needed) is None}
+    needed = {metric.name: metric.needs for metric in metrics("model") if metric.needs and metric.name not in apart}
+    return {name: needs for name, needs in needed.items() if figures.get(name, needs) is None}
 
 
 @dataclass(frozen=True)
@@ -101,9 +86,9 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
             raise ConfigError(
                 f"requirement {brief(text)} is not of the form name<=number", "For example forget_test_acc<=0.02."
             ) from None
-        if result[-1].name not in NAMES:
+        if result[-1].name not in names():
             raise ConfigError(
-                f"requirement {result[-1]}: there is no metric {result[-1].name}", f"Known: {', '.join(NAMES)}."
+                f"requirement {result[-1]}: there is no metric {result[-1].name}", f"Known: {', '.join(names())}."
             )
     return result
 
@@ -118,13 +103,15 @@ def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) ->
     missing = absent(evaluation)
 
     def why(name: str) -> str:
-        if name in _OWN:
+        metric = find(name)
+        group = metric.group if metric else "model"
+        if group == "model":
             return f"without {missing[name]}" if name in missing else "in this run"
         if not compared:
             return "without an oracle"
         if name == "label_agreement":
             return "without the labels"
-        if name not in _TIMES:
+        if group != "time":
             return "since one of its metrics is not measured"
         timed = evaluation["time"].get("time_ratio") is not None
         return "since the retraining had no held-out images" if timed else "since both were not timed on one machine"

@@ -24,8 +24,7 @@ from megu_cli.execution.runtime import generator
 from megu_cli.method import proxy
 from megu_cli.method import unlearn as unlearning
 from megu_cli.method.unlearn import Labels, Problem
-from megu_cli.pipeline import measuring
-from megu_cli.pipeline.steps.problem import problem
+from megu_cli.pipeline.steps.problem import fresh, problem
 from megu_cli.pipeline.workspace import Workspace
 
 # What is timed: a first step that warms up, then so many, or as many as there is patience for.
@@ -167,7 +166,7 @@ class _Rehearsal:
         self.model_bytes = sum(value.numel() * value.element_size() for value in state)
 
     def _model(self) -> nn.Module:
-        return measuring.fresh(self.work, "plan")
+        return fresh(self.work, "plan")
 
     def _prediction(self) -> tuple[float, training.Outputs, int | None]:
         """Seconds per image of a prediction, some outputs, and the memory it takes."""
@@ -285,7 +284,7 @@ class _Rehearsal:
             batches = math.ceil(len(work.request.forget) / 64)
             per_step = 3 * 64 * self._per_sample  # forward, and backward at about twice that
             seconds += models * settings.relearn_epochs * batches * per_step
-        # `measuring.Said`: four figures of every image, outputs of D_f, features of a sample of each kind of image.
+        # `measure.SplitPredictions`: four figures of every image, logits of D_f, features of a sample of each kind.
         sampled = 4 * min(settings.probe_samples, work.data.own)
         numbers = len(work.request.forget) * self._outputs.logits.shape[1] + sampled * self._outputs.features.shape[1]
         kept = (models + 1) * (20 * images + 4 * numbers)

@@ -7,22 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from megu_cli.evaluation.registry import Metric, find, metrics
 from megu_cli.evaluation.requirements import absent
 from megu_cli.report import figures
 from megu_cli.report.parts import Figure, Section, Table, View
-from megu_cli.report.words import DIGESTED, METRICS, MODELS, counted, listed, metric, percent, shown
+from megu_cli.report.words import DIGESTED, MODELS, counted, listed, metric, percent, shown, title
 
 _ROWS = 32  # classes in a figure; the tables hold all
 _PATHS = 60  # rows of the flow's table
-# What the comparison of methods shows; compare.json has all.
-_COMPARED = {
-    "avg_gap": "gap to retrained",
-    "forget_train_acc": "forgotten images recognised",
-    "retain_test_acc": "kept classes recognised",
-    "mia_entropy_lr": "taken for training images",
-    "js_divergence": "distance to retrained",
-    "probe_acc": "found in the features",
-}
 
 
 def verdict(view: View) -> Section:
@@ -43,7 +35,7 @@ def verdict(view: View) -> Section:
     )
     rows = []
     for verdict in verdicts:
-        label, required = metric(verdict.requirement.name).label, str(verdict.requirement)
+        label, required = title(verdict.requirement.name), str(verdict.requirement)
         rows.append([label, required, verdict.measured, "met" if verdict.met else "NOT MET"])
     marked = [row for row, verdict in enumerate(verdicts) if not verdict.met]
     return Section("verdict", "Verdict", lead, tables=[Table(["What", "Required", "Measured", ""], rows, marked)])
@@ -52,18 +44,18 @@ def verdict(view: View) -> Section:
 def results(view: View) -> Section:
     """Every metric of every model."""
     body = view.body
-    known = [name for name in METRICS if any(view.value(m, name) is not None for m in view.models)]
+    listed_names = [m.name for group in ("model", "comparison") for m in metrics(group, "report")]
+    known = [name for name in listed_names if any(view.value(m, name) is not None for m in view.models)]
     other = [
         name
         for part in (body["unlearned"], body["comparison"].get("unlearned", {}))
         for name, value in part.items()
-        if name not in METRICS and isinstance(value, (int, float))
+        if find(name) is None and isinstance(value, (int, float))
     ]
     rows = []
     for name in [*known, *dict.fromkeys(other)]:
-        told = metric(name)
         cells = [shown(name, view.value(m, name)) for m in view.models]
-        rows.append([f"{told.label}\n{told.plain}\n{name}", *cells])
+        rows.append([f"{title(name)}\n{metric(name).plain}\n{name}", *cells])
     times = body["time"]
     own = [times.get(f"{stage}_s") for stage in ("labels", "noise", "finetune")]
     seconds = {
@@ -88,7 +80,7 @@ def results(view: View) -> Section:
             "Masked is the original model that is merely forbidden to say the forgotten class. It forgets nothing, and "
             "stands here as a warning: a score that it reaches as well proves nothing by itself."
         )
-    detail += "".join(f" “{metric(name).label}” is not measured: it needs {why}." for name, why in absent(body).items())
+    detail += "".join(f" “{title(name)}” is not measured: it needs {why}." for name, why in absent(body).items())
     head = ["", *(MODELS[m] for m in view.models)]
     bold = 1 + view.models.index("unlearned")
     return Section("results", "Before, now, and retrained", lead, detail.strip(), tables=[Table(head, rows, bold=bold)])
@@ -405,18 +397,12 @@ def planes(view: View) -> Section | None:
 def _entangled(view: View) -> list[Table]:
     """The same in numbers that no plane distorts."""
     measured: dict[str, dict[str, float | None]] = view.body.get("entanglement", {})
-    names = {
-        "centroid_cosine": "Forgotten and kept classes point the same way\n"
-        "Mean cosine of their centroids; 1 is the same direction.\ncentroid_cosine",
-        "cka_forget": "Forgotten images lie as in the original\nLinear CKA; 1 means that nothing moved.\ncka_forget",
-        "cka_retain": "Kept images lie as in the original\nLinear CKA; 1 means that nothing moved.\ncka_retain",
-    }
     models = [m for m in view.models if m in measured and m != "mask"]  # masking moves no feature
 
-    def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    rows = [[text, *(cell(measured[m].get(name)) for m in models)] for name, text in names.items()]
+    rows = [
+        [f"{title(m.name)}\n{m.plain}\n{m.name}", *(m.text(measured[name].get(m.name)) for name in models)]
+        for m in metrics("entanglement", "report")
+    ]
     return [Table(["", *(MODELS[m] for m in models)], rows, bold=1 + models.index("unlearned"))] if models else []
 
 
@@ -426,19 +412,18 @@ def comparison(view: View) -> Section | None:
     if compared is None:
         return None
     body = compared.body
-    figures_ = [
-        name for name in _COMPARED if any(row["mean"].get(name) is not None for row in body["methods"].values())
+    columns = [
+        m
+        for m in metrics()
+        if m.column and any(row["mean"].get(m.name) is not None for row in body["methods"].values())
     ]
 
-    def cell(row: dict[str, Any], name: str) -> str:
-        mean, half = row["mean"].get(name), row["interval"].get(name)
-        scale, form = (100, "{:.1f}") if metric(name).percent else (1, "{:.3f}")
-        if mean is None:
-            return "–"
-        return form.format(scale * mean) + ("" if half is None else " ± " + form.format(scale * half))
+    def cell(row: dict[str, Any], m: Metric) -> str:
+        mean, half = row["mean"].get(m.name), row["interval"].get(m.name)
+        return m.text(mean, 1) + ("" if mean is None or half is None else f" ± {m.text(half, 1)}")
 
     names = list(body["methods"])
-    rows = [[name, *(cell(body["methods"][name], figure) for figure in figures_)] for name in names]
+    rows = [[name, *(cell(body["methods"][name], m) for m in columns)] for name in names]
     floor, runs = body.get("noise_floor"), counted(len(body["seeds"]), "run")
     lead = (
         f"The same request through {counted(len(names), 'method')}, over {runs}. retrain is the yardstick; "
@@ -448,10 +433,10 @@ def comparison(view: View) -> Section | None:
         lead += f" Two retrained models differ by {percent(floor)} on average: gaps smaller than that mean nothing."
     detail = (
         "In percent but for the distance (nats): mean over the runs, ± half of the 95% interval where there are "
-        f"several. Columns: {', '.join(figures_)}; `compare.json` has all."
+        f"several. Columns: {', '.join(m.name for m in columns)}; `compare.json` has all."
     )
     table = Table(
-        ["method", *(_COMPARED[name] for name in figures_)],
+        ["method", *(title(m.name) for m in columns)],
         rows,
         marked=[i for i, name in enumerate(names) if name == "megu"],
     )

@@ -13,9 +13,8 @@ from megu_cli.models import huggingface
 from megu_cli.models.checkpoints import UNLEARNED
 from megu_cli.models.marks import MARK, marked
 from megu_cli.models.weights import State, like, unreached
-from megu_cli.pipeline import measuring
 from megu_cli.pipeline.steps.labels import loaded
-from megu_cli.pipeline.steps.problem import problem
+from megu_cli.pipeline.steps.problem import fresh, problem
 from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.request.earlier import provenance, record
@@ -47,7 +46,7 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
     example = next(work.data.train.batches([work.request.retain[:1]], work.device))
     if idle := unreached(model, example):
         # No step has touched them, and what they learned they would keep.
-        newly = measuring.fresh(work, "idle").state_dict()
+        newly = fresh(work, "idle").state_dict()
         trained = {name for name, _ in model.named_parameters()}
         parts = {name.rpartition(".")[0] for name in idle} - {""}
         # Their running statistics as well.

@@ -1,11 +1,20 @@
-"""The forget request in the form that the method and the baselines take."""
+"""The forget request in the form that the method, the baselines and the evaluation take."""
 
 from __future__ import annotations
 
+from torch import nn
+
 from megu_cli.baselines.task import BASELINE_EPOCHS, Task
+from megu_cli.evaluation.measure import EvaluationProblem
+from megu_cli.execution.runtime import seeded
 from megu_cli.method.unlearn import Problem
-from megu_cli.pipeline import measuring
 from megu_cli.pipeline.workspace import Workspace
+
+
+def fresh(work: Workspace, purpose: str) -> nn.Module:
+    """A newly initialised model: every random layer anew, another one for each purpose and seed."""
+    with seeded(work.config.seed, purpose, "init"):
+        return work.build()
 
 
 def task(work: Workspace) -> Task:
@@ -18,7 +27,7 @@ def task(work: Workspace) -> Task:
         validation=request.validation,
         forgotten=request.classes,
         classes=len(work.data.classes),
-        fresh=lambda purpose: measuring.fresh(work, purpose),
+        fresh=lambda purpose: fresh(work, purpose),
         samples=given.retain_samples,
         batch=given.finetune.batch,
         forget_batch=given.forget_batch_in(BASELINE_EPOCHS),
@@ -45,4 +54,11 @@ def problem(work: Workspace) -> Problem:
         checkpoints=work.checkpoints,
         crew=work.crew,
         track=work.track,
+    )
+
+
+def evaluation_problem(work: Workspace) -> EvaluationProblem:
+    """The forget request and the evaluation's settings."""
+    return EvaluationProblem(
+        work.data, work.request, work.config.eval, lambda purpose: fresh(work, purpose), work.execution
     )

@@ -8,8 +8,7 @@ from torch import nn
 from megu_cli import training
 from megu_cli.baselines.retrain import retrain
 from megu_cli.models.sources import shown
-from megu_cli.pipeline import measuring
-from megu_cli.pipeline.steps.problem import task
+from megu_cli.pipeline.steps.problem import fresh, task
 from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run.artifacts import Artifact
@@ -18,7 +17,7 @@ from megu_cli.run.artifacts import Artifact
 def train(work: Workspace, inputs: Inputs) -> Product:
     """Train the original model on all training images but the held-out ones."""
     settings = work.config.train
-    model = measuring.fresh(work, "train")
+    model = fresh(work, "train")
     index = torch.where(~work.data.validation)[0]
     history = training.train_classifier(
         model,
