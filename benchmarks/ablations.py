@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 
 from megu_cli import training
@@ -100,8 +101,7 @@ def main(words: list[str] | None = None) -> None:
             "versions": {package: version(package) for package in PACKAGES},
             "requests": known,
         }
-        with writing.replacing(target) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        results.write(target, result)
     print(f"wrote {target}")
 
 

@@ -26,10 +26,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import results
+
 from megu_cli.compare.methods import chosen
 from megu_cli.config import Config, changed, get, load_config
 from megu_cli.errors import ArtifactError
-from megu_cli.run import artifacts, writing
+from megu_cli.run import artifacts
 
 HERE = Path(__file__).parent
 PACKAGES = ("megu-cli", "torch", "torchvision", "numpy", "scikit-learn", "scipy")
@@ -230,8 +232,7 @@ def collect(cells: list[Cell], target: Path) -> None:
         "missing": missing,
         "cells": found,
     }
-    with writing.replacing(target) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    results.write(target, result)
 
 
 def figures(cell: Cell, body: dict[str, Any]) -> dict[str, Any]:

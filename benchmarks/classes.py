@@ -9,7 +9,6 @@ A run that was killed goes on where it stopped. Writes benchmarks/classes.json, 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import results
 import yaml
 
 from megu_cli.compare import figures
@@ -52,7 +52,7 @@ def main(words: list[str] | None = None) -> None:
         "versions": {package: version(package) for package in ("megu-cli", "torch", "torchvision", "scikit-learn")},
         "classes": {name: found for name in CLASSES if (found := collected(folder(arguments.out, name)))},
     }
-    (HERE / "classes.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    results.write(HERE / "classes.json", result)
 
 
 def folder(out: Path, name: str) -> Path:

@@ -19,6 +19,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import results
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "fashion_mnist"
 # Listed images and the sub-class are judged against the original alone: they are to run to the end.
@@ -51,7 +53,7 @@ def main() -> None:
         "noise_floor": noise_floor(arguments.out, arguments.limit),
     }
     target = arguments.out if arguments.limit or arguments.only else ROOT / "benchmarks"
-    (target / "fashion_mnist.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    results.write(target / "fashion_mnist.json", figures)
     print(json.dumps(figures, indent=1))
 
 

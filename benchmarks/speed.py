@@ -27,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from tables import pyplot, save
 from torch import nn
@@ -80,8 +81,7 @@ def main(words: list[str] | None = None) -> None:
         "share": share(arguments.run) if arguments.run else None,
     }
     target = (arguments.out if arguments.small else HERE) / "speed.json"
-    with writing.replacing(target) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    results.write(target, result)
     drawing = (arguments.out if arguments.small else HERE.parent / "docs") / "figures" / "speed.svg"
     draw(result, drawing)
     print(told(result))
