@@ -50,10 +50,9 @@ def read_run(folder: Path) -> Run:
     for name, meta in stages:
         run.versions[f"stage {name}"] = meta["version"]
         run.settings |= flat(meta["settings"])
-        run.inputs |= {key: value for key, value in meta["inputs"].items() if key not in names | {"checkpoint"}}
-    # The original model is the user's checkpoint, or the artifact of `train`.
-    checkpoints = [meta["inputs"].get("checkpoint") or meta["inputs"].get("train") for _, meta in stages]
-    run.inputs |= {"checkpoint": found for found in checkpoints if found}
+        run.inputs |= {key: value for key, value in meta["inputs"].items() if key not in names}
+        if "train" in meta["inputs"]:  # the original model: the user's checkpoint, or the artifact of `train`
+            run.inputs["checkpoint"] = meta["inputs"]["train"]
     run.versions["megu"] = metas[max(metas)].get("megu")
     if _EVALUATION in metas:
         body = read_body(folder / _EVALUATION)
