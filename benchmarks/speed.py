@@ -36,6 +36,7 @@ from torch.nn import functional
 from megu_cli import training
 from megu_cli.config import Config
 from megu_cli.errors import MeguError
+from megu_cli.execution import Execution
 from megu_cli.method import unlearn as unlearning
 from megu_cli.pipeline.engine import METHOD_STAGES, Pipeline
 from megu_cli.pipeline.steps.problem import fresh
@@ -135,11 +136,10 @@ def loop(work: Workspace, samples: int, repeat: int) -> dict[str, Any]:
     index = torch.where(~work.data.validation)[0][:samples]
     pixels = torch.cat(list(split.images.batches([torch.arange(len(split))])))
     settings = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    once = recipe.model_copy(update={"epochs": 1, "augment": "none"})
 
     def ours(model: nn.Module) -> None:
-        training.train_classifier(
-            model, split, index, epochs=1, batch=recipe.batch, augment="none", seed=seed, label="train", **settings
-        )
+        training.train_classifier(model, split, index, once, label="train", execution=Execution(seed=seed))
 
     def bare(model: nn.Module) -> None:
         order = training.shuffled(index, len(index), recipe.batch, seed, "train", 0)

@@ -19,9 +19,10 @@ from megu_cli import training
 from megu_cli.config import FinetuneConfig, LabelsConfig, NoiseConfig, TransitionConfig, section
 from megu_cli.data import Dataset, Split
 from megu_cli.errors import ConfigError, DataError
+from megu_cli.execution import Execution
 from megu_cli.execution.runtime import Track, silent
 from megu_cli.method import unlearn as unlearning
-from megu_cli.method.unlearn import Labels, Problem
+from megu_cli.method.unlearn import Labels, UnlearningProblem
 from megu_cli.mllm.base import SCALE, Question
 from megu_cli.mllm.recorded import Recorded
 from megu_cli.request.resolve import Request
@@ -105,17 +106,14 @@ def unlearn(
     names = _names(classes, changed, parts[0])
     data = _dataset(parts, names, workers)
     sizes = [len(part.labels) for part in parts]
-    problem = Problem(
+    problem = UnlearningProblem(
         data=data,
         request=_request(data, sizes, forgotten),
         transition=section(TransitionConfig, "transition", transition),
         labels=section(LabelsConfig, "labels", labels),
         noise=section(NoiseConfig, "noise", noise),
         finetune=section(FinetuneConfig, "finetune", finetune),
-        seed=seed,
-        eval_batch=training.eval_batch(parts[0].image(0).shape[-2:]),
-        device=device,
-        track=track,
+        execution=Execution(device, seed, training.eval_batch(parts[0].image(0).shape[-2:]), track=track),
     )
     candidates = _candidates(problem)
     matrix = unlearning.transition(problem, candidates, _scores(similarity, candidates, names))
@@ -268,7 +266,7 @@ def _request(data: Dataset, sizes: Sequence[int], forgotten: Sequence[str | int]
     )
 
 
-def _candidates(problem: Problem) -> dict[str, list[str]]:
+def _candidates(problem: UnlearningProblem) -> dict[str, list[str]]:
     """Class with forgotten samples -> the classes that it is compared with."""
     names, request = problem.data.classes, problem.request
     remain = [k for k in range(len(names)) if k not in request.classes]

@@ -6,6 +6,7 @@ Usage: launched.py FILE
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,9 +14,11 @@ from torch import nn
 
 from megu_cli import data, training
 from megu_cli.cli.app import leave
+from megu_cli.config import FinetuneConfig, NoiseConfig, TrainConfig
+from megu_cli.execution import Execution
 from megu_cli.execution.processes import processes
 from megu_cli.execution.runtime import seeded
-from megu_cli.method.finetune import Forgotten, finetune
+from megu_cli.method.finetune import Forgotten, GroupedNoise, finetune
 from megu_cli.method.noise import train_noise
 from megu_cli.models.sources import build
 from megu_cli.pipeline.resume import Resume
@@ -43,11 +46,10 @@ def main(file: Path) -> None:
     digits = data.load("digits", limit=400)
     index = torch.arange(320)
 
-    def trained(model, batch, checkpoints=None, augment="crop+flip", weight_decay=5e-4):
-        history = training.train_classifier(
-            model, digits.train, index, epochs=2, batch=batch, lr=0.1, momentum=0.9, weight_decay=weight_decay,
-            augment=augment, seed=0, label="train", crew=shared, checkpoints=checkpoints,
-        )  # fmt: skip
+    def trained(model, batch, resume=None, augment="crop+flip", weight_decay=5e-4):
+        recipe = TrainConfig(epochs=2, batch=batch, weight_decay=weight_decay, augment=augment)
+        execution = Execution(processes=shared, resume=resume)
+        history = training.train_classifier(model, digits.train, index, recipe, label="train", execution=execution)
         return model, history
 
     def fresh(dropout=0.0):
@@ -67,26 +69,25 @@ def main(file: Path) -> None:
     gone = digits.train.labels[index] == 8
     forget, retain = index[gone], index[~gone]
     group = torch.arange(len(retain)) % 2
+    execution = Execution(processes=shared)
     results["noise"] = train_noise(
-        model, digits.train, retain, group, torch.tensor([3, 8]), away=False, noises=2, steps=20, batch=32, lr=0.1,
-        penalty=0.1, seed=0, label="negative", crew=shared,
+        model, digits.train, retain, group, torch.tensor([3, 8]), NoiseConfig(batch=2, steps=20), away=False, batch=32,
+        label="negative", execution=execution,
     )  # fmt: skip
     target = nn.functional.one_hot(torch.full((len(forget),), 3), 10).float()
     prior = torch.full((len(forget), 10), 1 / 9).index_fill(1, torch.tensor([8]), 0).log() * 0.3
     zero = torch.zeros(len(forget), dtype=torch.long)
-    results["accuracy"] = torch.tensor(training.accuracy(model, digits.train, index, crew=shared))
+    results["accuracy"] = torch.tensor(training.accuracy(model, digits.train, index, execution))
     unlearned = finetune(
-        model, digits.train, retain, Forgotten(forget, target, prior, zero, zero), positive=None,
-        negative=results["noise"], uniform=True, clean=0.5, reassign=True,
-        weight=0.2, adversary=0.2, epochs=2, retain_samples=320, batch=32, forget_batch=16, lr=0.01, momentum=0.9,
-        weight_decay=5e-4, seed=0,
-        validate=lambda net: training.accuracy(net, digits.train, index, crew=shared), patience=2, crew=shared,
+        model, digits.train, retain, Forgotten(forget, target, prior, [GroupedNoise(results["noise"], zero)]),
+        FinetuneConfig(epochs=2, batch=32, lr=0.01, clean=0.5), retain_samples=320, forget_batch=16, weight=0.2,
+        validate=lambda net: training.accuracy(net, digits.train, index, execution), execution=execution,
     )  # fmt: skip
     assert unlearned.steps == 20
     results["finetune"] = model.state_dict()
-    seen = training.predict(model, digits.train, index[:101], classes=10, batch=30, crew=shared)
+    seen = training.predict(model, digits.train, index[:101], classes=10, execution=replace(execution, eval_batch=30))
     results["logits"], results["features"] = seen.logits, seen.features
-    results["few"] = training.predict(model, digits.train, index[:1], classes=10, crew=shared).logits
+    results["few"] = training.predict(model, digits.train, index[:1], classes=10, execution=execution).logits
 
     # With dropout every process has a stream of its own; one checkpoint is left, after 16 of the 20 steps.
     path = file.with_suffix(".checkpoint")

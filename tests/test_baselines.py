@@ -14,11 +14,12 @@ from torch.nn import functional
 from megu_cli import baselines
 from megu_cli.baselines import amnesiac, boundary_shrink, ct, delete, mask, msg, neggrad_plus, salun, scrub, ssd, unsir
 from megu_cli.baselines.task import divergence, hold_statistics, teacher, together
+from megu_cli.config import TrainConfig
 from megu_cli.errors import ConfigError, MeguError
 from megu_cli.training import accuracy, masked_gradients
 
 TRAINABLE = [name for name in baselines.methods() if name not in ("original", "retrain")]
-RECIPE = {"epochs": 2, "batch": 12, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "augment": "none"}
+RECIPE = TrainConfig(epochs=2, batch=12, weight_decay=0.0)
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -295,7 +296,7 @@ def test_retrain_keeps_nothing_of_the_model_it_is_given(trained, task):
             parameter.add_(1.0)
     retrain = baselines.methods()["retrain"].load()
     for model in (trained, other):
-        retrain(model, task, **RECIPE)
+        retrain(model, task, RECIPE)
     assert same(trained, state(other)) == list(trained.state_dict())
 
 
@@ -308,7 +309,7 @@ def test_settings_are_the_functions_own_and_unknown_ones_are_refused():
     with pytest.raises(ConfigError, match="no setting beta"):
         method.settings({"beta": 1})
     with pytest.raises(ConfigError, match="needs a value for epochs"):
-        baselines.methods()["retrain"].settings({})
+        baselines.Method("x", lambda: lambda model, task, *, epochs: None).settings({})
 
 
 def test_grids_are_equally_small_and_name_real_settings():

@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from megu_cli.config import FinetuneConfig, NoiseConfig
 from megu_cli.data import MemoryImages, Split
+from megu_cli.execution import LOCAL, Execution
 from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.method.discriminant import Discriminant, thumbnails
-from megu_cli.method.finetune import Forgotten, finetune
+from megu_cli.method.finetune import Forgotten, GroupedNoise, finetune
 from megu_cli.method.labels import draw_labels, hard_labels, label_scores
 from megu_cli.method.noise import train_noise
 from megu_cli.method.transition import transition_matrix
 from megu_cli.method.unseen import as_unseen, by_concept, ranks, soft_labels
 from megu_cli.run.artifacts import state_digest
+from megu_cli.training import History
 
 NAN = float("nan")
 
@@ -147,7 +150,7 @@ def halves(number: int = 60) -> Split:
     return Split(MemoryImages(pixels), labels, labels, [str(i) for i in range(number)], one, one / 2, "")
 
 
-NOISE = {"noises": 3, "steps": 60, "batch": 32, "lr": 0.1, "penalty": 0.01, "seed": 0, "label": "positive"}
+NOISE = NoiseConfig(batch=3, steps=60, lr=0.1, penalty=0.01)
 
 
 def test_noise_moves_towards_its_target_and_away_from_it():
@@ -157,10 +160,10 @@ def test_noise_moves_towards_its_target_and_away_from_it():
     x = next(split.batches([index]))
     assert (model(x).argmax(1) == 0).all()
     group = torch.zeros(len(index), dtype=torch.long)
-    towards = train_noise(model, split, index, group, torch.tensor([1]), away=False, **NOISE)
+    towards = train_noise(model, split, index, group, torch.tensor([1]), NOISE, away=False, batch=32, label="positive")
     assert towards.shape == (1, 3, 1, 4, 4)
     assert all((model(x + noise).argmax(1) == 1).all() for noise in towards[0])
-    away = train_noise(model, split, index, group, torch.tensor([0]), away=True, **NOISE)
+    away = train_noise(model, split, index, group, torch.tensor([0]), NOISE, away=True, batch=32, label="positive")
     assert all((model(x + noise).argmax(1) != 0).all() for noise in away[0])
     # The model is as it was: parameters, batch-norm statistics, mode and gradients.
     assert state_digest(model.state_dict()) == before
@@ -170,7 +173,9 @@ def test_noise_moves_towards_its_target_and_away_from_it():
 def test_noise_of_each_group_has_its_own_target():
     model, split = Linear().eval(), halves()
     index = torch.arange(len(split))
-    noise = train_noise(model, split, index, 1 - split.labels, torch.tensor([0, 1]), away=False, **NOISE)
+    noise = train_noise(
+        model, split, index, 1 - split.labels, torch.tensor([0, 1]), NOISE, away=False, batch=32, label="positive"
+    )
     x = next(split.batches([index]))
     flipped = model(x + noise[1 - split.labels, 0]).argmax(1)
     assert torch.equal(flipped, 1 - split.labels)
@@ -181,32 +186,48 @@ def test_a_heavier_penalty_makes_smaller_noise():
     index = torch.where(split.labels == 0)[0]
     group = torch.zeros(len(index), dtype=torch.long)
     norms = [
-        train_noise(model, split, index, group, torch.tensor([1]), away=False, **{**NOISE, "penalty": penalty}).norm()
+        train_noise(
+            model,
+            split,
+            index,
+            group,
+            torch.tensor([1]),
+            NOISE.model_copy(update={"penalty": penalty}),
+            away=False,
+            batch=32,
+            label="positive",
+        ).norm()
         for penalty in (0.0, 10.0)
     ]
     assert norms[1] < 0.5 * norms[0]
 
 
 FINETUNE = {
-    "positive": None, "negative": None, "uniform": True, "clean": 0.5, "reassign": False,
-    "weight": 1.0,
-    "adversary": 0.0, "epochs": 6, "retain_samples": 60, "batch": 10, "forget_batch": 10, "lr": 0.05, "momentum": 0.9,
-    "weight_decay": 0.0,
-    "seed": 0,
+    "clean": 0.5, "reassign": False, "adversary": 0.0, "epochs": 6, "batch": 10, "lr": 0.05, "weight_decay": 0.0,
 }  # fmt: skip
 
 
-def forgotten(index: torch.Tensor, label: int, prior: list[float]) -> Forgotten:
+def finetuned(
+    model: nn.Module, split: Split, kept: torch.Tensor, request: Forgotten, *, retain_samples: int = 60,
+    forget_batch: int = 10, uniform: bool = True, validate=None, execution: Execution = LOCAL, **settings,
+) -> History:  # fmt: skip
+    return finetune(
+        model, split, kept, request, FinetuneConfig(**{**FINETUNE, **settings}), retain_samples=retain_samples,
+        forget_batch=forget_batch, weight=1.0, uniform=uniform, validate=validate, execution=execution,
+    )  # fmt: skip
+
+
+def forgotten(index: torch.Tensor, label: int, prior: list[float], noise: torch.Tensor | None = None) -> Forgotten:
     target = nn.functional.one_hot(torch.full((len(index),), label), 3).float()
-    zero = torch.zeros(len(index), dtype=torch.long)
-    return Forgotten(index, target, torch.tensor([prior]).expand(len(index), 3).log(), zero, zero)
+    noises = [] if noise is None else [GroupedNoise(noise, torch.zeros(len(index), dtype=torch.long))]
+    return Forgotten(index, target, torch.tensor([prior]).expand(len(index), 3).log(), noises)
 
 
 def test_finetuning_moves_the_forgotten_class_and_keeps_the_other():
     split = halves()
     gone, kept = torch.where(split.labels == 0)[0], torch.where(split.labels == 1)[0]
     model = Linear()
-    history = finetune(model, split, kept, forgotten(gone, 2, [0, 0.5, 0.5]), **FINETUNE)
+    history = finetuned(model, split, kept, forgotten(gone, 2, [0, 0.5, 0.5]))
     assert history.steps == 36
     assert history.loss[-1] < history.loss[0]
     model.eval()
@@ -222,7 +243,7 @@ def test_reassigned_labels_follow_the_model_and_the_prior():
     for reassign in (False, True):
         model = Linear()
         request = forgotten(gone, 1, [0, 0, 1.0])
-        finetune(model, split, kept, request, **{**FINETUNE, "reassign": reassign})
+        finetuned(model, split, kept, request, reassign=reassign)
         ends[reassign] = model.eval()(next(split.batches([gone]))).argmax(1).unique().tolist()
     assert ends == {False: [1], True: [2]}
 
@@ -232,16 +253,16 @@ def test_finetuning_draws_the_same_from_the_same_seed():
     gone, kept = torch.where(split.labels == 0)[0], torch.where(split.labels == 1)[0]
     noise = torch.rand(1, 4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
-    def run(seed: int, **changes) -> str:
+    def run(seed: int, noise: torch.Tensor | None = noise, **changes) -> str:
         model = Linear()
-        settings = {**FINETUNE, "negative": noise, "seed": seed, **changes}
-        finetune(model, split, kept, forgotten(gone, 2, [0, 0.5, 0.5]), **settings)
+        request = forgotten(gone, 2, [0, 0.5, 0.5], noise)
+        finetuned(model, split, kept, request, execution=Execution(seed=seed), **changes)
         return state_digest(model.state_dict())
 
     same = run(0)
     torch.rand(7)  # the global generator has no say
     assert run(0) == same
-    others = {run(1), run(0, uniform=False), run(0, clean=0.0), run(0, clean=1.0), run(0, negative=None)}
+    others = {run(1), run(0, uniform=False), run(0, clean=0.0), run(0, clean=1.0), run(0, noise=None)}
     assert len(others) == 4  # all clean is the same as no noise
     assert same not in others
 
@@ -251,7 +272,7 @@ def test_early_stop_follows_validation_accuracy():
     gone, kept = torch.where(split.labels == 0)[0], torch.where(split.labels == 1)[0]
     scores = iter([0.5, 0.9, 0.8, 0.9, 1.0, 1.0])
     request = forgotten(gone, 2, [0, 0.5, 0.5])
-    history = finetune(Linear(), split, kept, request, validate=lambda _: next(scores), patience=2, **FINETUNE)
+    history = finetuned(Linear(), split, kept, request, validate=lambda _: next(scores), patience=2)
     assert history.validation == [0.5, 0.9, 0.8, 0.9]
 
 
@@ -326,11 +347,11 @@ def test_a_discriminant_counts_the_samples_of_all_processes():
     draw = torch.Generator().manual_seed(0)
     steps = [(torch.randn(32, 5, generator=draw), torch.randint(61, (32,), generator=draw)) for _ in range(30)]
     values = []
-    for crew in (SINGLE, Lone()):
-        told = Discriminant({}, "a", torch.arange(60), 61, 0.9, crew=crew)
+    for processes in (SINGLE, Lone()):
+        told = Discriminant({}, "a", torch.arange(60), 61, 0.9, Execution(processes=processes))
         for x, labels in steps:
             told.see(x, labels)
-        values.append((told.loss(steps[0][0]).item() / crew.world, told.found.item()))
+        values.append((told.loss(steps[0][0]).item() / processes.world, told.found.item()))
     assert values[0] == pytest.approx(values[1])
 
 
@@ -362,7 +383,7 @@ def signs(hidden: bool) -> Split:
     return Split(MemoryImages(pixels), labels, labels, [str(i) for i in range(2000)], one, one / 2, "")
 
 
-ADVERSARY = {**FINETUNE, "adversary": 3.0, "retain_samples": 1000, "batch": 50, "forget_batch": 50}
+ADVERSARY = {"adversary": 3.0, "retain_samples": 1000, "batch": 50, "forget_batch": 50}
 
 
 @pytest.mark.parametrize("hidden", [True, False])
@@ -376,7 +397,7 @@ def test_the_adversary_takes_away_what_looks_do_not_show(hidden):
         torch.manual_seed(0)
         model = Products()
         settings = {**ADVERSARY, "adversary": adversary}
-        finetune(model, split, kept, forgotten(gone, 1, [0, 0.5, 0.5]), **settings)
+        finetuned(model, split, kept, forgotten(gone, 1, [0, 0.5, 0.5]), **settings)
         told = Discriminant({}, "a", torch.tensor([1]), 3, 1)
         with torch.no_grad():
             x = model.features(next(split.batches([torch.arange(2000)])))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from megu_cli import data, training
-from megu_cli.config import load_config
+from megu_cli.config import TrainConfig, load_config
 from megu_cli.errors import CheckpointError, ConfigError
 from megu_cli.execution import runtime
 from megu_cli.execution.runtime import seeded
@@ -300,8 +300,7 @@ def test_a_last_batch_of_one_sample_does_not_stop_batch_norm():
     digits = data.load("digits", limit=65)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
     history = training.train_classifier(
-        model, digits.train, torch.arange(65), epochs=1, batch=32, lr=0.1, momentum=0.9, weight_decay=0, augment="none",
-        seed=0, label="train",
+        model, digits.train, torch.arange(65), TrainConfig(epochs=1, batch=32, weight_decay=0), label="train"
     )  # fmt: skip
     assert history.steps == 3
 
@@ -325,8 +324,7 @@ def test_precision_of_training_steps():
         runtime.use_precision(precision)
         model = Net()
         training.train_classifier(
-            model, digits.train, torch.arange(64), epochs=1, batch=64, lr=0.1, momentum=0.9, weight_decay=0,
-            augment="none", seed=0, label="train",
+            model, digits.train, torch.arange(64), TrainConfig(epochs=1, batch=64, weight_decay=0), label="train",
             validate=lambda net: training.accuracy(net, digits.train, torch.arange(8)),
         )  # fmt: skip
         assert model.fc.weight.dtype == torch.float32

@@ -8,6 +8,7 @@ from conftest import write_config
 
 from megu_cli.config import ProxyConfig, load_config
 from megu_cli.data import MemoryImages, Split
+from megu_cli.execution import Execution
 from megu_cli.method import proxy
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
@@ -33,13 +34,13 @@ def test_it_says_of_the_forgotten_what_they_look_like_and_the_same_from_the_same
     like = torch.where(labels > 0, labels, 1 + torch.arange(180) // 3 % 2)
     split = sides(like, labels)
     gone, kept = torch.where(labels == 0)[0], torch.where(labels > 0)[0]
-    said = proxy.answers(split, kept, gone, 3, FAST, batch=50)
+    said = proxy.answers(split, kept, gone, 3, FAST, Execution(eval_batch=50))
     assert said[:, 1:].argmax(1).add(1).tolist() == like[gone].tolist()
     assert (said.argmax(1) > 0).all()  # it has never seen the class
     assert torch.allclose(said.exp().sum(1), torch.ones(60).double())
     torch.rand(5)  # the global generator has no say
-    assert torch.equal(said, proxy.answers(split, kept, gone, 3, FAST, batch=50))
-    assert not torch.equal(said, proxy.answers(split, kept, gone, 3, FAST, batch=50, seed=1))
+    assert torch.equal(said, proxy.answers(split, kept, gone, 3, FAST, Execution(eval_batch=50)))
+    assert not torch.equal(said, proxy.answers(split, kept, gone, 3, FAST, Execution(seed=1, eval_batch=50)))
 
 
 def test_of_a_sub_class_that_it_never_saw_it_gets_right_what_looks_like_the_rest_of_the_class():
@@ -49,7 +50,7 @@ def test_of_a_sub_class_that_it_never_saw_it_gets_right_what_looks_like_the_rest
     like = torch.where(concepts < 2, concepts + 1, torch.where(torch.arange(240) // 3 % 4 == 0, 1, 2))
     split = sides(like, labels, concepts == 2)
     gone, kept = torch.where(concepts == 2)[0], torch.where(concepts < 2)[0]
-    said = proxy.answers(split, kept, gone, 2, FAST, batch=50)
+    said = proxy.answers(split, kept, gone, 2, FAST, Execution(eval_batch=50))
     assert (said.argmax(1) == 0).double().mean().item() == pytest.approx(0.25, abs=0.1)
 
 
@@ -115,7 +116,7 @@ def test_sides_passes_and_steps():
 def answering(monkeypatch, accuracy: float) -> None:
     """Let the proxy be right on a share of the images that it is asked about; else it says the next class."""
 
-    def answers(split, retain, asked, classes, settings, **_):
+    def answers(split, retain, asked, classes, settings, execution):
         labels = split.labels[asked]
         right = torch.linspace(0, 1, len(asked)) < accuracy
         said = torch.full((len(asked), classes), 0.01).double()

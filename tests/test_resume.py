@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import listing, process, subprocess_environment, weights, write_config
-from test_method import ADVERSARY, FINETUNE, Linear, Products, forgotten, halves, signs
+from test_method import ADVERSARY, Linear, Products, finetuned, forgotten, halves, signs
 from torch import nn
 
 from megu_cli import data, training
+from megu_cli.config import TrainConfig
+from megu_cli.execution import Execution
 from megu_cli.execution.runtime import seeded
-from megu_cli.method.finetune import finetune
 from megu_cli.pipeline.purge import traces
 from megu_cli.pipeline.resume import Resume
 from megu_cli.run import artifacts
@@ -50,15 +51,15 @@ def digits() -> data.Dataset:
     return data.load("digits", limit=120)
 
 
-def train(digits: data.Dataset, augment: str = "crop+flip", checkpoints=None) -> tuple[str, training.History]:
+def train(digits: data.Dataset, augment: str = "crop+flip", resume=None) -> tuple[str, training.History]:
     """A training that draws all that there is to draw: order, augmentation, dropout; with batch-norm statistics."""
     with seeded(0, "init"):
         model = nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 10)
         )
     history = training.train_classifier(
-        model, digits.train, torch.arange(120), epochs=3, batch=50, lr=0.1, momentum=0.9, weight_decay=5e-4,
-        augment=augment, seed=0, label="train", checkpoints=checkpoints,
+        model, digits.train, torch.arange(120), TrainConfig(epochs=3, batch=50, augment=augment), label="train",
+        execution=Execution(resume=resume),
         validate=lambda net: training.accuracy(net, digits.train, torch.arange(20)),
     )  # fmt: skip
     return state_digest(model.state_dict()), history
@@ -70,10 +71,10 @@ def test_cut_anywhere_it_ends_with_the_same_bytes(digits, tmp_path, cut):
     whole = train(digits)
     path = tmp_path / "train.checkpoint"
     with pytest.raises(CutError):
-        train(digits, checkpoints=CutShort(path, cut))
+        train(digits, resume=CutShort(path, cut))
     lines = []
     resume = Resume(path, "key", 1e9, lines.append)
-    assert train(digits, checkpoints=resume) == whole
+    assert train(digits, resume=resume) == whole
     assert resume.seconds > 0
     assert len(lines) == 1
 
@@ -104,8 +105,8 @@ def test_streamed_images_draw_from_the_same_stream_as_dropout(digits, tmp_path):
     whole = train(streamed)
     path = tmp_path / "train.checkpoint"
     with pytest.raises(CutError):
-        train(streamed, checkpoints=CutShort(path, 6))
-    assert train(streamed, checkpoints=Resume(path, "key", 1e9)) == whole
+        train(streamed, resume=CutShort(path, 6))
+    assert train(streamed, resume=Resume(path, "key", 1e9)) == whole
 
 
 @pytest.mark.parametrize("limit", [None, 15])
@@ -116,15 +117,15 @@ def test_finetuning_cut_anywhere(tmp_path, limit, cut):
     noise = torch.rand(1, 4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     scores = {"a": [], "b": []}
 
-    def run(name: str, checkpoints=None):
+    def run(name: str, resume=None):
         model = Linear()
-        settings = {**FINETUNE, "negative": noise, "max_steps": limit, "patience": 2, "checkpoints": checkpoints}
+        settings = {"max_steps": limit, "patience": 2, "execution": Execution(resume=resume)}
 
         def validate(net):
             scores[name].append(1 / (1 + len(scores[name])))  # never a gain: patience ends it after three epochs
             return scores[name][-1]
 
-        history = finetune(model, split, kept, forgotten(gone, 2, [0, 0.5, 0.5]), validate=validate, **settings)
+        history = finetuned(model, split, kept, forgotten(gone, 2, [0, 0.5, 0.5], noise), validate=validate, **settings)
         return state_digest(model.state_dict()), history
 
     whole = run("a")
@@ -141,11 +142,11 @@ def test_a_cut_finetuning_keeps_what_its_adversary_has_seen(tmp_path):
     split = signs(hidden=True)
     gone, kept = torch.where(split.labels == 0)[0], torch.where(split.labels == 1)[0]
 
-    def run(checkpoints=None, **changes):
+    def run(resume=None, **changes):
         torch.manual_seed(0)
         model = Products()
-        settings = {**ADVERSARY, "checkpoints": checkpoints, **changes}
-        finetune(model, split, kept, forgotten(gone, 1, [0, 0.5, 0.5]), **settings)
+        settings = {**ADVERSARY, "execution": Execution(resume=resume), **changes}
+        finetuned(model, split, kept, forgotten(gone, 1, [0, 0.5, 0.5]), **settings)
         return state_digest(model.state_dict())
 
     whole = run()
@@ -170,8 +171,8 @@ def test_a_budget_ends_the_schedule_too():
         def save(self, state) -> None:
             rates.append(state["optimizer"]["param_groups"][0]["lr"])
 
-    settings = {**FINETUNE, "max_steps": 8, "checkpoints": Sees(Path("x"), "", 0)}
-    history = finetune(Linear(), split, kept, forgotten(gone, 2, [0, 0.5, 0.5]), **settings)
+    settings = {"max_steps": 8, "execution": Execution(resume=Sees(Path("x"), "", 0))}
+    history = finetuned(Linear(), split, kept, forgotten(gone, 2, [0, 0.5, 0.5]), **settings)
     assert history.steps == 8
     assert len(history.loss) == 2  # six steps an epoch
     assert rates[-1] == pytest.approx(0, abs=1e-9)
@@ -182,7 +183,7 @@ def test_a_foreign_or_torn_checkpoint_is_as_good_as_none(digits, tmp_path):
     path = tmp_path / "train.checkpoint"
     assert Resume(path, "key", 0).load() is None
     with pytest.raises(CutError):
-        train(digits, checkpoints=CutShort(path, 3))
+        train(digits, resume=CutShort(path, 3))
     assert Resume(path, "key", 0).load()["done"] == 3
     assert Resume(path, "another", 0).load() is None
     content = path.read_bytes()

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from megu_cli import data, training
+from megu_cli.config import TrainConfig
 from megu_cli.errors import MeguError
+from megu_cli.execution import Execution
 from megu_cli.execution.runtime import derive, seeded
 from megu_cli.models.sources import build
 from megu_cli.run.artifacts import state_digest
@@ -20,8 +22,6 @@ RECIPE = {
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "augment": "none",
-    "seed": 0,
-    "label": "train",
 }
 
 
@@ -30,10 +30,17 @@ def digits() -> data.Dataset:
     return data.load("digits", limit=300)
 
 
-def trained(digits: data.Dataset, **changes) -> tuple[nn.Module, training.History]:
+def trained(digits: data.Dataset, label="train", seed=0, **changes) -> tuple[nn.Module, training.History]:
     with seeded(0, "init"):
         model = build("small_cnn", 10, 1)
-    history = training.train_classifier(model, digits.train, torch.arange(300), **{**RECIPE, **changes})
+    history = training.train_classifier(
+        model,
+        digits.train,
+        torch.arange(300),
+        TrainConfig(**{**RECIPE, **changes}),
+        label=label,
+        execution=Execution(seed=seed),
+    )
     return model, history
 
 
@@ -62,7 +69,8 @@ def test_dropout_draws_from_the_seed_and_not_from_the_past(digits):
     def run() -> str:
         with seeded(0, "init"):
             model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
-        training.train_classifier(model, digits.train, torch.arange(100), **{**RECIPE, "epochs": 1})
+        recipe = TrainConfig(**{**RECIPE, "epochs": 1})
+        training.train_classifier(model, digits.train, torch.arange(100), recipe, label="train")
         return state_digest(model.state_dict())
 
     first = run()
@@ -85,7 +93,7 @@ def test_predictions_are_in_order_and_leave_the_model_as_it_was(digits):
     model, _ = trained(digits)
     model.train()
     index = torch.tensor([5, 3, 250])
-    outputs = training.predict(model, digits.train, index, classes=10, batch=2)
+    outputs = training.predict(model, digits.train, index, classes=10, execution=Execution(eval_batch=2))
     assert model.training
     model.eval()
     for row, i in enumerate(index):

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.execution.runtime import Track, silent
-from megu_cli.training import History, accuracy, fit, shuffled
+from megu_cli.execution import LOCAL, Execution
+from megu_cli.execution.runtime import Track
+from megu_cli.training import Duration, History, accuracy, fit, shuffled
 
 # Of the methods that take D_r and D_f side by side, by default; what D_f's batches are sized for.
 BASELINE_EPOCHS = 2
@@ -42,10 +43,7 @@ class Task:
         batch: Retained samples per step.
         forget_batch: Forgotten samples per step: where it is left to megu, as make three passes over D_f in
             `BASELINE_EPOCHS` epochs.
-        seed: Of everything random.
-        eval_batch: Samples per forward pass where nothing is learned.
-        device: Where to compute.
-        track: Reports progress.
+        execution: Where and how to compute.
     """
 
     split: Split
@@ -58,10 +56,22 @@ class Task:
     samples: int = 12_000
     batch: int = 128
     forget_batch: int = 64
-    seed: int = 0
-    eval_batch: int = 1000
-    device: torch.device | str = "cpu"
-    track: Track = field(default=silent, compare=False)
+    execution: Execution = LOCAL
+
+    @property
+    def seed(self) -> int:
+        """Seed of all random draws."""
+        return self.execution.seed
+
+    @property
+    def device(self) -> torch.device | str:
+        """Device of the model and the batches."""
+        return self.execution.device
+
+    @property
+    def track(self) -> Track:
+        """Reports progress."""
+        return self.execution.track
 
     @property
     def steps(self) -> int:
@@ -80,7 +90,7 @@ class Task:
 
     def accuracy(self, model: nn.Module) -> float:
         """Accuracy on the retained validation images."""
-        return accuracy(model, self.split, self.validation, self.device, batch=self.eval_batch)
+        return accuracy(model, self.split, self.validation, self.execution.unshared)
 
     def retained(self, *path: object) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of the `steps` batches of one epoch over D_r, in an order that ``path`` draws."""
@@ -170,15 +180,13 @@ class Task:
         optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
         return fit(
             model,
-            epochs=epochs,
-            steps=math.ceil(steps),
+            Duration(epochs, math.ceil(steps)),
             batches=lambda epoch, first: itertools.islice(batches(epoch), first, None),
             loss=loss,
             optimizer=optimizer,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, round(epochs * steps)),
-            seed=self.seed,
             label=label,
-            track=self.track,
+            execution=self.execution.unshared,
         )
 
     def gradients(self, model: nn.Module, index: Tensor, reduction: str = "mean") -> Iterator[dict[str, Tensor]]:

@@ -25,10 +25,10 @@ def score(model: nn.Module, work: Workspace) -> float:
 
     from megu_cli.training import accuracy
 
-    data, request, size = work.data, work.request, work.eval_batch
+    data, request, execution = work.data, work.request, work.execution.unshared
     if not len(request.validation):
         raise ConfigError("--tune selects on held-out images, and there are none", "Raise data.validation.")
-    forgotten = accuracy(model, data.train, request.forget, work.device, batch=size)
+    forgotten = accuracy(model, data.train, request.forget, execution)
     target = 0.0
     labels = data.train.labels[request.forget]
     staying = labels[~torch.isin(labels, torch.tensor(request.classes, dtype=torch.int64))]
@@ -36,8 +36,8 @@ def score(model: nn.Module, work: Workspace) -> float:
         held_out = request.held_out(data)
         same = held_out[torch.isin(data.train.labels[held_out], staying)]
         same = same if len(same) else request.validation
-        target = accuracy(model, data.train, same, work.device, batch=size) * len(staying) / len(labels)
-    return accuracy(model, data.train, request.validation, work.device, batch=size) - abs(forgotten - target)
+        target = accuracy(model, data.train, same, execution) * len(staying) / len(labels)
+    return accuracy(model, data.train, request.validation, execution) - abs(forgotten - target)
 
 
 def grid(name: str, kind: str) -> Sequence[Mapping[str, Any]]:

@@ -113,7 +113,7 @@ def probe_acc(m: Measurement) -> float | None:
 
 def relearn_epochs(m: Measurement) -> int | None:
     """`relearning.relearn_epochs` up to the original's accuracy on D_f, if ``eval.relearn_epochs`` asks for it."""
-    problem, execution = m.problem, m.problem.execution
+    problem = m.problem
     if m.model is None or not problem.settings.relearn_epochs:
         raise NotApplicable
     forget, labels = problem.request.forget, problem.data.train.labels
@@ -123,10 +123,7 @@ def relearn_epochs(m: Measurement) -> int | None:
         forget,
         (m.original.train.predicted[forget] == labels[forget]).double().mean().item(),
         limit=problem.settings.relearn_epochs,
-        seed=execution.seed,
-        eval_batch=execution.eval_batch,
-        device=execution.device,
-        track=execution.track,
+        execution=problem.execution,
     )
 
 

@@ -94,8 +94,7 @@ class EvaluationProblem:
             self.data.train,
             self.request.forget,
             classes=len(self.data.classes),
-            batch=self.execution.eval_batch,
-            device=self.execution.device,
+            execution=self.execution.unshared,
         )
         return torch.cat([batch.logits.softmax(1) for _, batch in passes])
 
@@ -241,7 +240,7 @@ class Predictions:
     def _both(
         cls, model: nn.Module, problem: EvaluationProblem, name: str, mask: Callable[[Tensor], Tensor] | None
     ) -> tuple[Predictions, Predictions]:
-        data, sample, execution = problem.data, problem.sample, problem.execution
+        data, sample = problem.data, problem.sample
         plain, masked = [], []
         kept = (
             (data.train, data.own, problem.request.forget, sample.train),
@@ -256,11 +255,8 @@ class Predictions:
                 split,
                 torch.arange(number),
                 classes=len(data.classes),
-                batch=execution.eval_batch,
-                device=execution.device,
                 label=f"eval {name}",
-                crew=execution.processes,
-                track=execution.track,
+                execution=problem.execution,
             )
             for positions, batch in passes:
                 start, labels = int(positions[0]), split.labels[positions]

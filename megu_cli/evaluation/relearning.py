@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
-from megu_cli.execution.runtime import Track, silent
-from megu_cli.training import accuracy, fit, shuffled
+from megu_cli.execution import LOCAL, Execution
+from megu_cli.training import Duration, accuracy, fit, shuffled
 
 
 def relearn_epochs(
@@ -24,10 +24,7 @@ def relearn_epochs(
     limit: int = 20,
     lr: float = 0.01,
     batch: int = 64,
-    seed: int = 0,
-    eval_batch: int = 1000,
-    device: torch.device | str = "cpu",
-    track: Track = silent,
+    execution: Execution = LOCAL,
 ) -> int | None:
     """Epochs of training on D_f alone until the original's accuracy on it returns; the oracle's number is the target.
 
@@ -42,40 +39,36 @@ def relearn_epochs(
         limit: Epochs at most.
         lr: SGD learning rate, with momentum 0.9.
         batch: Samples per step.
-        seed: Of the order.
-        eval_batch: Samples per forward pass where nothing is learned.
-        device: Where to train.
-        track: Reports progress.
+        execution: Device, seed of the order, progress. The work is neither shared between processes nor resumed.
 
     Returns:
         0 if the accuracy is there already; ``None`` if it has not returned after ``limit`` epochs.
     """
+    execution = execution.unshared
     learner = copy.deepcopy(model).requires_grad_(True).eval()
     optimizer = torch.optim.SGD(learner.parameters(), lr, momentum=0.9)
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     for epoch in range(limit + 1):
-        if accuracy(learner, split, forget, device, batch=eval_batch) >= target:
+        if accuracy(learner, split, forget, execution) >= target:
             return epoch
         if epoch == limit:
             break
-        order = shuffled(forget, len(forget), batch, seed, "relearn", epoch)
+        order = shuffled(forget, len(forget), batch, execution.seed, "relearn", epoch)
         if len(forget) == 1:
             order = [forget.repeat(2)]  # batch norm cannot take the variance of one value
 
         def batches(_: int, __: int, order: list[Tensor] = order) -> Iterator[tuple[Tensor, Tensor]]:
-            for positions, x in zip(order, split.batches(order, device), strict=True):
-                yield x, split.labels[positions].to(device)
+            for positions, x in zip(order, split.batches(order, execution.device), strict=True):
+                yield x, split.labels[positions].to(execution.device)
 
         fit(
             learner,
-            epochs=1,
-            steps=math.ceil(len(forget) / batch),
+            Duration(1, math.ceil(len(forget) / batch)),
             batches=batches,
             loss=lambda net, pair: functional.cross_entropy(net(pair[0]), pair[1]),
             optimizer=optimizer,
             scheduler=constant,
-            seed=seed,
             label=f"relearn {epoch + 1}",
-            track=track,
+            execution=execution,
         )
     return None

@@ -1,5 +1,5 @@
 """Where and how to compute: device, seed, progress, the processes that share the work."""
 
-from megu_cli.execution.execution import Execution, ResumePoint
+from megu_cli.execution.execution import LOCAL, Execution, ResumePoint
 
-__all__ = ["Execution", "ResumePoint"]
+__all__ = ["LOCAL", "Execution", "ResumePoint"]

@@ -49,3 +49,7 @@ class Execution:
     def unshared(self) -> Execution:
         """The same execution in this process alone and without a resume point."""
         return replace(self, processes=SINGLE, resume=None)
+
+
+# The default of every computation.
+LOCAL = Execution()

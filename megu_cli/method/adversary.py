@@ -8,10 +8,9 @@ second network. docs/decisions.md has the figures.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from megu_cli.execution.processes import SINGLE, Processes
+from megu_cli.execution import LOCAL, Execution
 from megu_cli.method.discriminant import Discriminant, thumbnails
 
 # What a step counts of the one after it, while features change.
@@ -27,19 +26,16 @@ class Adversary:
     Args:
         retained: (M,) the retained classes.
         classes: Number of classes K.
-        device: Where the samples are.
-        crew: The processes that share the batches.
+        execution: Device of the samples, and the processes that share the batches.
 
     Attributes:
         memory: What it knows so far, for `training.fit`.
     """
 
-    def __init__(
-        self, retained: Tensor, classes: int, device: torch.device | str = "cpu", crew: Processes = SINGLE
-    ) -> None:
+    def __init__(self, retained: Tensor, classes: int, execution: Execution = LOCAL) -> None:
         self.memory: dict[str, Tensor] = {}
-        self._features = Discriminant(self.memory, "features", retained, classes, _LATELY, device, crew)
-        self._looks = Discriminant(self.memory, "looks", retained, classes, 1, device, crew)
+        self._features = Discriminant(self.memory, "features", retained, classes, _LATELY, execution)
+        self._looks = Discriminant(self.memory, "looks", retained, classes, 1, execution)
 
     def loss(self, images: Tensor, features: Tensor, labels: Tensor, retained: int) -> Tensor:
         """How surely a step's forgotten samples are found, from 0 to 1; 0 while it is held back.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megu_cli.execution.processes import SINGLE, Processes
+from megu_cli.execution import LOCAL, Execution
 
 # What a step counts of the one after it in the share that is found; how little is left of a class that was seen long
 # ago; height and width of a thumbnail.
@@ -29,8 +29,7 @@ class Discriminant:
         stay: (M,) the retained classes.
         classes: Number of classes K.
         fade: What a step counts of the one after it.
-        device: Where the samples are.
-        crew: The processes that share the batches.
+        execution: Device of the samples, and the processes that share the batches.
     """
 
     def __init__(
@@ -40,12 +39,12 @@ class Discriminant:
         stay: Tensor,
         classes: int,
         fade: float,
-        device: torch.device | str = "cpu",
-        crew: Processes = SINGLE,
+        execution: Execution = LOCAL,
     ) -> None:
-        self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
+        device = torch.device(execution.device)
+        self.device = torch.device("cpu") if device.type == "mps" else device
         self._memory, self._name, self._stay, self._classes = memory, name, stay.to(self.device), classes
-        self._fade, self._crew = fade, crew
+        self._fade, self._processes = fade, execution.processes
         self._rule: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -64,12 +63,12 @@ class Discriminant:
             "sum": x.new_zeros(self._classes, x.shape[1]).index_add_(0, labels, x),
             "outer": x.T @ x,
         }
-        latest = {key: self._crew.mean(value) * self._crew.world for key, value in latest.items()}
+        latest = {key: self._processes.mean(value) * self._processes.world for key, value in latest.items()}
         found = x.new_ones(())
         if self._name_of("found") in self._memory:
             gone = ~torch.isin(labels, self._stay)
-            hits = self._crew.mean((self._apart(x[gone]) > 0).sum().to(x))
-            there = self._crew.mean(gone.sum().to(x))
+            hits = self._processes.mean((self._apart(x[gone]) > 0).sum().to(x))
+            there = self._processes.mean(gone.sum().to(x))
             share = torch.where(there > 0, hits / there.clamp(min=1e-12), self.found)
             found = _LATELY * self.found + (1 - _LATELY) * share
             latest = {key: value + self._fade * self._kept(key) for key, value in latest.items()}
@@ -85,7 +84,7 @@ class Discriminant:
         kept, gone = self._scores(features.to(self.device).double())
         value = functional.softplus(gone.logsumexp(1) - kept.logsumexp(1))
         # The processes have different numbers of samples; their average is the mean over all.
-        count = self._crew.mean(value.new_tensor(float(len(features)))).clamp(min=1e-12)
+        count = self._processes.mean(value.new_tensor(float(len(features)))).clamp(min=1e-12)
         return ((value / (1 + value.detach())).sum() / count).to(features)
 
     def _apart(self, features: Tensor) -> Tensor:

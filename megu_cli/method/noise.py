@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from megu_cli.config import NoiseConfig
 from megu_cli.data import Split
-from megu_cli.execution.processes import SINGLE, Processes
-from megu_cli.execution.runtime import Track, generator, silent
+from megu_cli.execution import LOCAL, Execution
+from megu_cli.execution.runtime import generator
 from megu_cli.models.features import frozen
 
 
@@ -22,18 +23,12 @@ def train_noise(
     index: Tensor,
     group: Tensor,
     target: Tensor,
+    settings: NoiseConfig,
     *,
     away: bool,
-    noises: int,
-    steps: int,
     batch: int,
-    lr: float,
-    penalty: float,
-    seed: int,
     label: str,
-    device: torch.device | str = "cpu",
-    crew: Processes = SINGLE,
-    track: Track = silent,
+    execution: Execution = LOCAL,
 ) -> Tensor:
     """Train a batch of noises for each group by Adam.
 
@@ -43,29 +38,24 @@ def train_noise(
 
     Args:
         model: The original classifier f; neither its parameters nor its batch-norm statistics change.
-        split: Where the samples are.
+        split: The images.
         index: (N,) positions of the samples that the noises are trained on.
-        group: (N,) which of the G groups each sample belongs to.
+        group: (N,) the group of each sample, out of G.
         target: (G,) class that each group's noises move towards, or away from.
+        settings: The section ``noise`` of the config: noises per group, steps, learning rate and penalty.
         away: Away from the target rather than towards it.
-        noises: Noises per group.
-        steps: Optimiser steps, each on ``batch`` samples drawn evenly over the groups.
-        batch: Samples per step.
-        lr: Learning rate, in normalised pixel units.
-        penalty: lambda, weight of the mean square of the noises in a step.
-        seed: Of the draws and of the start.
+        batch: Samples per step, drawn evenly over the groups.
         label: ``positive`` or ``negative``: names the random streams and the progress.
-        device: Where to compute.
-        crew: The processes that share the work: each takes its part of every batch.
-        track: Reports progress.
+        execution: Device, seed, processes and progress.
 
     Returns:
         (G, noises, C, H, W) float32 on the CPU.
     """
+    steps, noises, processes, device = settings.steps, settings.batch, execution.processes, execution.device
     order = torch.argsort(group, stable=True)
     counts = torch.bincount(group, minlength=len(target))
     starts = counts.cumsum(0) - counts
-    draw = generator(seed, "noise", label)
+    draw = generator(execution.seed, "noise", label)
     chosen = torch.randint(len(target), (steps, batch), generator=draw)
     within = (torch.rand(steps, batch, generator=draw) * counts[chosen]).long()
     positions = index[order[starts[chosen] + within]]
@@ -74,24 +64,25 @@ def train_noise(
     first = next(split.batches([index[:1]]))
     start = 0.01 * torch.randn(len(target), noises, *first.shape[1:], generator=draw)
     noise = start.to(device).requires_grad_()
-    optimizer = torch.optim.Adam([noise], lr)
-    part = crew.slice(batch)
+    optimizer = torch.optim.Adam([noise], settings.lr)
+    part = processes.slice(batch)
     positions, chosen, which = positions[:, part], chosen[:, part], which[:, part]
-    with frozen(model), track(f"{label} noise", steps) as advance:
+    with frozen(model), execution.track(f"{label} noise", steps) as advance:
         for x, g, r in zip(split.batches(list(positions), device), chosen, which, strict=True):
             added = noise[g, r]
             logits = model((x + added).contiguous(memory_format=torch.channels_last)).float()
-            goal = target[g].to(device)
-            if away:
-                sure = functional.log_softmax(logits, 1).gather(1, goal[:, None])[:, 0]
-                loss = -torch.log1p(-sure.exp().clamp_max(1 - 1e-6)).mean()
-            else:
-                loss = functional.cross_entropy(logits, goal)
-            loss = (loss + penalty * added.square().mean()) * crew.weight(batch)
+            loss = _away(logits, target[g]) if away else functional.cross_entropy(logits, target[g].to(device))
+            loss = (loss + settings.penalty * added.square().mean()) * processes.weight(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if noise.grad is not None:
-                noise.grad = crew.mean(noise.grad)
+                noise.grad = processes.mean(noise.grad)
             optimizer.step()
             advance()
     return noise.detach().cpu().contiguous()
+
+
+def _away(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean of -log(1 - p(target))."""
+    sure = functional.log_softmax(logits, 1).gather(1, target.to(logits.device)[:, None])[:, 0]
+    return -torch.log1p(-sure.exp().clamp_max(1 - 1e-6)).mean()

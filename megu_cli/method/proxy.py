@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from megu_cli.config import ProxyConfig
 from megu_cli.data import Split
-from megu_cli.execution.runtime import Track, seeded, silent
-from megu_cli.training import fit, shuffled
+from megu_cli.execution import LOCAL, Execution
+from megu_cli.execution.runtime import seeded
+from megu_cli.training import Duration, fit, shuffled
 
 # Sides of a thumbnail in pixels; samples that a network is trained on, in how many passes at least and at most.
 _SMALLEST, _LARGEST, _SAMPLES, _FEWEST_PASSES, _MOST_PASSES = 8, 32, 60_000, 10, 40
@@ -59,11 +60,7 @@ def answers(
     asked: Tensor,
     classes: int,
     settings: ProxyConfig,
-    *,
-    batch: int = 1000,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    track: Track = silent,
+    execution: Execution = LOCAL,
 ) -> Tensor:
     """Train the proxy on retained images and return its answers on other images.
 
@@ -73,22 +70,22 @@ def answers(
         asked: (N,) positions of the images to answer for. None of them is trained on.
         classes: Number of classes K.
         settings: ``labels.proxy``.
-        batch: Images per forward pass.
-        seed: Seed of the draw, the initialisation and the order.
-        device: Where to compute.
-        track: Reports progress.
+        execution: Device, images per forward pass, progress, and the seed of the draw of images, the initialisation
+            and the order. The work is neither shared between processes nor resumed.
 
     Returns:
         (N, K) float64 log-probabilities, the mean over the networks.
     """
-    known = torch.cat(shuffled(retain, min(len(retain), settings.images), batch, seed, "proxy"))
+    execution = execution.unshared
+    batch, device = execution.eval_batch, execution.device
+    known = torch.cat(shuffled(retain, min(len(retain), settings.images), batch, execution.seed, "proxy"))
     first = next(split.batches([known[:1]]))
     side = _side(min(first.shape[2:]))
     shown = torch.cat(list(_thumbnails(split, known, side, batch, device)))
     labels = split.labels[known].to(device)
-    networks = [_trained(shown, labels, classes, settings, seed, number, track) for number in range(settings.networks)]
+    networks = [_trained(shown, labels, classes, settings, number, execution) for number in range(settings.networks)]
     rows = []
-    with torch.inference_mode(), track("proxy: answers", math.ceil(len(asked) / batch)) as advance:
+    with torch.inference_mode(), execution.track("proxy: answers", math.ceil(len(asked) / batch)) as advance:
         for x in _thumbnails(split, asked, side, batch, device):
             said = [network(x).double().log_softmax(1) for network in networks]
             rows.append(torch.stack(said).mean(0).cpu())
@@ -128,12 +125,11 @@ def _trained(
     labels: Tensor,
     classes: int,
     settings: ProxyConfig,
-    seed: int,
     number: int,
-    track: Track,
+    execution: Execution,
 ) -> nn.Module:
     """Train one network by one-cycle SGD."""
-    number_of_passes, size = passes(settings, len(images)), _batch(len(images))
+    epochs, size, seed = passes(settings, len(images)), _batch(len(images)), execution.seed
     with seeded(seed, "proxy", number, "init"):
         model: nn.Module = ThumbnailNet(classes, images.shape[1], settings.width)
     model.to(device=images.device).to(memory_format=torch.channels_last)
@@ -142,15 +138,13 @@ def _trained(
     optimizer = torch.optim.SGD(model.parameters(), _LR, _MOMENTUM, weight_decay=_WEIGHT_DECAY, nesterov=True)
     fit(
         model,
-        epochs=number_of_passes,
-        steps=per_pass,
+        Duration(epochs, per_pass),
         batches=lambda epoch, first: shuffled(places, len(places), size, seed, "proxy", number, epoch)[first:],
         loss=lambda net, index: functional.cross_entropy(net(images[index]), labels[index.to(labels.device)]),
         optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=number_of_passes * per_pass),
-        seed=seed,
+        scheduler=torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=epochs * per_pass),
         label=f"proxy {number + 1}",
-        track=track,
+        execution=execution,
     )
     return model
 

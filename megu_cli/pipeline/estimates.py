@@ -20,10 +20,11 @@ from torch.nn import functional
 from megu_cli import training
 from megu_cli.errors import MeguError
 from megu_cli.evaluation import membership, probe
+from megu_cli.execution import Execution
 from megu_cli.execution.runtime import generator
 from megu_cli.method import proxy
 from megu_cli.method import unlearn as unlearning
-from megu_cli.method.unlearn import Labels, Problem
+from megu_cli.method.unlearn import Labels, UnlearningProblem
 from megu_cli.pipeline.steps.problem import fresh, problem
 from megu_cli.pipeline.workspace import Workspace
 
@@ -158,7 +159,7 @@ class _Rehearsal:
 
     def __init__(self, work: Workspace) -> None:
         self.work = work
-        self.problem: Problem = problem(work)
+        self.problem: UnlearningProblem = problem(work)
         self.device = work.device
         self._some = _few(torch.arange(len(work.data.train)), 2 * _SAMPLED)
         self._per_sample, self._outputs, self._reading = self._prediction()
@@ -175,24 +176,24 @@ class _Rehearsal:
         index = torch.arange(size).repeat(1 + _STEPS)
 
         def few(watch: _Stopwatch) -> None:
-            training.predict(model, split, index, classes=classes, batch=size, device=self.device, track=watch)
+            execution = Execution(self.device, eval_batch=size, track=watch)
+            training.predict(model, split, index, classes=classes, execution=execution)
 
         with _peak(self.device) as memory:
             per_sample = _timed(few) / size
-        outputs = training.predict(model, split, self._some, classes=classes, batch=32, device=self.device)
+        execution = Execution(self.device, eval_batch=32)
+        outputs = training.predict(model, split, self._some, classes=classes, execution=execution)
         return per_sample, outputs, memory()
 
     def training(self, samples: int, validated: int) -> Estimate:
         """`megu train`, or the oracle."""
         settings, model, split = self.work.config.train, self._model(), self.work.data.train
+        brief = settings.model_copy(update={"epochs": 1, "lr": 1e-6, "weight_decay": 0.0})
         index = torch.arange(len(split)).repeat(1 + _STEPS * settings.batch // len(split))
 
         def few(watch: _Stopwatch) -> None:
-            training.train_classifier(
-                model, split, index[: (1 + _STEPS) * settings.batch], epochs=1, batch=settings.batch, lr=1e-6,
-                momentum=settings.momentum, weight_decay=0.0, augment=settings.augment, seed=0, label="plan",
-                device=self.device, track=watch,
-            )  # fmt: skip
+            some, execution = index[: (1 + _STEPS) * settings.batch], Execution(self.device, track=watch)
+            training.train_classifier(model, split, some, brief, label="plan", execution=execution)
 
         with _peak(self.device) as memory:
             step = _timed(few)
@@ -246,7 +247,7 @@ class _Rehearsal:
         small = replace(given, noise=given.noise.model_copy(update={"steps": 1 + _STEPS}))
         model, labels = self._model(), self._labels()
         with _peak(self.device) as memory:
-            step = _timed(lambda watch: unlearning.noise_pair(replace(small, track=watch), model, labels))
+            step = _timed(lambda watch: unlearning.noise_pair(_watched(small, watch), model, labels))
         image = self.work.data.train.images[0].shape[1:].numel() * self.work.data.channels
         groups = given.true.unique().numel()
         if use in ("both", "positive"):
@@ -268,7 +269,7 @@ class _Rehearsal:
         matrix, labels, pair = self._matrix(), self._labels(), self._pair()
         model = self._model()
         with _peak(self.device) as memory:
-            step = _timed(lambda watch: unlearning.align(replace(few, track=watch), model, matrix, labels, pair))
+            step = _timed(lambda watch: unlearning.align(_watched(few, watch), model, matrix, labels, pair))
         epochs = math.ceil(steps * settings.epochs / whole)
         seconds = steps * step + epochs * len(self.work.request.validation) * self._per_sample
         return Estimate(steps, 0, seconds, memory(), self.model_bytes)
@@ -328,6 +329,10 @@ class _Rehearsal:
                 pair[f"{name}_class"] = value.unique()
                 pair[name] = torch.zeros(len(pair[f"{name}_class"]), given.noise.batch, *first.shape[1:])
         return pair
+
+
+def _watched(problem: UnlearningProblem, watch: _Stopwatch) -> UnlearningProblem:
+    return replace(problem, execution=replace(problem.execution, track=watch))
 
 
 @contextlib.contextmanager

@@ -6,242 +6,274 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from megu_cli.config import TrainConfig
 from megu_cli.data import Split
 from megu_cli.errors import MeguError
-from megu_cli.execution.processes import SINGLE, Processes
-from megu_cli.execution.runtime import Track, autocast, draws_on, draws_so_far, generator, seeded, silent
+from megu_cli.execution import LOCAL, Execution
+from megu_cli.execution.runtime import autocast, draws_on, draws_so_far, generator, seeded
 
 Batch = TypeVar("Batch")
-# Steps between two moments at which several processes agree whether to leave a checkpoint.
+# Steps between two moments at which several processes agree whether to save the state.
 _AGREE = 16
 
 
 @dataclass(frozen=True)
 class History:
-    """What a training did: mean loss, and validation accuracy where there is validation, per epoch."""
+    """Record of a training: mean loss and, with validation, validation accuracy per epoch."""
 
     loss: list[float]
     validation: list[float]
     steps: int
 
 
-class Checkpoints(Protocol):
-    """Keeps what a training needs to go on where it was cut short; where, and how often, it knows itself."""
+@dataclass(frozen=True)
+class Duration:
+    """Length of a training.
 
-    def load(self) -> dict[str, Any] | None:
-        """What was last saved by the same work; ``None`` where there is nothing."""
+    Attributes:
+        epochs: Maximum number of epochs.
+        steps: Batches per epoch.
+        max_steps: Maximum number of steps; ``None``: no limit but the epochs.
+        patience: Stop after this many epochs without a gain in validation accuracy; ``None``: never.
+    """
 
-    def due(self) -> bool:
-        """Whether it is time to save."""
+    epochs: int
+    steps: int
+    max_steps: int | None = None
+    patience: int | None = None
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Replace what was saved."""
+    @property
+    def total(self) -> int:
+        """Maximum number of steps of the whole training."""
+        whole = self.epochs * self.steps
+        return min(whole, self.max_steps or whole)
+
+    def stalled(self, scores: list[float]) -> bool:
+        """True if the best score is ``patience`` epochs old."""
+        return (
+            bool(scores) and self.patience is not None and len(scores) - 1 - scores.index(max(scores)) >= self.patience
+        )
 
 
 def fit(
     model: nn.Module,
+    duration: Duration,
     *,
-    epochs: int,
-    steps: int,
     batches: Callable[[int, int], Iterable[Batch]],
     loss: Callable[[nn.Module, Batch], Tensor],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-    seed: int,
     label: str,
     validate: Callable[[nn.Module], float] | None = None,
-    patience: int | None = None,
-    limit: int | None = None,
     memory: dict[str, Tensor] | None = None,
-    checkpoints: Checkpoints | None = None,
-    crew: Processes = SINGLE,
-    track: Track = silent,
+    execution: Execution = LOCAL,
 ) -> History:
     """Train ``model`` in place and leave it in eval mode.
 
-    A training that goes on from a checkpoint ends with the same bytes as one that was never cut short.
+    A resumed training ends with the same bytes as one that was never interrupted.
 
     Args:
-        model: The model; its parameters are those of the optimizer.
-        epochs: Passes at most.
-        steps: Batches per epoch.
-        batches: Epoch number and first step -> the epoch's batches from that step on; what it draws depends on the
-            epoch and the place of a batch in it, not on where it begins.
-        loss: Model and batch -> scalar loss; its average over the processes is the loss of the whole batch.
+        model: The model, on its device; its parameters are those of the optimizer.
+        duration: Number of epochs and steps.
+        batches: Epoch number and first step -> the batches of the epoch from that step on. Its draws depend on the
+            epoch and on a batch's place in the epoch, not on the first step.
+        loss: Model and batch -> scalar loss. The mean over the processes is the loss of the whole batch.
         optimizer: Stepped after every batch.
         scheduler: Stepped after every batch.
-        seed: Of what the model itself draws (dropout).
-        label: Name of the work, for progress and errors.
+        label: Name of the work, for random streams, progress and errors.
         validate: Model in eval mode -> validation accuracy, called after each epoch.
-        patience: Stop after so many epochs without a gain in validation accuracy.
-        limit: Stop after so many steps, where that is earlier.
-        memory: What the loss keeps from one step to the next, the same in all processes.
-        checkpoints: Where to go on from, and where to leave what a later call goes on from.
-        crew: The processes that share the work; ``batches`` gives this one's part.
-        track: Reports progress.
+        memory: State of the loss between steps, the same in all processes; saved with the training.
+        execution: Seed of the model's own draws (dropout), processes, progress and resume point. Each process gets
+            its part of a batch from ``batches``.
 
     Raises:
         MeguError: The loss is no longer finite.
     """
-    device = next(model.parameters()).device
-    done = at = 0  # steps of the whole training, and of its current epoch
-    total = torch.zeros((), device=device)
-    losses: list[float] = []
-    scores: list[float] = []
-    memory = {} if memory is None else memory
-    draws: list[Tensor] | None = None
-    if checkpoints is not None and (saved := checkpoints.load()) is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        memory.update(saved["memory"])
-        done, at = saved["done"], saved["at"]
-        # An epoch seeds its own. (A copy: torch misreads a state that does not begin its storage.)
-        draws = [row[crew.rank].clone() for row in saved["draws"]] if at else None
-        total += saved["total"].to(device)  # the mean over the processes: so is what they add to it
-        losses, scores = saved["losses"], saved["scores"]
-
-    def keep() -> None:
-        # Several processes have to agree, which is not worth it at every step.
-        if checkpoints is None or (crew.world > 1 and done % _AGREE) or not crew.agreed(checkpoints.due()):
-            return
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "memory": memory,
-            "done": done,
-            "at": at,
-            "draws": [crew.gather(row[None]) for row in draws_so_far(device)],
-            "total": crew.mean(total),
-            "losses": losses,
-            "scores": scores,
-        }
-        if crew.first:
-            checkpoints.save(state)
-
-    whole = min(epochs * steps, limit or epochs * steps)
-    with crew.joined(model) as net, track(label, whole - done) as advance:
-        for epoch in range(len(losses), epochs):
-            if (done == limit and not at) or _stalled(scores, patience):
+    state = _Training(model, optimizer, scheduler, {} if memory is None else memory, execution)
+    state.restore()
+    rank = execution.processes.rank
+    with (
+        execution.processes.joined(model) as net,
+        execution.track(label, duration.total - state.done) as advance,
+    ):
+        for epoch in range(len(state.losses), duration.epochs):
+            if (state.done == duration.max_steps and not state.at) or duration.stalled(state.scores):
                 break
             model.train()
-            with seeded(seed, label, epoch, *([crew.rank] if crew.rank else [])):
-                for batch in batches(epoch, at):
-                    if done == limit:
+            with seeded(execution.seed, label, epoch, *([rank] if rank else [])):
+                for batch in batches(epoch, state.at):
+                    if state.done == duration.max_steps:
                         break
-                    if draws is not None:
-                        # Only now: to begin reading the images draws from the same stream.
-                        draws_on(draws, device)
-                        draws = None
-                    with autocast(device):
-                        value = loss(net, batch)
-                    optimizer.zero_grad(set_to_none=True)
-                    value.backward()
-                    optimizer.step()
-                    scheduler.step()
-                    total += value.detach()
-                    done, at = done + 1, at + 1
+                    state.step(net, batch, loss)
                     advance()
-                    keep()
+                    state.save_if_due()
             model.eval()
-            losses.append(crew.mean(total).item() / at)
-            at, draws = 0, None
-            total.zero_()
-            if not math.isfinite(losses[-1]):
-                raise MeguError(
-                    f"{label}: the loss is {losses[-1]} after epoch {epoch + 1}",
-                    "A lower learning rate may help.",
-                )
+            state.end_epoch(label)
             if validate is not None:
-                scores.append(validate(model))
-            keep()
+                state.scores.append(validate(model))
+            state.save_if_due()
     model.eval()
-    return History(losses, scores, done)
+    return History(state.losses, state.scores, state.done)
 
 
-def _stalled(scores: list[float], patience: int | None) -> bool:
-    """Whether the best score is ``patience`` epochs old."""
-    return bool(scores) and patience is not None and len(scores) - 1 - scores.index(max(scores)) >= patience
+class _Training:
+    """A training under way: model, optimizer and scheduler, and the progress so far.
+
+    Attributes:
+        done: Steps of the whole training.
+        at: Steps of the current epoch.
+        losses: Mean loss of each finished epoch.
+        scores: Validation accuracy of each finished epoch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        memory: dict[str, Tensor],
+        execution: Execution,
+    ) -> None:
+        self._model, self._optimizer, self._scheduler, self._memory = model, optimizer, scheduler, memory
+        self._processes, self._resume = execution.processes, execution.resume
+        self._device = next(model.parameters()).device
+        self.done = self.at = 0
+        self.losses: list[float] = []
+        self.scores: list[float] = []
+        self._total = torch.zeros((), device=self._device)  # sum of the losses of the current epoch
+        self._draws: list[Tensor] | None = None
+
+    def restore(self) -> None:
+        """Load the saved state, if there is one."""
+        if self._resume is None or (saved := self._resume.load()) is None:
+            return
+        self._model.load_state_dict(saved["model"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._scheduler.load_state_dict(saved["scheduler"])
+        self._memory.update(saved["memory"])
+        self.done, self.at = saved["done"], saved["at"]
+        if self.at:  # a new epoch seeds its own draws
+            # A copy: torch misreads a state that does not begin its storage.
+            self._draws = [row[self._processes.rank].clone() for row in saved["draws"]]
+        self._total += saved["total"].to(self._device)  # the mean over the processes, as all that is added to it
+        self.losses, self.scores = saved["losses"], saved["scores"]
+
+    def step(self, net: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch], Tensor]) -> None:
+        """Take one optimizer step."""
+        if self._draws is not None:
+            # Only now, after the first batch: to begin reading the images draws from the same stream.
+            draws_on(self._draws, self._device)
+            self._draws = None
+        with autocast(self._device):
+            value = loss(net, batch)
+        self._optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        self._optimizer.step()
+        self._scheduler.step()
+        self._total += value.detach()
+        self.done, self.at = self.done + 1, self.at + 1
+
+    def end_epoch(self, label: str) -> None:
+        """Record the mean loss of the epoch.
+
+        Raises:
+            MeguError: It is not finite.
+        """
+        self.losses.append(self._processes.mean(self._total).item() / self.at)
+        self.at, self._draws = 0, None
+        self._total.zero_()
+        if not math.isfinite(self.losses[-1]):
+            raise MeguError(
+                f"{label}: the loss is {self.losses[-1]} after epoch {len(self.losses)}",
+                "A lower learning rate may help.",
+            )
+
+    def save_if_due(self) -> None:
+        """Save the state if it is time to."""
+        processes = self._processes
+        # The processes have to agree, which is not worth it at every step.
+        skipped = processes.world > 1 and self.done % _AGREE
+        if self._resume is None or skipped or not processes.agreed(self._resume.due()):
+            return
+        state = {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "memory": self._memory,
+            "done": self.done,
+            "at": self.at,
+            "draws": [processes.gather(row[None]) for row in draws_so_far(self._device)],
+            "total": processes.mean(self._total),
+            "losses": self.losses,
+            "scores": self.scores,
+        }
+        if processes.first:
+            self._resume.save(state)
 
 
 def train_classifier(
     model: nn.Module,
     split: Split,
     index: Tensor,
+    settings: TrainConfig,
     *,
-    epochs: int,
-    batch: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    augment: str,
-    seed: int,
     label: str,
     validate: Callable[[nn.Module], float] | None = None,
-    device: torch.device | str = "cpu",
-    checkpoints: Checkpoints | None = None,
-    crew: Processes = SINGLE,
-    track: Track = silent,
+    execution: Execution = LOCAL,
 ) -> History:
     """Train a classifier in place by one-cycle SGD with Nesterov momentum and cross-entropy.
 
     Args:
-        model: Freshly initialised, on ``device``.
-        split: Where the training images are.
+        model: A newly initialised model, on its device.
+        split: The training images.
         index: (N,) positions to train on.
-        epochs: Passes.
-        batch: Samples per step.
-        lr: Peak learning rate.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        augment: ``none``, ``flip`` or ``crop+flip`` (4 pixels of zero padding).
-        seed: Of order, augmentation and dropout.
+        settings: The section ``train`` of the config.
         label: ``train`` or ``oracle``: names the random streams and the progress.
         validate: Model in eval mode -> validation accuracy, called after each epoch.
-        device: Where to train.
-        checkpoints: See `fit`.
-        crew: The processes that share the work.
-        track: Reports progress.
+        execution: See `fit`; the seed also draws order and augmentation.
     """
-    steps = math.ceil(len(index) / batch)
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
+    processes, seed, size = execution.processes, execution.seed, settings.batch
+    steps = math.ceil(len(index) / size)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        settings.lr,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.epochs * steps)
 
     def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, float]]:
-        order = shuffled(index, len(index), batch, seed, label, epoch)
+        order = shuffled(index, len(index), size, seed, label, epoch)
         draw = generator(seed, label, epoch, "augment")
-        changes = [_drawn(len(positions), augment, draw) for positions in order][first:]
+        changes = [_drawn(len(positions), settings.augment, draw) for positions in order][first:]
         sizes = [len(positions) for positions in order[first:]]
-        order = [positions[crew.slice(len(positions))] for positions in order[first:]]
-        for positions, change, size, x in zip(order, changes, sizes, split.batches(order, device), strict=True):
-            own = change.at(crew.slice(size)) if change else None
-            yield _augmented(x, own), split.labels[positions].to(device), crew.weight(size)
+        order = [positions[processes.slice(len(positions))] for positions in order[first:]]
+        images = split.batches(order, execution.device)
+        for positions, change, number, x in zip(order, changes, sizes, images, strict=True):
+            part = change.at(processes.slice(number)) if change else None
+            yield _augmented(x, part), split.labels[positions].to(execution.device), processes.weight(number)
 
-    def loss(net: nn.Module, given: tuple[Tensor, Tensor, float]) -> Tensor:
-        x, y, weight = given
+    def loss(net: nn.Module, batch: tuple[Tensor, Tensor, float]) -> Tensor:
+        x, y, weight = batch
         return functional.cross_entropy(net(x), y) * weight
 
     return fit(
         model,
-        epochs=epochs,
-        steps=steps,
+        Duration(settings.epochs, steps),
         batches=batches,
         loss=loss,
         optimizer=optimizer,
         scheduler=scheduler,
-        seed=seed,
         label=label,
         validate=validate,
-        checkpoints=checkpoints,
-        crew=crew,
-        track=track,
+        execution=execution,
     )
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megu_cli.data import Split
-from megu_cli.execution.processes import SINGLE, Processes
-from megu_cli.execution.runtime import Track, silent
+from megu_cli.execution import LOCAL, Execution
 from megu_cli.models.features import evaluating, penultimate
 
 
@@ -44,19 +43,25 @@ def predict(
     *,
     classes: int,
     features: bool = True,
-    batch: int = 1000,
-    device: torch.device | str = "cpu",
     label: str = "predict",
-    crew: Processes = SINGLE,
-    track: Track = silent,
+    execution: Execution = LOCAL,
 ) -> Outputs:
-    """Logits and penultimate features of ``split`` at ``index``, in eval mode; the model is left as it was.
+    """Return logits and penultimate features of ``split`` at ``index``, in eval mode; the model is left as it was.
 
-    Without ``features`` there are none, and the model's last layer may be any. Several processes predict a part each
-    and all get the whole.
+    Several processes predict a part each and all get the whole.
+
+    Args:
+        model: The model, on the device.
+        split: The images.
+        index: (N,) positions.
+        classes: Number of classes K.
+        features: ``False``: return no features; the model's last layer may then be of any kind.
+        label: Names the progress.
+        execution: Device, samples per forward pass, processes and progress.
     """
-    shared = len(index) >= crew.world
-    index = index[crew.slice(len(index))]
+    processes, batch = execution.processes, execution.eval_batch
+    shared = len(index) >= processes.world
+    index = index[processes.slice(len(index))]
     logits: list[Tensor] = []
     collecting: contextlib.AbstractContextManager[list[Tensor]] = (
         penultimate(model, classes) if features else contextlib.nullcontext([])
@@ -65,16 +70,16 @@ def predict(
         evaluating(model),
         torch.inference_mode(),
         collecting as collected,
-        track(label, math.ceil(len(index) / batch)) as advance,
+        execution.track(label, math.ceil(len(index) / batch)) as advance,
     ):
-        for _, x in split.pass_over(index, batch, device):
+        for _, x in split.pass_over(index, batch, execution.device):
             logits.append(model(x).float().cpu())
             advance()
     if not logits:
         return Outputs(torch.empty(0, classes), torch.empty(0, 0))
     seen = torch.cat(collected).float().cpu() if features else torch.empty(len(index), 0)
     said = torch.cat(logits)
-    return Outputs(crew.gather(said), crew.gather(seen)) if shared else Outputs(said, seen)
+    return Outputs(processes.gather(said), processes.gather(seen)) if shared else Outputs(said, seen)
 
 
 def outputs(
@@ -83,40 +88,33 @@ def outputs(
     index: Tensor,
     *,
     classes: int,
-    batch: int = 1000,
-    device: torch.device | str = "cpu",
     label: str = "predict",
-    crew: Processes = SINGLE,
-    track: Track = silent,
+    execution: Execution = LOCAL,
 ) -> Iterator[tuple[Tensor, Outputs]]:
-    """(positions, `Outputs`) batch by batch, in eval mode; the model is left as it was.
+    """Yield (positions, `Outputs`) batch by batch, in eval mode; the model is left as it was.
 
-    Several processes predict a part of each batch and all get the whole.
+    The arguments are those of `predict`. Several processes predict a part of each batch and all get the whole.
     """
-    order = list(index.split(batch))
-    shared = [len(positions) >= crew.world for positions in order]
-    parts = [p[crew.slice(len(p))] if many else p for p, many in zip(order, shared, strict=True)]
-    with evaluating(model), penultimate(model, classes) as features, track(label, len(order)) as advance:
-        for positions, many, x in zip(order, shared, split.batches(parts, device), strict=True):
+    processes = execution.processes
+    order = list(index.split(execution.eval_batch))
+    shared = [len(positions) >= processes.world for positions in order]
+    parts = [p[processes.slice(len(p))] if many else p for p, many in zip(order, shared, strict=True)]
+    tracked = execution.track(label, len(order))
+    with evaluating(model), penultimate(model, classes) as features, tracked as advance:
+        for positions, many, x in zip(order, shared, split.batches(parts, execution.device), strict=True):
             with torch.inference_mode():
                 said, seen = model(x).float().cpu(), features.pop().float().cpu()
-            yield positions, Outputs(crew.gather(said), crew.gather(seen)) if many else Outputs(said, seen)
+            yield positions, Outputs(processes.gather(said), processes.gather(seen)) if many else Outputs(said, seen)
             advance()
 
 
-def accuracy(
-    model: nn.Module,
-    split: Split,
-    index: Tensor,
-    device: torch.device | str = "cpu",
-    crew: Processes = SINGLE,
-    batch: int = 1000,
-) -> float:
-    """Share of ``index`` that the model, in eval mode, classifies as labelled; ``batch`` samples per forward pass."""
-    hits = 0
+def accuracy(model: nn.Module, split: Split, index: Tensor, execution: Execution = LOCAL) -> float:
+    """Return the share of ``index`` that the model, in eval mode, classifies as labelled."""
+    hits, processes = 0, execution.processes
     with torch.inference_mode():
-        for positions, x in split.pass_over(index[crew.slice(len(index))], batch, device):
+        part = index[processes.slice(len(index))]
+        for positions, x in split.pass_over(part, execution.eval_batch, execution.device):
             hits += int((model(x).argmax(1).cpu() == split.labels[positions]).sum())
-    if len(index) >= crew.world:
-        hits = int(crew.gather(torch.tensor([hits])).sum())
+    if len(index) >= processes.world:
+        hits = int(processes.gather(torch.tensor([hits])).sum())
     return hits / len(index)

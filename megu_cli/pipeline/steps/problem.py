@@ -7,7 +7,7 @@ from torch import nn
 from megu_cli.baselines.task import BASELINE_EPOCHS, Task
 from megu_cli.evaluation.measure import EvaluationProblem
 from megu_cli.execution.runtime import seeded
-from megu_cli.method.unlearn import Problem
+from megu_cli.method.unlearn import UnlearningProblem
 from megu_cli.pipeline.workspace import Workspace
 
 
@@ -31,29 +31,21 @@ def task(work: Workspace) -> Task:
         samples=given.retain_samples,
         batch=given.finetune.batch,
         forget_batch=given.forget_batch_in(BASELINE_EPOCHS),
-        seed=work.config.seed,
-        eval_batch=work.eval_batch,
-        device=work.device,
-        track=work.track,
+        execution=work.execution,
     )
 
 
-def problem(work: Workspace) -> Problem:
+def problem(work: Workspace) -> UnlearningProblem:
     """The forget request and the method's settings."""
     config = work.config
-    return Problem(
+    return UnlearningProblem(
         data=work.data,
         request=work.request,
         transition=config.transition,
         labels=config.labels,
         noise=config.noise,
         finetune=config.finetune,
-        seed=config.seed,
-        eval_batch=work.eval_batch,
-        device=work.device,
-        checkpoints=work.checkpoints,
-        crew=work.crew,
-        track=work.track,
+        execution=work.execution,
     )
 
 

@@ -16,25 +16,15 @@ from megu_cli.run.artifacts import Artifact
 
 def train(work: Workspace, inputs: Inputs) -> Product:
     """Train the original model on all training images but the held-out ones."""
-    settings = work.config.train
     model = fresh(work, "train")
     index = torch.where(~work.data.validation)[0]
     history = training.train_classifier(
         model,
         work.data.train,
         index,
-        epochs=settings.epochs,
-        batch=settings.batch,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        augment=settings.augment,
-        seed=work.config.seed,
+        work.config.train,
         label="train",
-        device=work.device,
-        checkpoints=work.checkpoints,
-        crew=work.crew,
-        track=work.track,
+        execution=work.execution,
     )
     return _trained(work, model, len(index), history)
 
@@ -43,7 +33,7 @@ def oracle(work: Workspace, inputs: Inputs) -> Product:
     """Retrain from a true re-initialisation, without the forget set: the same recipe, the same passes."""
     # What is loaded into the model does not matter: every weight is initialised anew.
     model = work.build()
-    history = retrain(model, task(work), checkpoints=work.checkpoints, crew=work.crew, **work.config.train.model_dump())
+    history = retrain(model, task(work), work.config.train)
     return _trained(work, model, len(work.request.retain), history)
 
 
