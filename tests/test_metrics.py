@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
+from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_curve
 from sklearn.metrics.pairwise import cosine_similarity
@@ -155,29 +156,59 @@ def test_confidence_attack_where_it_is_certain_and_against_sklearn(draw):
 
 def test_loss_attack_on_known_distributions():
     low, high = torch.zeros(200), torch.ones(200)
-    assert membership.mia_loss_auc(low, high) == 1.0
-    assert membership.mia_loss_tpr_at_1fpr(low, high) == 1.0
+    for attack in (membership.mia_loss_auc, membership.mia_loss_lr_auc, membership.mia_loss_tpr_at_1fpr):
+        assert attack(low, high) == 1.0
+    assert membership.mia_loss_auc(high, low) == 0.0
+    assert membership.mia_loss_auc(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0, 3.0, 4.0])) == 5.5 / 8
     # Where all losses are equal no attack does better than chance.
-    assert membership.mia_loss_auc(low, low) == 0.5
+    assert membership.mia_loss_auc(low, low) == membership.mia_loss_lr_auc(low, low) == 0.5
     assert membership.mia_loss_tpr_at_1fpr(low, low) == 0.0
-    assert membership.mia_loss_auc(low[:1], high) is None
+    assert membership.mia_loss_auc(low[:1], high) == 1.0
+    assert membership.mia_loss_auc(low[:0], high) is None
+    assert membership.mia_loss_lr_auc(low[:1], high) is None
     assert membership.mia_loss_tpr_at_1fpr(low, high[:99]) is None
 
 
 def test_loss_attack_is_at_chance_on_one_distribution(draw):
     losses = torch.rand(4000, generator=draw)
-    auc, tpr = (
-        membership.mia_loss_auc(losses[:2000], losses[2000:]),
-        membership.mia_loss_tpr_at_1fpr(losses[:2000], losses[2000:]),
-    )
-    assert auc == pytest.approx(0.5, abs=0.03)
-    assert tpr == pytest.approx(0.01, abs=0.01)
+    forget, unseen = losses[:2000], losses[2000:]
+    assert membership.mia_loss_auc(forget, unseen) == pytest.approx(0.5, abs=0.03)
+    assert membership.mia_loss_lr_auc(forget, unseen) == pytest.approx(0.5, abs=0.03)
+    assert membership.mia_loss_tpr_at_1fpr(forget, unseen) == pytest.approx(0.01, abs=0.01)
+    low, high = membership.mia_loss_auc_interval(forget, unseen)
+    assert low < 0.5 < high
+
+
+def test_the_raw_attack_keeps_its_direction_where_the_fitted_one_turns(draw):
+    """The forgotten images have smaller losses, but for a few huge ones: these turn the fitted attack."""
+    forget, unseen = 0.8 * torch.rand(150, generator=draw), torch.rand(40, generator=draw)
+    forget[:5] = 50.0
+    assert membership.mia_loss_auc(forget, unseen) > 0.55
+    assert membership.mia_loss_lr_auc(forget, unseen) < 0.45
+
+
+def test_the_raw_attack_on_two_normal_distributions(draw):
+    """The area of N(0, 1) against N(d, 1) is Phi(d / sqrt 2)."""
+    forget, unseen = torch.randn(1500, generator=draw), torch.randn(1500, generator=draw) + 0.5
+    area = membership.mia_loss_auc(forget, unseen)
+    low, high = membership.mia_loss_auc_interval(forget, unseen)
+    assert low < norm.cdf(0.5 / math.sqrt(2)) < high
+    assert low < area < high
+    # The width, by DeLong's variance of the area.
+    wins = (forget[:, None] < unseen).double()
+    variance = wins.mean(1).var() / len(forget) + wins.mean(0).var() / len(unseen)
+    assert high - low == pytest.approx(2 * 1.96 * variance.sqrt().item(), rel=0.1)
+    assert membership.mia_loss_auc_interval(forget, unseen) == (low, high)
+    assert membership.mia_loss_auc_interval(forget[:1], unseen) is None
 
 
 def test_loss_attack_agrees_with_sklearn(draw):
     forget, unseen = torch.rand(300, generator=draw) ** 2, torch.rand(200, generator=draw)
     x = torch.cat([forget, unseen]).double().numpy()[:, None]
     y = np.repeat([1, 0], [300, 200])
+    assert membership.mia_loss_auc(forget, unseen) == pytest.approx(
+        (forget[:, None] < unseen).double().mean().item(), abs=1e-12
+    )
     score, areas = np.zeros(500), []
     for learn, judge in StratifiedKFold(5, shuffle=True, random_state=0).split(x, y):
         attack = LogisticRegression(class_weight="balanced").fit(x[learn], y[learn])
@@ -185,7 +216,7 @@ def test_loss_attack_agrees_with_sklearn(draw):
         wins = [(a > b) + 0.5 * (a == b) for a in score[judge][y[judge] == 1] for b in score[judge][y[judge] == 0]]
         areas.append(np.mean(wins))
         assert areas[-1] == pytest.approx(roc_auc_score(y[judge], score[judge]))
-    assert membership.mia_loss_auc(forget, unseen) == pytest.approx(np.mean(areas), abs=PRECISE)
+    assert membership.mia_loss_lr_auc(forget, unseen) == pytest.approx(np.mean(areas), abs=PRECISE)
     fpr, tpr, _ = roc_curve(y, score, drop_intermediate=False)
     assert membership.mia_loss_tpr_at_1fpr(forget, unseen) == pytest.approx(tpr[fpr <= 0.01].max(), abs=PRECISE)
 

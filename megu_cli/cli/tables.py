@@ -41,6 +41,14 @@ def _add_figures(table: Table, metric: Metric, models: list[dict[str, Any]]) -> 
         table.add_row(metric.label, *("never" if never and cell == "–" else cell for cell in cells))
 
 
+def _add_intervals(table: Table, metric: Metric, models: list[dict[str, Any]]) -> None:
+    """A row of one metric's intervals, if there are any."""
+    found = [figures.get(metric.name) for figures in models]
+    if any(found):
+        cells = ["–".join(metric.text(end, 1) for end in ends) if ends else "" for ends in found]
+        table.add_row(Text("  its 95% interval", "dim"), *(Text(cell, "dim") for cell in cells))
+
+
 def evaluation(result: dict[str, Any]) -> None:
     """The models side by side, then the requirements."""
     columns = [name for name in _COLUMNS if name in result]
@@ -55,6 +63,7 @@ def evaluation(result: dict[str, Any]) -> None:
     for metric in metrics("model", "table"):
         if any(metric.name in result[name] for name in columns):
             _add_figures(table, metric, [result[name] for name in columns])
+            _add_intervals(table, metric, [result.get("intervals", {}).get(name, {}) for name in columns])
     compared = result["comparison"]
     if compared:
         table.add_section()

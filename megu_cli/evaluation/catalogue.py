@@ -109,13 +109,29 @@ BUILT_IN = (
         "figures:mia_loss_auc",
         title="Attack by loss",
         plain="How well an attacker tells forgotten from unseen images; 50% is chance.",
-        definition="area under the ROC curve of a logistic regression on the loss (at most 50 nats); 5-fold stratified "
-        "cross-validation, mean of the folds. The attack learns the direction: a loss that is too large reveals an "
-        "image as much as a loss that is too small. A few huge losses can reverse the direction (value under 0.5)",
+        definition="area under the ROC curve of the loss itself (at most 50 nats): the probability that a forgotten "
+        "image has a smaller loss than an unseen one, equal losses counting half. Above 0.5 the forgotten images look "
+        "like training images; below 0.5 their losses are too large. `intervals` holds its 95% interval by bootstrap "
+        "(1,000 draws of both sides)",
         images=_SAME,
         source="Yeom et al. 2018, arXiv:1709.01604",
         target_text="the oracle's (about 0.5)",
+        needs="forgotten images, and test images of their classes",
+        interval="figures:mia_loss_auc_interval",
+    ),
+    Metric(
+        "mia_loss_lr_auc",
+        "membership inference, fitted loss attack",
+        "figures:mia_loss_lr_auc",
+        title="Attack by loss, fitted",
+        plain="The same by an attack that learns which losses to accuse; by chance it may learn the wrong direction.",
+        definition="area under the ROC curve of a class-balanced logistic regression on the loss; 5-fold stratified "
+        "cross-validation, mean of the folds. The attack learns the direction. Where the loss tells nothing, the "
+        "direction is chance, and the value may lie well below 0.5: prefer `mia_loss_auc`",
+        images=_SAME,
+        target_text="the oracle's (about 0.5)",
         needs=_TWO,
+        places=_QUIET,
     ),
     Metric(
         "mia_loss_tpr_at_1fpr",
@@ -124,8 +140,8 @@ BUILT_IN = (
         target=0.01,
         title="Attack by loss, when hardly ever wrong",
         plain="Forgotten images found while at most 1% of unseen ones are accused; 1% is chance.",
-        definition="true positive rate of the attack of `mia_loss_auc` at a false positive rate of at most 1%, folds "
-        "pooled; `null` with fewer than 100 unseen images",
+        definition="true positive rate of the attack of `mia_loss_lr_auc` at a false positive rate of at most 1%, "
+        "folds pooled; `null` with fewer than 100 unseen images",
         images=_SAME,
         source="Carlini et al. 2022, arXiv:2112.03570",
         needs="two forgotten images, and 100 test images of their classes",

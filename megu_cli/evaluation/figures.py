@@ -90,6 +90,16 @@ def mia_loss_auc(m: Measurement) -> float | None:
     return membership.mia_loss_auc(*_losses(m))
 
 
+def mia_loss_auc_interval(m: Measurement) -> tuple[float, float] | None:
+    """`membership.mia_loss_auc_interval` of `mia_loss_auc`."""
+    return membership.mia_loss_auc_interval(*_losses(m))
+
+
+def mia_loss_lr_auc(m: Measurement) -> float | None:
+    """`membership.mia_loss_lr_auc` on D_f and on test images of the same concepts."""
+    return membership.mia_loss_lr_auc(*_losses(m))
+
+
 def mia_loss_tpr_at_1fpr(m: Measurement) -> float | None:
     """`membership.mia_loss_tpr_at_1fpr` on D_f and on test images of the same concepts."""
     return membership.mia_loss_tpr_at_1fpr(*_losses(m))

@@ -390,6 +390,7 @@ def evaluated(models: Mapping[str, Measurement], problem: EvaluationProblem) -> 
     oracle = models.get("oracle")
     return {
         **{name: measurement.figures for name, measurement in models.items()},
+        "intervals": {name: measurement.intervals() for name, measurement in models.items()},
         "per_class": {name: per_class(m.predictions, problem.data) for name, m in models.items()},
         "entanglement": {name: measurement.entanglement for name, measurement in models.items()},
         "comparison": {name: m.beside(oracle) for name, m in _others(models)} if oracle else {},

@@ -88,11 +88,62 @@ def sample_loss(sure: Tensor) -> Tensor:
 
 
 def mia_loss_auc(forget: Tensor, unseen: Tensor) -> float | None:
-    """Area under the ROC curve of a loss attack on the forget set: 0.5 is chance, and the target.
+    """Area under the ROC curve of the loss itself: 0.5 is chance, and about the oracle's value.
+
+    The attack calls the images with the smaller losses members: the area is the probability that a forgotten image has
+    a smaller loss than an unseen one of the same classes. Nothing is fitted. Source: loss attack, Yeom et al., 2018,
+    arXiv:1709.01604.
+
+    Args:
+        forget: (N_f,) losses of the forget set, from `sample_loss`.
+        unseen: (N_u,) losses of test images of the same classes.
+
+    Returns:
+        From 0 to 1: above 0.5 where forgotten images have smaller losses, below where they have larger ones; ``None``
+        without images on a side.
+    """
+    if not (len(forget) and len(unseen)):
+        return None
+    from sklearn.metrics import roc_auc_score
+
+    y = np.concatenate([np.ones(len(forget)), np.zeros(len(unseen))])
+    return float(roc_auc_score(y, -torch.cat([forget, unseen]).double().numpy()))
+
+
+def mia_loss_auc_interval(forget: Tensor, unseen: Tensor, resamples: int = 1000) -> tuple[float, float] | None:
+    """95% interval of `mia_loss_auc`: percentiles of a bootstrap that draws both sides anew.
+
+    Args:
+        forget: (N_f,) losses of the forget set.
+        unseen: (N_u,) losses of test images of the same classes.
+        resamples: Draws of the bootstrap.
+
+    Returns:
+        (low, high); ``None`` with fewer than two images on a side.
+    """
+    if len(forget) < 2 or len(unseen) < 2:
+        return None
+    draw = np.random.default_rng(0)
+    values, place = np.unique(torch.cat([forget, unseen]).double().numpy(), return_inverse=True)
+    sides = place[: len(forget)], place[len(forget) :]
+    areas = np.empty(resamples)
+    for i in range(resamples):
+        member, other = (
+            np.bincount(side[draw.integers(len(side), size=len(side))], minlength=len(values)) for side in sides
+        )
+        larger = len(unseen) - np.cumsum(other)  # unseen images with a larger loss; equal losses count half
+        areas[i] = (member * (larger + other / 2)).sum()
+    low, high = np.percentile(areas / (len(forget) * len(unseen)), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mia_loss_lr_auc(forget: Tensor, unseen: Tensor) -> float | None:
+    """Area under the ROC curve of an attack that is fitted to the loss.
 
     A class-balanced logistic regression on the loss tells forgotten training images (1) from unseen images of the
     same classes (0). Each image is scored by an attack that was not trained on it (5-fold stratified
-    cross-validation); the mean of the folds' areas. Source: loss attack, Yeom et al., 2018, arXiv:1709.01604.
+    cross-validation); the mean of the folds' areas. The attack learns the direction. Where the loss tells nothing, the
+    direction is chance, and the area may lie well below 0.5.
 
     Args:
         forget: (N_f,) losses of the forget set, from `sample_loss`.
@@ -111,7 +162,7 @@ def mia_loss_auc(forget: Tensor, unseen: Tensor) -> float | None:
 
 
 def mia_loss_tpr_at_1fpr(forget: Tensor, unseen: Tensor) -> float | None:
-    """True positive rate of the attack of `mia_loss_auc` where at most 1% of the unseen images are accused.
+    """True positive rate of the attack of `mia_loss_lr_auc` where at most 1% of the unseen images are accused.
 
     0.01 is chance, and the target. The scores of all folds are pooled. Source: Carlini et al., 2022,
     arXiv:2112.03570.

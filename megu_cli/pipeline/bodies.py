@@ -24,7 +24,7 @@ FORMS: dict[str, dict[Any, Any]] = {
     },
     "eval": {
         **dict.fromkeys(("original", "mask", "unlearned", "oracle", "request", "time", "aggregates"), dict),
-        **dict.fromkeys(("comparison", "per_class", "entanglement"), _FIGURES),
+        **dict.fromkeys(("comparison", "per_class", "entanglement", "intervals"), _FIGURES),
     },
 }
 # Keys that the next stage cannot do without.

@@ -158,7 +158,7 @@ STAGES = {
             ),
             (*_METHOD, "test_data"),
             ("checkpoint", "finetune", "oracle"),
-            version=4,
+            version=5,
             shared=True,
         ),
     )

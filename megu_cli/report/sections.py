@@ -81,6 +81,11 @@ def results(view: View) -> Section:
             "stands here as a warning: a score that it reaches as well proves nothing by itself."
         )
     detail += "".join(f" “{title(name)}” is not measured: it needs {why}." for name, why in absent(body).items())
+    for m in metrics("model", "report"):
+        ends = {name: body.get("intervals", {}).get(name, {}).get(m.name) for name in view.models}
+        told = [f"{MODELS[name]} {m.text(low, 1)} to {m.text(high, 1, '%')}" for name, (low, high) in
+                ((name, pair) for name, pair in ends.items() if pair)]  # fmt: skip
+        detail += f" 95% intervals of “{title(m.name)}”: {', '.join(told)}." if told else ""
     head = ["", *(MODELS[m] for m in view.models)]
     bold = 1 + view.models.index("unlearned")
     return Section("results", "Before, now, and retrained", lead, detail.strip(), tables=[Table(head, rows, bold=bold)])
