@@ -73,6 +73,12 @@ class RequirementError(MeguError):
     exit_code = 3
 
 
+class RecordError(MeguError):
+    """A deletion record does not hold, or forgotten images came back."""
+
+    exit_code = 3
+
+
 class MLLMError(MeguError):
     """The similarity backend failed, or what it answered carries no information."""
 

@@ -48,7 +48,7 @@ def test_a_run_writes_every_artifact_and_a_second_one_computes_nothing(megu, con
     first = megu("run", "-c", config, "--set", "eval.oracle=true")
     assert first.code == 0, first.err
     out = config.parent / "run"
-    expected = {stage.file for stage in STAGES.values()} | {"model.safetensors", "runs.jsonl"}
+    expected = {stage.file for stage in STAGES.values()} | {"model.safetensors", "runs.jsonl", "forgotten.json"}
     assert listing(out) == expected
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"}
 

@@ -60,8 +60,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Make a trained image classifier forget: a class, a sub-class, or single images, without retraining.\n\n"
     "Start with [bold]megu demo[/bold], or [bold]megu init[/bold] for your own model and data.",
-    epilog="Exit codes: 0 done; 2 bad usage, config, data or checkpoint; 3 a requirement is not met; "
-    "4 the MLLM backend failed; 1 anything else; 130 interrupted by Ctrl-C, 143 by SIGTERM.",
+    epilog="Exit codes: 0 done; 2 bad usage, config, data or checkpoint; 3 a requirement is not met, "
+    "or a record does not hold; 4 the MLLM backend failed; 1 anything else; 130 interrupted by Ctrl-C, 143 by SIGTERM.",
 )
 commands.register(app)
 

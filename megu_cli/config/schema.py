@@ -415,6 +415,17 @@ class CompareConfig(Section):
     )
 
 
+class RecordConfig(Section):
+    """What a run remembers of the images that it forgot (see docs/records.md)."""
+
+    fingerprints: Literal["none", "bytes", "lookalikes"] = Field(
+        "bytes",
+        description="forgotten.json, for `megu record` and `megu check-data`: bytes (the start of each image's sha256; "
+        "finds exact copies) | lookalikes (also a perceptual hash, which finds resized and re-encoded copies and "
+        "shows a coarse outline of the image) | none",
+    )
+
+
 class Config(Section):
     """A whole megu.yaml."""
 
@@ -440,6 +451,7 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)  # type: ignore[arg-type]
     eval: EvalConfig = Field(default_factory=EvalConfig)  # type: ignore[arg-type]
     compare: CompareConfig = Field(default_factory=CompareConfig)  # type: ignore[arg-type]
+    record: RecordConfig = Field(default_factory=RecordConfig)  # type: ignore[arg-type]
 
     @model_validator(mode="after")
     def _held_out(self) -> Config:

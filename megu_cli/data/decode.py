@@ -112,6 +112,30 @@ class Decode:
         return torch.from_numpy(array.reshape(self.resizing.size, self.resizing.size, -1)).permute(2, 0, 1)
 
 
+def picture(name: str, content: bytes, side: int | None = None) -> Image.Image:
+    """The whole picture in a file, upright, without transparency, 8 bits a channel.
+
+    Args:
+        name: Named in errors.
+        content: The file.
+        side: Pixels a side that are enough: a larger JPEG is decoded at a fraction of its size. ``None``: all of them.
+
+    Raises:
+        DataError: It is no image that can be decoded whole.
+    """
+    from PIL import ImageOps
+
+    try:
+        with _opened(content) as file:
+            if side is not None:
+                file.draft(None, (side, side))
+            return _flat(ImageOps.exif_transpose(file))
+    except DataError as error:
+        raise DataError(f"{name} cannot be decoded: {error.message}") from None
+    except Exception as error:  # as in Decode
+        raise _undecodable(name, error) from None
+
+
 def _opened(content: bytes) -> Image.Image:
     """The picture in a file, not decoded yet; the only place where megu opens one."""
     from PIL import Image

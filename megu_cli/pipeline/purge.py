@@ -39,6 +39,7 @@ _KEPT = (
     *("model.pth", "model.pt", "model.ckpt", "model.bin", "model.safetensors"),
     *("finetune.json", "eval.json", "similarity.json", "similarity.png", "transition.safetensors", "runs.jsonl"),
     *(REPORT, "report.md", "report.json", "compare.json"),
+    *("forgotten.json", "record.json", "record.salt"),
     *_MODELS,
 )
 
@@ -133,6 +134,11 @@ def _shows_traces(page: Path) -> bool:
     text = page.read_text(encoding="utf-8", errors="replace")
     noises = re.search(r'<section[^>]*\bid="noise".*?</section>', text, flags=re.DOTALL)
     return SHOWS_FORGOTTEN in text or "</html>" not in text or bool(noises and "<img" in noises.group())
+
+
+def may_go(name: str) -> bool:
+    """True if a purge deletes the file of this name, at least where it is asked to."""
+    return name in _TRACES or name in _MODELS
 
 
 def delete(going: list[Trace]) -> None:

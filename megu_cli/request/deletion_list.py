@@ -139,6 +139,15 @@ def paths_in(path: Path, root: Path | None) -> list[str]:
     return [form for _, cell in _read(path, "forget.samples").cells for form in _forms(cell, root)]
 
 
+def cells(path: Path) -> list[str]:
+    """The names or indices that a deletion list holds, in its order.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return [cell for _, cell in _read(path, "forget.samples").cells]
+
+
 def has_indices(path: Path) -> bool:
     """Whether a deletion list may count images.
 

@@ -16,6 +16,7 @@ def run(options: Options, require: Require = None, max_steps: MaxSteps = None) -
     Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
     """
     from megu_cli.cli import tables
+    from megu_cli.record.fingerprints import keep
 
     options = options.having("finetune.max_steps", max_steps)
     with opened(options, require, shared=True) as (pipeline, config):
@@ -23,6 +24,7 @@ def run(options: Options, require: Require = None, max_steps: MaxSteps = None) -
             display(options, estimated(pipeline, None, options.force), tables.plan)
             return
         pipeline.run(force=options.force)
+        keep(pipeline.work)
         notes = pipeline.work.notes
     show_eval(options, config, notes)
 

@@ -110,6 +110,7 @@ def alone(options: Options, shared: bool = False) -> None:
 def built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dict[str, Any]:
     """Build stages; what they made, by name. Files that are written beside them must not be the user's."""
     from megu_cli.pipeline.engine import STAGES
+    from megu_cli.record.fingerprints import keep
     from megu_cli.run.artifacts import read_body
     from megu_cli.run.ownership import refuse_foreign
 
@@ -117,6 +118,8 @@ def built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dic
         for file in beside:
             refuse_foreign(config.out, file)
         pipeline.build(names, options.force)
+        if "finetune" in names:
+            keep(pipeline.work)
     files = {name: config.out / STAGES[name].file for name in names}
     return {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
 

@@ -1,0 +1,123 @@
+"""Proof of a deletion: record it, check a record, find forgotten images that came back."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from megu_cli.cli.commands.shared import alone, display
+from megu_cli.cli.console import say
+from megu_cli.cli.options import Options
+
+if TYPE_CHECKING:
+    pass
+
+Day = Annotated[Optional[datetime], typer.Option(formats=["%Y-%m-%d"], metavar="DATE")]  # noqa: UP045
+_Salt = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--salt", metavar="FILE", help="Random bytes that salt the digests; else record.salt beside the run."),
+]
+
+
+def record(
+    options: Options,
+    request: Annotated[str, typer.Option("--request", metavar="ID", help="Your id of the request; no name.")],
+    reference: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--reference", metavar="TEXT", help="The requester's own reference; stands there salted."),
+    ] = None,
+    received: Day = None,
+    due: Day = None,
+    done: Day = None,
+    sign: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--sign", metavar="KEY", help="Sign with this private key (Ed25519, PEM). Needs the extra sign."),
+    ] = None,
+    salt: _Salt = None,
+    to: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--to", metavar="FILE", help="Where to write it; else record.json in the run directory."),
+    ] = None,
+) -> None:
+    """Write the deletion record of a finished run: digests, figures, and what it does not prove.
+
+    Example: megu record --request DSR-17 --received 2026-11-02 --due 2026-12-02 --done 2026-11-25 --sign key.pem
+    """
+    from megu_cli.config import load_config
+    from megu_cli.record import collect, records
+
+    alone(options)
+    config = load_config(options.config, list(options.set_), {"out": options.out})
+    grains = collect.read_salt(salt) if salt else collect.salt_of(config.out)
+    days = {name: day.date() if day else None for name, day in (("received", received), ("due", due), ("done", done))}
+    asked = records.asked(config, grains, id=request, reference=reference, **days)
+    records.check_sent(config.out, [asked], grains)
+    statement = collect.collect(config.out, [asked], grains)
+    path = to or config.out / records.FILE
+    made = records.write(path, statement, sign)
+    if sign is None:
+        say("the record is not signed: --sign KEY shows who wrote it", err=True)
+    result = {"file": str(path), "sha256": made.digest, "signed": sign is not None, "statement": statement.plain}
+    display(options, result, lambda r: say(f"{r['file']}\nsha256 of the record: {r['sha256']}"))
+
+
+def verify(
+    options: Options,
+    file: Annotated[Path, typer.Argument(metavar="RECORD", help="The record, such as megu-run/record.json.")],
+    key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--key", metavar="KEY", help="The signer's public key (PEM): the signature must be of its owner."),
+    ] = None,
+    salt: _Salt = None,
+    lists: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option("--list", metavar="FILE", help="A deletion list as it was sent. Repeatable."),
+    ] = None,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Also run the pipeline of -c again elsewhere, and compare the bytes.")
+    ] = False,
+) -> None:
+    """Check a deletion record: signature, form and, with -o RUN_DIR, every digest. Exit code 3 unless all of it holds.
+
+    Example: megu verify record.json -o megu-run --key key.pub --rerun
+    """
+    from megu_cli.config import load_config
+    from megu_cli.errors import ConfigError, RecordError
+    from megu_cli.record import collect, envelope
+    from megu_cli.record.verify import verify as check
+
+    alone(options)
+    if options.out is not None and not options.out.is_dir():
+        raise ConfigError(f"-o {options.out}: there is no such run directory")
+    beside = [folder / collect.SALT for folder in (options.out, file.parent) if folder is not None]
+    grains = salt or next((path for path in beside if path.is_file()), None)
+    found, statement = check(
+        envelope.read(file),
+        out=options.out,
+        key=key,
+        salt=collect.read_salt(grains) if grains else None,
+        lists=lists or [],
+    )
+    if rerun and statement is not None:
+        from megu_cli.cli.progress import tracker
+        from megu_cli.record.rerun import rerun as again
+
+        config = load_config(options.config, list(options.set_), {"out": options.out, "device": options.device})
+        told = lambda line: None if options.quiet else say(line, err=True)  # noqa: E731
+        found.judge("second computation", again(statement, config, track=tracker(options.quiet), say=told))
+    result = {"holds": not found.faults, "held": found.held, "faults": found.faults, "not_checked": found.notes}
+    display(options, result, _findings)
+    if found.faults:
+        raise RecordError(f"{file} does not hold: " + "; ".join(found.faults))
+
+
+def _findings(result: dict[str, Any]) -> None:
+    for line in result["held"]:
+        say(f"holds: {line}")
+    for line in result["not_checked"]:
+        say(f"not checked: {line}")
+    for line in result["faults"]:
+        say(f"WRONG: {line}")
