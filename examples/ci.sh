@@ -3,6 +3,8 @@
 # The last is a gate: it exits with 3 unless every requirement is met.
 #
 #   bash examples/ci.sh [CONFIG]     default: scikit-learn's digits, forget the class 8
+#
+# With ORACLE=1 in the environment it retrains without the forget set as well, and the gate requires the verdict.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 config=$(realpath "${1:-$here/digits/megu.yaml}")
@@ -26,5 +28,12 @@ job similarity ""
 job labels     "original.safetensors transition.safetensors"
 job noise      "original.safetensors labels.safetensors"
 job finetune   "original.safetensors transition.safetensors labels.safetensors noise.safetensors"
-job eval       "original.safetensors model.safetensors finetune.json" \
-  --require 'forget_test_acc<=0.02' --require 'retain_test_acc>=0.95'
+
+handed="original.safetensors model.safetensors finetune.json"
+gate=(--require 'forget_test_acc<=0.02' --require 'retain_test_acc>=0.95')
+if [ -n "${ORACLE:-}" ]; then  # without a retrained model the verdict is undecided
+  megu train --retain-only -c "$config" -o "$jobs/train"
+  handed+=" oracle.safetensors"
+  gate+=(--require verdict=forgotten)
+fi
+job eval       "$handed" "${gate[@]}"

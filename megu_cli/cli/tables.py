@@ -91,9 +91,12 @@ def evaluation(result: dict[str, Any]) -> None:
     for metric, needed in result.get("absent", {}).items():
         if metric in {shown.name for shown in metrics("model", "table")}:
             console.print(f"{metric} is not measured: it needs {needed}.", style="dim")
-    for verdict in result.get("requirements", []):
-        mark, colour = ("met", "green") if verdict["met"] else ("NOT MET", "bold red")
-        console.print(Text.assemble(f"{verdict['requirement']}: ", (mark, colour), f" ({verdict['measured']})"))
+    if verdict := result.get("verdict"):
+        colour = {"forgotten": "bold green", "not forgotten": "bold red"}.get(verdict["verdict"], "bold yellow")
+        console.print(Text.assemble("Verdict: ", (verdict["verdict"], colour), f": {verdict['reason']}"))
+    for outcome in result.get("requirements", []):
+        mark, colour = ("met", "green") if outcome["met"] else ("NOT MET", "bold red")
+        console.print(Text.assemble(f"{outcome['requirement']}: ", (mark, colour), f" ({outcome['measured']})"))
 
 
 # What nothing is to be better than: the starting point, the goal, and the cheat.

@@ -377,7 +377,8 @@ class EvalConfig(Section):
         description="`megu run` also retrains from scratch without the forget set (slow; the judge of all)",
     )
     require: list[str] = Field(
-        default_factory=list, description="requirements such as forget_test_acc<=0.02; one unmet: exit code 3"
+        default_factory=list,
+        description="requirements such as forget_test_acc<=0.02 or verdict=forgotten; one unmet: exit code 3",
     )
     attack_samples: Count = Field(
         5000, description="members and as many non-members that train the support vector attack, at most"

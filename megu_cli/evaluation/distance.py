@@ -22,15 +22,38 @@ def js_divergence(p: Tensor, q: Tensor) -> float | None:
         p: (N, K) probabilities.
         q: (N, K) probabilities.
     """
-    if not len(p):
-        return None
+    return max(0.0, _js(p, q).mean().item()) if len(p) else None
+
+
+def _js(p: Tensor, q: Tensor) -> Tensor:
+    """(N,) Jensen-Shannon divergences in nats."""
     p, q = p.double(), q.double()
     m = (p + q) / 2
 
     def kl(a: Tensor) -> Tensor:
         return (torch.xlogy(a, a) - torch.xlogy(a, m)).sum(1)
 
-    return max(0.0, ((kl(p) + kl(q)) / 2).mean().item())
+    return (kl(p) + kl(q)) / 2
+
+
+def js_difference(p: Tensor, other: Tensor, q: Tensor) -> tuple[float, float] | None:
+    """95% interval of the mean difference JS(other, q) - JS(p, q) over samples; above 0: ``p`` is nearer to ``q``.
+
+    The normal interval of paired differences.
+
+    Args:
+        p: (N, K) probabilities.
+        other: (N, K) probabilities of another model on the same samples.
+        q: (N, K) probabilities that both are held against.
+
+    Returns:
+        (low, high); ``None`` with fewer than two samples.
+    """
+    if len(p) < 2:
+        return None
+    apart = _js(other, q) - _js(p, q)
+    mean, half = apart.mean().item(), 1.96 * (apart.std() / math.sqrt(len(apart))).item()
+    return mean - half, mean + half
 
 
 def agreement(p: Tensor, q: Tensor) -> float | None:

@@ -107,7 +107,7 @@ def mia_loss_tpr_at_1fpr(m: Measurement) -> float | None:
 
 def zrf(m: Measurement) -> float | None:
     """`distance.zrf` on D_f."""
-    return distance.zrf(m.predictions.train.logits.softmax(1), m.problem.untrained)
+    return distance.zrf(m.probabilities, m.problem.untrained)
 
 
 def probe_acc(m: Measurement) -> float | None:
@@ -139,7 +139,7 @@ def relearn_epochs(m: Measurement) -> int | None:
 
 def _answers(m: Measurement, oracle: Measurement) -> tuple[Tensor, Tensor]:
     """(N_f, K) probabilities of both on D_f."""
-    return m.predictions.train.logits.softmax(1), oracle.predictions.train.logits.softmax(1)
+    return m.probabilities, oracle.probabilities
 
 
 def js_divergence(m: Measurement, oracle: Measurement) -> float | None:

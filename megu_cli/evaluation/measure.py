@@ -5,7 +5,7 @@ No model is changed. The classes here are the input of every metric's function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,8 +17,9 @@ from torch.nn import functional
 from megu_cli import training
 from megu_cli.config import EvalConfig
 from megu_cli.data import Dataset
-from megu_cli.evaluation import accuracy, aggregates, entanglement, membership
+from megu_cli.evaluation import accuracy, aggregates, distance, entanglement, membership
 from megu_cli.evaluation.registry import Group, NotApplicable, loaded, metrics
+from megu_cli.evaluation.verdict import verdict
 from megu_cli.execution import Execution
 from megu_cli.execution.runtime import generator
 from megu_cli.request.resolve import Request
@@ -288,6 +289,11 @@ class Measurement:
     unlearned: bool = False
     perturbing: Tensor | None = None
 
+    @property
+    def probabilities(self) -> Tensor:
+        """(N_f, K) probabilities on D_f."""
+        return self.predictions.train.logits.softmax(1)
+
     @cached_property
     def figures(self) -> Figures:
         """The metrics of the model by itself."""
@@ -388,16 +394,18 @@ def evaluated(models: Mapping[str, Measurement], problem: EvaluationProblem) -> 
         problem: The forget request and the settings.
     """
     oracle = models.get("oracle")
-    return {
+    figures = {
         **{name: measurement.figures for name, measurement in models.items()},
         "intervals": {name: measurement.intervals() for name, measurement in models.items()},
         "per_class": {name: per_class(m.predictions, problem.data) for name, m in models.items()},
         "entanglement": {name: measurement.entanglement for name, measurement in models.items()},
-        "comparison": {name: m.beside(oracle) for name, m in _others(models)} if oracle else {},
+        "comparison": {name: m.beside(oracle) for name, m in models.items() if m is not oracle} if oracle else {},
         "request": described(problem.data, problem.request),
         "aggregates": aggregated(models, problem),
     }
-
-
-def _others(models: Mapping[str, Measurement]) -> Iterable[tuple[str, Measurement]]:
-    return [(name, measurement) for name, measurement in models.items() if name != "oracle"]
+    nearer = None
+    if oracle:
+        p, masked, q = (m.probabilities for m in (models["unlearned"], models["mask"], oracle))
+        nearer = distance.js_difference(p, masked, q)
+    probed = len(problem.sample.forgotten_test)
+    return figures | {"verdict": verdict(figures, probe_images=probed, nearer_than_mask=nearer)}

@@ -1,4 +1,4 @@
-"""Requirements on the figures of an evaluation, such as ``forget_test_acc<=0.02``: a gate for CI."""
+"""Requirements on an evaluation, such as ``forget_test_acc<=0.02`` or ``verdict=forgotten``: a gate for CI."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any
 
 from megu_cli.errors import ConfigError, brief
 from megu_cli.evaluation.registry import find, metrics
+from megu_cli.evaluation.verdict import WORDS
 
 _FORM = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+]?[0-9.]+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
-_TESTS: dict[str, Callable[[float, float], bool]] = {
+_VERDICT = re.compile(r"\s*verdict\s*==?\s*(.*?)\s*")
+_TESTS: dict[str, Callable[[Any, Any], Any]] = {
+    "=": operator.eq,
     "<=": operator.le,
     ">=": operator.ge,
     "<": operator.lt,
@@ -37,35 +40,37 @@ def absent(evaluation: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Requirement:
-    """One requirement: ``name test bound``."""
+    """One requirement: ``name test bound``. The bound of the verdict is a word, and its test ``=``."""
 
     name: str
     test: str
-    bound: float
+    bound: float | str
 
     def __str__(self) -> str:
-        return f"{self.name}{self.test}{self.bound:g}"
+        return f"{self.name}{self.test}{self.bound if isinstance(self.bound, str) else f'{self.bound:g}'}"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """A requirement, and what was measured; ``value`` is ``None`` where there is no such figure here, and ``why``."""
 
     requirement: Requirement
-    value: float | None
+    value: float | str | None
     why: str = ""
 
     @property
     def met(self) -> bool:
         """Whether the figure is there and within the bound."""
         requirement = self.requirement
-        return self.value is not None and _TESTS[requirement.test](self.value, requirement.bound)
+        return self.value is not None and bool(_TESTS[requirement.test](self.value, requirement.bound))
 
     @property
     def measured(self) -> str:
         """The figure, or why there is none."""
         if self.value is None:
             return f"no such figure {self.why}"
+        if isinstance(self.value, str):
+            return self.value
         return "never" if self.value == math.inf else f"{self.value:.4f}"
 
 
@@ -77,6 +82,9 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
     """
     result = []
     for text in texts:
+        if match := _VERDICT.fullmatch(text):
+            result.append(_on_the_verdict(match[1]))
+            continue
         match = _FORM.fullmatch(text)
         try:
             if match is None:
@@ -84,7 +92,8 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
             result.append(Requirement(match[1], match[2], float(match[3])))
         except ValueError:
             raise ConfigError(
-                f"requirement {brief(text)} is not of the form name<=number", "For example forget_test_acc<=0.02."
+                f"requirement {brief(text)} is not of the form name<=number",
+                "For example forget_test_acc<=0.02, or verdict=forgotten.",
             ) from None
         if result[-1].name not in names():
             raise ConfigError(
@@ -93,7 +102,13 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
     return result
 
 
-def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) -> list[Verdict]:
+def _on_the_verdict(word: str) -> Requirement:
+    if word not in WORDS:
+        raise ConfigError(f"requirement verdict={brief(word)}: there is no such verdict", f"Known: {', '.join(WORDS)}.")
+    return Requirement("verdict", "=", word)
+
+
+def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) -> list[Outcome]:
     """Hold an evaluation, the body of eval.json, against requirements."""
     compared = evaluation["comparison"].get("unlearned", {})
     figures = {**evaluation["time"], **compared, **evaluation["unlearned"]}
@@ -116,4 +131,5 @@ def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) ->
         timed = evaluation["time"].get("time_ratio") is not None
         return "since the retraining had no held-out images" if timed else "since both were not timed on one machine"
 
-    return [Verdict(r, figures.get(r.name), why(r.name)) for r in requirements]
+    figures["verdict"] = evaluation.get("verdict", {}).get("verdict")
+    return [Outcome(r, figures.get(r.name), why(r.name)) for r in requirements]

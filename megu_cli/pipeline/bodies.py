@@ -23,7 +23,7 @@ FORMS: dict[str, dict[Any, Any]] = {
         "forgotten": {"concepts": [str], "images": [str]},
     },
     "eval": {
-        **dict.fromkeys(("original", "mask", "unlearned", "oracle", "request", "time", "aggregates"), dict),
+        **dict.fromkeys(("original", "mask", "unlearned", "oracle", "request", "time", "aggregates", "verdict"), dict),
         **dict.fromkeys(("comparison", "per_class", "entanglement", "intervals"), _FIGURES),
     },
 }

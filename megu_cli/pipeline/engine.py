@@ -158,7 +158,7 @@ STAGES = {
             ),
             (*_METHOD, "test_data"),
             ("checkpoint", "finetune", "oracle"),
-            version=5,
+            version=6,
             shared=True,
         ),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import ArtifactError
-from megu_cli.evaluation.requirements import Verdict
+from megu_cli.evaluation.requirements import Outcome
 from megu_cli.pipeline.purge import SHOWS_FORGOTTEN
 from megu_cli.run import artifacts, writing
 from megu_cli.run.artifacts import Artifact
@@ -39,7 +39,7 @@ _EXAMPLES = 8
 
 def write(
     work: Workspace,
-    verdicts: Sequence[Verdict],
+    outcomes: Sequence[Outcome],
     *,
     form: str = "html",
     show_forgotten: bool = False,
@@ -49,7 +49,7 @@ def write(
 
     Args:
         work: The run; its data set is loaded only for ``show_forgotten``.
-        verdicts: The requirements, and what was measured.
+        outcomes: The requirements, and what was measured.
         form: One of `FORMATS`.
         show_forgotten: Show a few forgotten images beside their noises.
         notices: What the reader must know.
@@ -62,7 +62,7 @@ def write(
     """
     from megu_cli.report.content import gather
 
-    sources = _sources(work, verdicts, show_forgotten, notices)
+    sources = _sources(work, outcomes, show_forgotten, notices)
     report = gather(sources if form == "json" else _readable(sources))
     text = _RENDER[form](report)
     path = work.out / f"report.{form}"
@@ -71,7 +71,7 @@ def write(
     return path
 
 
-def _sources(work: Workspace, verdicts: Sequence[Verdict], show_forgotten: bool, notices: Sequence[str]) -> Sources:
+def _sources(work: Workspace, outcomes: Sequence[Outcome], show_forgotten: bool, notices: Sequence[str]) -> Sources:
     from megu_cli.report.parts import Sources
 
     evaluation = artifacts.read(work.out / "eval.json")
@@ -104,7 +104,7 @@ def _sources(work: Workspace, verdicts: Sequence[Verdict], show_forgotten: bool,
             "Forgotten images were asked for, but the labels or noises made from them are not here any more."
         )
     finished = str(entry["time"]).replace("T", " ").replace("+00:00", " UTC") if entry else ""
-    return Sources(evaluation, found, verdicts, files, finished, shown, scale, notices, comparison)
+    return Sources(evaluation, found, outcomes, files, finished, shown, scale, notices, comparison)
 
 
 def _readable(sources: Sources) -> Sources:

@@ -29,12 +29,13 @@ def gather(sources: Sources) -> Report:
         sections.digests,
         sections.settings,
     )
-    met = [verdict.met for verdict in sources.verdicts]
+    met = [outcome.met for outcome in sources.outcomes]
     return Report(
         title=_what(body["request"]),
         facts=_facts(view),
         summary=_summary(view),
-        verdict="none required" if not met else "met" if all(met) else "not met",
+        verdict=view.verdict["verdict"],
+        requirements="none required" if not met else "met" if all(met) else "not met",
         tiles=_tiles(view),
         sections=[section for build in builders if (section := build(view))],
         limits=[*LIMITS, *_own_limits(view)],

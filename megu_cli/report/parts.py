@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megu_cli.evaluation.requirements import Verdict
+from megu_cli.evaluation.requirements import Outcome
 from megu_cli.run.artifacts import Artifact
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class Report:
         title: What was forgotten.
         facts: Name and value of what the request was.
         summary: Sentences that say how it went.
-        verdict: ``met``, ``not met`` or ``none required``.
+        verdict: ``forgotten``, ``not forgotten`` or ``undecided``.
+        requirements: ``met``, ``not met`` or ``none required``.
         tiles: Headline figures.
         sections: The rest.
         limits: What the report does not show.
@@ -98,6 +99,7 @@ class Report:
     facts: list[tuple[str, str]]
     summary: list[str]
     verdict: str
+    requirements: str
     tiles: list[Tile]
     sections: list[Section]
     limits: list[tuple[str, str]]
@@ -114,7 +116,7 @@ class Sources:
     Attributes:
         evaluation: eval.json.
         artifacts: Of the other stages, those that are there and belong to this evaluation.
-        verdicts: The requirements, and what was measured.
+        outcomes: The requirements, and what was measured.
         files: (file, bytes, sha256) of what lies in the run directory.
         finished: When the evaluation was made, where that is known.
         shown: Forgotten images to show, as (image (C, H, W) from 0 to 1, class, perturbing label); empty: show none.
@@ -125,7 +127,7 @@ class Sources:
 
     evaluation: Artifact
     artifacts: Mapping[str, Artifact]
-    verdicts: Sequence[Verdict]
+    outcomes: Sequence[Outcome]
     files: Sequence[tuple[str, int, str]]
     finished: str = ""
     shown: Sequence[tuple[np.ndarray[Any, Any], int, int]] = ()
@@ -154,6 +156,13 @@ class View:
     def request(self) -> dict[str, Any]:
         """What was asked for."""
         return self.body["request"]  # type: ignore[no-any-return]
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """The verdict; undecided in an evaluation by an older version of megu."""
+        older = {"verdict": "undecided", "reason": "this evaluation was made by an older megu.", "checks": []}
+        found: dict[str, Any] = self.body.get("verdict", older)
+        return found
 
     @property
     def forgotten(self) -> list[int]:

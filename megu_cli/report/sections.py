@@ -17,28 +17,61 @@ _ROWS = 32  # classes in a figure; the tables hold all
 _PATHS = 60  # rows of the flow's table
 
 
+_CHECKS = {
+    "behaviour": "It behaves like the retrained model",
+    "depth": "Its features hold no more than the retrained model's",
+    "membership": "An attacker learns no more than from the retrained model",
+}
+
+
 def verdict(view: View) -> Section:
-    """The requirements, and whether they are met."""
-    verdicts = view.sources.verdicts
-    if not verdicts:
-        lead = (
-            "No requirement was set for this run, so there is no pass or fail: the table below is the evidence. "
-            "Requirements, such as forget_test_acc<=0.02, are set in the config under eval.require."
-        )
-        return Section("verdict", "Verdict", lead)
-    missed = sum(not verdict.met for verdict in verdicts)
-    lead = (
-        "Every requirement that was set beforehand is met."
-        if not missed
-        else f"{missed} of {counted(len(verdicts), 'requirement')} that were set beforehand "
-        f"{'is' if missed == 1 else 'are'} not met."
-    )
+    """The verdict with its reasons, then the requirements."""
+    judged = view.verdict
     rows = []
-    for verdict in verdicts:
-        label, required = title(verdict.requirement.name), str(verdict.requirement)
-        rows.append([label, required, verdict.measured, "met" if verdict.met else "NOT MET"])
-    marked = [row for row, verdict in enumerate(verdicts) if not verdict.met]
-    return Section("verdict", "Verdict", lead, tables=[Table(["What", "Required", "Measured", ""], rows, marked)])
+    for check in judged["checks"]:
+        m = metric(check["figure"])
+        values = [m.text(check[key], 1, "%") for key in ("value", "oracle", "original")]
+        margin = f"{check['margin']:.3f}" if m.unit == "number" else f"{100 * check['margin']:.1f} points"
+        label = f"{_CHECKS[check['name']]}: {title(m.name)}"
+        rows.append([label, *values, margin, "passed" if check["passed"] else "NOT PASSED"])
+    marked = [row for row, check in enumerate(judged["checks"]) if not check["passed"]]
+    head = ["check", "unlearned", "retrained", "original", "may be apart by", ""]
+    tables = [Table(head, rows, marked)] if rows else []
+    reason = judged["reason"]
+    lead = f"{judged['verdict'].capitalize()}: {reason} {_required(view)}"
+    detail = (
+        "The checks need no configuration. A model passes one if its distance from the retrained model is at most half "
+        "of the original's, or no more than the sampling error. docs/metrics.md explains the margins."
+    )
+    if view.sources.outcomes:
+        tables.append(_requirements(view))
+    return Section("verdict", "Verdict", lead, detail if judged["checks"] else "", tables=tables)
+
+
+def _required(view: View) -> str:
+    """How many requirements are met, in a sentence."""
+    outcomes = view.sources.outcomes
+    if not outcomes:
+        return (
+            "No requirement was set for this run. Requirements, such as verdict=forgotten, are set in the config under "
+            "eval.require."
+        )
+    missed = sum(not outcome.met for outcome in outcomes)
+    if not missed:
+        return "Every requirement that was set beforehand is met."
+    verb = "is" if missed == 1 else "are"
+    return f"{missed} of {counted(len(outcomes), 'requirement')} that were set beforehand {verb} not met."
+
+
+def _requirements(view: View) -> Table:
+    """The requirements, and whether they are met."""
+    outcomes = view.sources.outcomes
+    rows = []
+    for outcome in outcomes:
+        label = "Verdict" if outcome.requirement.name == "verdict" else title(outcome.requirement.name)
+        rows.append([label, str(outcome.requirement), outcome.measured, "met" if outcome.met else "NOT MET"])
+    marked = [row for row, outcome in enumerate(outcomes) if not outcome.met]
+    return Table(["What", "Required", "Measured", ""], rows, marked)
 
 
 def results(view: View) -> Section:

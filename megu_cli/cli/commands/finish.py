@@ -55,12 +55,12 @@ def report(
         if state.status == "blocked":
             # The evaluation can be read where the data are not; whether it still fits them cannot be told there.
             notices.append(f"It could not be checked here whether this evaluation is up to date: {state.reason}.")
-        verdicts = judge(parse(config.eval.require), read_body(file))
+        outcomes = judge(parse(config.eval.require), read_body(file))
         refuse_foreign(config.out, f"report.{form.value}")
         if options.dry_run:
             display(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: say(r["file"]))
             return
-        path = reports.write(pipeline.work, verdicts, form=form.value, show_forgotten=show_forgotten, notices=notices)
+        path = reports.write(pipeline.work, outcomes, form=form.value, show_forgotten=show_forgotten, notices=notices)
     for notice in notices:
         say(notice, err=True)
     result = {"file": str(path), "format": form.value, "bytes": path.stat().st_size, "shows_forgotten": show_forgotten}

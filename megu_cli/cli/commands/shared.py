@@ -133,24 +133,24 @@ def show_eval(options: Options, config: Config, notes: list[str]) -> None:
     from megu_cli.run.artifacts import read_body
 
     evaluation = read_body(config.out / STAGES["eval"].file)
-    verdicts = judge(parse(config.eval.require), evaluation)
+    outcomes = judge(parse(config.eval.require), evaluation)
     result = {name: value for name, value in evaluation.items() if name != "aggregates"}  # for the report alone
     if missing := absent(evaluation):
         result["absent"] = missing
-    if verdicts:
+    if outcomes:
         result["requirements"] = [
             {
                 "requirement": str(v.requirement),
-                "value": v.value if v.value is not None and math.isfinite(v.value) else None,
+                "value": None if v.value == math.inf else v.value,
                 "measured": v.measured,
                 "met": v.met,
             }
-            for v in verdicts
+            for v in outcomes
         ]
     display(options, {**result, "notes": notes} if options.json else result, tables.evaluation)
     missed = [
         f"{v.requirement} is not met: {'there' if v.value is None else v.requirement.name} is {v.measured}"
-        for v in verdicts
+        for v in outcomes
         if not v.met
     ]
     if missed:
