@@ -1,45 +1,91 @@
-"""Preflight: does a checkpoint classify the data as it should, and if not, why? Told by trying, before any work."""
+"""Preflight: does a checkpoint classify the data as it should, and if not, why? Found by trying, before any work."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn import functional
 
-from megu_cli.data import MemoryImages, Resizing, Split, sampled
+from megu_cli.data import Split
 from megu_cli.errors import CheckpointError
+from megu_cli.execution.runtime import Track, silent
 from megu_cli.models.features import frozen
+from megu_cli.models.looks import Look, Pictures, Seen, batches_of, normalisations, see, sizes
+from megu_cli.models.sources import Preprocessing
 
 _IMAGES = 500
-_TRIED = 200
 # A model that classifies this share of its training images is not looked into.
 _FINE = 0.9
 # What undoing a mistake must gain to count as the cause.
 _GAIN = 0.1
-_SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
-_USUAL = {
-    "pixels from 0 to 1 that are not normalised": ((0.0,), (1.0,)),
-    "pixels from 0 to 255 that are not normalised": ((0.0,), (1 / 255,)),
-    "mean 0.5 and deviation 0.5": ((0.5,), (0.5,)),
-    "ImageNet's normalisation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+# An accuracy from which on nothing dearer is tried.
+_EXPLAINED = 0.97
+# Images of a first try, of one at a size that takes longer, and of the second try of so many that did best.
+_SCREEN, _DEAR, _CONFIRM, _FINALISTS = 120, 60, 180, 6
+# Pixels a side that do not take long.
+_CHEAP = 64
+# Accuracies that lie closer together than this are equal: the smaller change is the likelier cause.
+_EQUAL = 0.015
 
 
 @dataclass(frozen=True)
-class _Cause:
-    """What would explain a bad accuracy: what it would be otherwise, and what to do."""
+class Finding:
+    """What a preflight found.
 
-    accuracy: float
-    told: str
-    hint: str
+    Attributes:
+        line: How many images are classified right.
+        low: The accuracy is at chance, or well below the expected one.
+        cause: What would explain it, in words; empty if nothing does.
+        hint: What to do about it.
+        settings: Dotted key of the config -> the value that helps.
+    """
+
+    line: str
+    low: bool
+    cause: str = ""
+    hint: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fault(self) -> CheckpointError | None:
+        """The error that it stands for; ``None`` if all is right."""
+        anyway = "Set model.preflight: false to continue anyway."
+        if self.cause:
+            return CheckpointError(f"preflight: {self.line}; {self.cause}", f"{self.hint}\n{anyway}")
+        if self.low:
+            return CheckpointError(
+                f"preflight: {self.line}; no other order of classes, normalisation, order of channels or size is "
+                "better",
+                f"These may not be the data that it was trained with, or not the weights.\n{anyway}",
+            )
+        return None
 
 
-def check(
+def check(model: nn.Module, split: Split, classes: Sequence[str], **given: Any) -> str:
+    """See that a model classifies a sample of its training images; the arguments are those of `examine`.
+
+    Returns:
+        What was found, in a line.
+
+    Raises:
+        CheckpointError: Accuracy is at chance, or under the expected one by more than the sample explains, or one of
+            the usual mistakes, undone, would make it better by a tenth; the likeliest cause is named.
+    """
+    found = examine(model, split, classes, **given)
+    if fault := found.fault:
+        raise fault
+    return found.line
+
+
+def examine(
     model: nn.Module,
     split: Split,
     classes: Sequence[str],
@@ -47,125 +93,179 @@ def check(
     expected: float | None = None,
     own: tuple[Sequence[float], Sequence[float]] | None = None,
     number: int | None = None,
+    root: Path | None = None,
+    prepared: Preprocessing | None = None,
+    advised: Preprocessing | None = None,
     device: torch.device | str = "cpu",
-) -> str:
-    """See that a model classifies a sample of its training images.
-
-    It fails where accuracy is at chance, or under the expected one by more than the sample explains, or where one of
-    the usual mistakes, undone, would make it better by a tenth: another order of classes, normalisation, order of
-    channels or size.
+    track: Track = silent,
+) -> Finding:
+    """Classify training images, and where that fails, find out which other input or order of classes helps.
 
     Args:
         model: In eval mode, on ``device``.
-        split: Training images; 500 of them are taken by hash of their identity.
+        split: Training images; a sample of them is taken that has as many of each class as there are.
         classes: (K,) names.
         expected: Accuracy that the user expects, from 0 to 1.
         own: Mean and deviation that the data set would be normalised with by itself.
         number: So many images of ``split``, the first ones, are training images; ``None``: all.
+        root: The folder that the names of the images are relative to; other sizes are decoded from the files there.
+        prepared: How the images are prepared now.
+        advised: How the model itself says that they are to be prepared.
         device: Where the model is.
-
-    Returns:
-        What was found, in a line.
-
-    Raises:
-        CheckpointError: It fails; the likeliest cause is named.
+        track: Reports progress.
     """
-    known = range(len(split) if number is None else number)
-    sample = _sample(split, known, _IMAGES)
+    known = torch.arange(len(split) if number is None else number)
+    pictures = Pictures(split, known, min(max(_IMAGES, 4 * len(classes)), 2000), root, prepared or Preprocessing())
     with frozen(model):
-        right = _says(model, sample, device) == sample.labels
+        with track("preflight", batches_of(len(pictures.labels))) as advance:
+            now = see(model, pictures, pictures.now, len(pictures.labels), device, advance)
+        labels = pictures.labels[:_IMAGES]
+        right = now.first(_IMAGES).says == labels if now else torch.zeros(len(labels), dtype=torch.bool)
         accuracy = right.double().mean().item()
-        counts = torch.bincount(sample.labels)
-        chance = max(1 / len(classes), counts.max().item() / len(sample))
-        line = f"{100 * accuracy:.1f}% of {len(sample)} training images classified right (chance {100 * chance:.1f}%"
+        chance = max(1 / len(classes), torch.bincount(labels).max().item() / len(labels))
+        line = f"{100 * accuracy:.1f}% of {len(labels)} training images classified right (chance {100 * chance:.1f}%"
         line += ")" if expected is None else f", expected {100 * expected:.1f}%)"
-        at_chance = accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / len(sample))
         if expected is None:
-            low, fine = at_chance, accuracy >= _FINE
+            low = accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / len(labels))
+            fine = accuracy >= _FINE
         else:
-            low = accuracy < expected - 0.02 - 3 * math.sqrt(expected * (1 - expected) / len(sample))
+            share = _weighted(right, labels, split.labels[known])
+            low = share < expected - 0.02 - 3 * math.sqrt(expected * (1 - expected) / len(labels))
             fine = not low
-        if fine:
-            return line
-        causes = [
-            *_other_order(model, split, known, classes, accuracy, device),
-            *_other_input(model, sample, own, device),
-        ]
-    if causes:
-        cause = max(causes, key=lambda found: found.accuracy)
-        raise CheckpointError(
-            f"preflight: {line}; {cause.told} it would be {100 * cause.accuracy:.0f}%",
-            f"{cause.hint}\nmodel.preflight: false goes on all the same.",
-        )
-    if low:
-        raise CheckpointError(
-            f"preflight: {line}; no other order of classes, normalisation, order of channels or size is better",
-            "These may not be the data that it was trained with, or not the weights.\n"
-            "model.preflight: false goes on all the same.",
-        )
-    return line
+        if now is None:
+            line = f"the model takes no images of {pictures.now.size} x {pictures.now.size} pixels"
+        elif fine:
+            return Finding(line, low)
+        search = _Search(model, pictures, device)
+        best = search.best(now, own, advised, track)
+    return Finding(line, low) if best is None else _told(Finding(line, low), best, search, classes)
 
 
-def _sample(split: Split, known: Sequence[int], number: int) -> Split:
-    """Up to ``number`` of the images at ``known`` by hash, decoded."""
-    index = torch.tensor(sorted(sampled(split, known, number)))
-    chosen = split.at(index)
-    pixels = torch.cat(list(chosen.images.batches(list(torch.arange(len(index)).split(100)))))
-    return replace(chosen, images=MemoryImages(pixels))
+def _weighted(right: Tensor, labels: Tensor, everywhere: Tensor) -> float:
+    """The accuracy on a sample with each class as frequent as it is everywhere."""
+    frequent = torch.bincount(everywhere).double() / torch.bincount(labels, minlength=int(everywhere.max()) + 1)
+    weight = frequent[labels]
+    return float((right * weight).sum() / weight.sum())
 
 
-def _first(split: Split, number: int) -> Split:
-    return split.at(torch.arange(min(number, len(split))))
+@dataclass(frozen=True)
+class _Tried:
+    """A look, and whether the classes are taken in another order as well.
+
+    Attributes:
+        gain: Beyond the accuracy on the same images as they are shown now.
+    """
+
+    look: Look
+    reordered: bool
+    changes: int
+    seen: Seen
+    accuracy: float
+    gain: float
+
+    @property
+    def helps(self) -> bool:
+        """Whether the gain is large, and more than the sample explains."""
+        return self.changes > 0 and self.gain >= max(_GAIN, 2 * math.sqrt(0.5 / len(self.seen.logits)))
 
 
-def _says(model: nn.Module, split: Split, device: torch.device | str) -> Tensor:
-    """(N,) the classes that a model predicts."""
-    with torch.inference_mode():
-        found = [model(x).argmax(1).cpu() for _, x in split.pass_over(torch.arange(len(split)), 100, device)]
-    return torch.cat(found)
+class _Search:
+    """Looks for the input and the order of classes with which a model is right."""
+
+    def __init__(self, model: nn.Module, pictures: Pictures, device: torch.device | str) -> None:
+        self.model, self.pictures, self.device = model, pictures, device
+
+    def best(
+        self,
+        now: Seen | None,
+        own: tuple[Sequence[float], Sequence[float]] | None,
+        advised: Preprocessing | None,
+        track: Track,
+    ) -> _Tried | None:
+        """The smallest change that explains the most; ``None`` if none explains anything.
+
+        Sizes come from the cheapest on, the present one always, until something explains all.
+        """
+        pictures, here = self.pictures, self.pictures.now
+        self._now = now.says if now else torch.full_like(pictures.labels, -1)
+        tried = self._judged(here, now) if now else []
+        order = sorted({here.size, *sizes(pictures, advised)}, key=lambda size: (size > max(here.size, _CHEAP), size))
+        explained = False
+        with track("preflight: other sizes and normalisations", len(order)) as advance:
+            for size in order:
+                before, explained = explained, max((one.accuracy for one in tried), default=0.0) >= _EXPLAINED
+                dear = size > _CHEAP
+                # The size after the one that explains all may be nearer yet.
+                if size == here.size or not explained or not (before or dear):
+                    number = _DEAR if dear else _SCREEN
+                    looks = [Look(size, n) for n in normalisations(pictures, size, own, advised)]
+                    found = self._all([look for look in looks if look != here], number)
+                    if pictures.colour:
+                        top = max(found, key=_merit).look if found else here
+                        turned = {replace(top, turned=True), replace(looks[0], turned=True)}
+                        found += self._all(turned, number)
+                    tried += found
+                advance()
+            return self._chosen(tried)
+
+    def _all(self, looks: Iterable[Look], number: int) -> list[_Tried]:
+        found = []
+        for look in looks:
+            if seen := see(self.model, self.pictures, look, number, self.device):
+                found += self._judged(look, seen)
+        return found
+
+    def _judged(self, look: Look, seen: Seen) -> list[_Tried]:
+        """A look as it is, and with the classes in another order where that is much better."""
+        number = len(seen.logits)
+        labels, says = self.pictures.labels[:number], seen.says
+        then = (says == labels).double().mean().item()
+        now = (self._now[:number] == labels).double().mean().item()
+        changes = look.changes(self.pictures.now)
+        found = [_Tried(look, False, changes, seen, then, then - now)]
+        moved = _crossed(says.numpy(), labels.numpy(), self.pictures.rounds[:number].numpy() % 2 == 0)
+        other = replace(found[0], reordered=True, changes=changes + 1, accuracy=moved, gain=moved - now)
+        return [*found, other] if moved - then >= _GAIN and other.helps else found
+
+    def _chosen(self, tried: Sequence[_Tried]) -> _Tried | None:
+        """Of those that did best, all on the same images, the smallest change that is as good as the best."""
+        helping = sorted((one for one in tried if one.gain >= _GAIN / 2 and one.changes), key=_merit, reverse=True)
+        final = []
+        for one in [one for one in helping[:_FINALISTS] if _merit(one) >= _merit(helping[0]) - _GAIN]:
+            enough = len(one.seen.logits) >= min(_CONFIRM, len(self.pictures.labels))
+            again = [one] if enough else self._all([one.look], _CONFIRM)
+            final += [found for found in again if found.reordered == one.reordered and found.helps]
+        if not final:
+            return None
+        most = max(one.accuracy for one in final)
+        equal = [one for one in final if one.accuracy >= most - _EQUAL]
+        fewest = min(one.changes for one in equal)
+        return min((one for one in equal if one.changes == fewest), key=lambda one: (one.seen.drift, self._loss(one)))
+
+    def _loss(self, one: _Tried) -> float:
+        """Cross-entropy of the right answers."""
+        labels = self.pictures.labels[: len(one.seen.logits)]
+        if one.reordered:
+            back = {label: output for output, label in _match(one.seen.says.numpy(), labels.numpy()).items()}
+            labels = torch.tensor([back.get(label, 0) for label in labels.tolist()])
+        return functional.cross_entropy(one.seen.logits, labels).item()
 
 
-def _better(now: float, then: float, images: int) -> bool:
-    """Whether a difference is large, and more than the sample explains."""
-    return then - now >= max(_GAIN, 2 * math.sqrt(0.5 / images))
+def _merit(one: _Tried) -> float:
+    return one.accuracy - _EQUAL * one.changes
 
 
-def _other_order(
-    model: nn.Module,
-    split: Split,
-    known: Sequence[int],
-    classes: Sequence[str],
-    accuracy: float,
-    device: torch.device | str,
-) -> list[_Cause]:
-    """The classes in another order: the best one-to-one match of outputs and labels, judged on other images.
+def _crossed(says: np.ndarray, labels: np.ndarray, halves: np.ndarray) -> float:
+    """Accuracy with the best one-to-one match of outputs and labels, judged on other images.
 
     One half of the images gives the match and the other half its accuracy, both ways; a match that is judged on what
     made it is better than chance for nothing.
     """
-    sample = _sample(split, known, min(max(_IMAGES, 4 * len(classes)), 2000))
-    says, labels = _says(model, sample, device).numpy(), sample.labels.numpy()
-    halves = np.arange(len(labels)) % 2 == 0
     hits = 0
     for half in (halves, ~halves):
         match = _match(says[half], labels[half])
         hits += sum(match.get(int(output)) == label for output, label in zip(says[~half], labels[~half], strict=True))
-    then = hits / len(labels)
-    if not _better(accuracy, then, len(labels)):
-        return []
-    match = _match(says, labels)
-    moved = [(output, label) for output, label in sorted(match.items()) if output != label]
-    told = ", ".join(f"{classes[output]!r} for images of {classes[label]!r}" for output, label in moved[:3])
-    more = f" and so on, {len(moved)} classes in all" if len(moved) > 3 else ""
-    order = [classes[match[output]] for output in range(len(classes))] if len(match) == len(classes) <= 20 else None
-    return [
-        _Cause(
-            then,
-            f"the order of the classes differs: the model says {told}{more}. In the other order",
-            "Give model.classes the names in the order of the model's outputs"
-            + (f"; by what it says that is: [{', '.join(map(repr, order))}]." if order else "."),
-        )
-    ]
+    return hits / len(labels)
 
 
 def _match(says: np.ndarray, labels: np.ndarray) -> dict[int, int]:
@@ -181,46 +281,52 @@ def _match(says: np.ndarray, labels: np.ndarray) -> dict[int, int]:
     return {int(outputs[i]): int(truths[j]) for i, j in zip(first, second, strict=True) if table[i, j]}
 
 
-def _other_input(
-    model: nn.Module,
-    sample: Split,
-    own: tuple[Sequence[float], Sequence[float]] | None,
-    device: torch.device | str,
-) -> list[_Cause]:
-    """Another normalisation, order of channels or size of the same images."""
-    few = _first(sample, _TRIED)
-    now = (_says(model, few, device) == few.labels).double().mean().item()
-    channels = len(few.mean)
-    tried: list[tuple[Split, str, str]] = []
+def _told(finding: Finding, best: _Tried, search: _Search, classes: Sequence[str]) -> Finding:
+    """The finding with the cause in words, and what to write into the config."""
+    look, now = best.look, search.pictures.now
+    ways: list[str] = []
+    settings: dict[str, Any] = {}
+    hints: list[str] = []
+    if look.size != now.size:
+        ways.append(f"images of {look.size} x {look.size} pixels")
+        settings["data.image_size"] = look.size
+    if look.normalisation != now.normalisation:
+        ways.append(look.normalisation.name)
+        for key, values in (("model.mean", look.normalisation.mean), ("model.std", look.normalisation.std)):
+            settings[key] = [float(f"{value:.4g}") for value in values]
+    if look.turned:
+        ways.append("red and blue exchanged")
+        hints.append("The model takes blue, green, red: name a python: factory whose module turns them round "
+                     "(x.flip(1)).")  # fmt: skip
+    if settings:
+        set_ = [f"{key}: {_yaml(value)}" for key, value in settings.items()]
+        hints.insert(0, f"Set {', '.join(set_[:-1])}{' and ' if len(set_) > 1 else ''}{set_[-1]}.")
+    cause = f"with {_and(ways)}" if ways else ""
+    if best.reordered:
+        told, order, advice = _order(best, search, classes)
+        cause = f"{told}. In the other order{f' and {cause}' if cause else ''}"
+        hints.append(advice)
+        settings |= {"model.classes": order} if order else {}
+    cause += f" it would be {100 * best.accuracy:.0f}%"
+    return replace(finding, cause=cause, hint="\n".join(hints), settings=settings)
 
-    normalisations = {**({"the data set's own normalisation": own} if own else {}), **_USUAL}
-    for name, (mean, std) in normalisations.items():
-        if len(mean) in (1, channels):
-            means, stds = (torch.tensor(v).view(-1, 1, 1).expand(channels, 1, 1) for v in (mean, std))
-            if not (torch.allclose(means, few.mean) and torch.allclose(stds, few.std)):
-                lists = [f"[{', '.join(f'{v:.4g}' for v in values)}]" for values in (mean, std)]
-                hint = f"Set model.mean: {lists[0]} and model.std: {lists[1]}."
-                tried.append((replace(few, mean=means, std=stds), f"with {name}", hint))
-    pixels = few.images.pixels if isinstance(few.images, MemoryImages) else torch.empty(0)
-    if pixels.shape[1] == 3:
-        hint = "The model takes blue, green, red: name a python: factory whose module turns them round (x.flip(1))."
-        tried.append((replace(few, images=MemoryImages(pixels.flip(1))), "with red and blue exchanged", hint))
-    side = pixels.shape[-1]
-    for size in _SIZES:
-        if size != side and side / 8 <= size <= side * 8:
-            # A pass costs as the square of the side: fewer images where they are larger.
-            part = _first(few, max(50, round(_TRIED * min(1.0, (max(side, 64) / size) ** 2))))
-            scaled = MemoryImages(Resizing(size).of_tensor(pixels[: len(part)]))
-            hint = f"Set data.image_size: {size}."
-            tried.append((replace(part, images=scaled), f"with images of {size} x {size} pixels", hint))
 
-    causes = []
-    for other, told, hint in tried:
-        try:
-            hits = _says(model, other, device) == other.labels
-        except (RuntimeError, ValueError, AssertionError):  # a size that the model does not take
-            continue
-        then = hits.double().mean().item()
-        if _better(now, then, len(other)):
-            causes.append(_Cause(then, told, hint))
-    return causes
+def _order(best: _Tried, search: _Search, classes: Sequence[str]) -> tuple[str, list[str] | None, str]:
+    """The other order of the classes: in words, as names where it is whole, and what to do."""
+    says = best.seen.says.numpy()
+    match = _match(says, search.pictures.labels[: len(says)].numpy())
+    moved = [(output, label) for output, label in sorted(match.items()) if output != label]
+    told = ", ".join(f"{classes[output]!r} for images of {classes[label]!r}" for output, label in moved[:3])
+    more = f" and so on, {len(moved)} classes in all" if len(moved) > 3 else ""
+    order = [classes[match[output]] for output in range(len(classes))] if len(match) == len(classes) else None
+    advice = "Give model.classes the names in the order of the model's outputs"
+    shown = f"; by what it says that is: [{', '.join(map(repr, order))}]" if order and len(order) <= 20 else ""
+    return f"the order of the classes differs: the model says {told}{more}", order, f"{advice}{shown}."
+
+
+def _yaml(value: Any) -> str:
+    return f"[{', '.join(f'{v:g}' for v in value)}]" if isinstance(value, list) else str(value)
+
+
+def _and(ways: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
