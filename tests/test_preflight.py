@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -114,6 +115,67 @@ def test_another_size():
     error = told(Bars(), pictures(side=32))
     assert error.hint.startswith("Set data.image_size: 16.")
     assert "with images of 16 x 16 pixels it would be 100%" in error.message
+
+
+def test_size_and_normalisation_at_once():
+    wrong = dataclasses.replace(pictures(side=32), mean=torch.zeros(3, 1, 1), std=torch.ones(3, 1, 1))
+    error = told(Bars(), wrong)
+    assert "with images of 16 x 16 pixels and mean 0.5 and deviation 0.5 it would be 100%" in error.message
+    assert error.hint.startswith("Set data.image_size: 16, model.mean: [0.5] and model.std: [0.5].")
+
+
+def test_a_folder_that_is_sorted_by_class():
+    split = pictures()
+    order = split.labels.argsort(stable=True)
+    wrong = dataclasses.replace(split.at(order), mean=torch.zeros(3, 1, 1), std=torch.ones(3, 1, 1))
+    error = told(Bars(), wrong)
+    assert "with mean 0.5 and deviation 0.5 it would be 100%" in error.message
+    assert "(chance 25.0%)" in error.message
+
+
+def test_the_mean_and_deviation_of_the_images_themselves_are_tried():
+    split = pictures()
+    values = split.images.pixels.float().div(255).transpose(0, 1).flatten(1)
+    mean, std = values.mean(1)[0].item(), values.std(1)[0].item()
+
+    class Own(Bars):
+        def forward(self, x):
+            return super().forward((x * std + mean - 0.5) / 0.5)
+
+    hint = told(Own(), split).hint
+    found = [float(v) for v in hint.split("model.mean: [")[1].split("]")[0].split(", ")]
+    assert abs(found[0] - mean) < 0.01
+
+
+def test_a_size_that_the_model_does_not_take_at_all():
+    class Only16(Bars):
+        def forward(self, x):
+            if x.shape[-1] != 16:
+                raise RuntimeError("16 only")
+            return super().forward(x)
+
+    error = told(Only16(), pictures(side=32))
+    assert (
+        "the model takes no images of 32 x 32 pixels; with images of 16 x 16 pixels it would be 100%" in error.message
+    )
+
+
+def test_progress_is_told():
+    labels = []
+
+    @contextlib.contextmanager
+    def track(label, total):
+        labels.append([label, total, 0])
+
+        def advance():
+            labels[-1][2] += 1
+
+        yield advance
+
+    wrong = dataclasses.replace(pictures(), mean=torch.zeros(3, 1, 1), std=torch.ones(3, 1, 1))
+    told(Bars(), wrong, track=track)
+    assert [row[0] for row in labels] == ["preflight", "preflight: other sizes and normalisations"]
+    assert all(done == total > 1 for _, total, done in labels)
 
 
 def test_an_accuracy_that_is_expected_and_not_there():

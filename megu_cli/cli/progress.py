@@ -57,7 +57,8 @@ def _bar(label: str, total: int) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def _lines(label: str, total: int) -> Iterator[Callable[[], None]]:
-    started = said = time.monotonic()
+    started = time.monotonic()
+    said = started - _INTERVAL + _PATIENCE
     done = 0
 
     def advance() -> None:

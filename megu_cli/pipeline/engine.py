@@ -426,7 +426,10 @@ class Pipeline:
         failure = None
         if self.work.crew.first:
             try:
-                self.say(f"preflight: {self.work.preflight()}")
+                found = self.work.preflight()
+                if found.fault:
+                    raise found.fault
+                self.say(f"preflight: {found.line}")
             except MeguError as error:
                 failure = error
         if not self.work.crew.agreed(failure is None):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from megu_cli.execution.processes import Processes
     from megu_cli.mllm.base import Backend, Cost, Question
     from megu_cli.models.checkpoints import Checkpoint
+    from megu_cli.models.preflight import Finding
     from megu_cli.models.weights import State
     from megu_cli.pipeline.resume import Resume
     from megu_cli.request.earlier import Already
@@ -352,23 +353,26 @@ class Workspace:
         """Whether the checkpoint is to be looked into before it is used."""
         return self.config.model.preflight and self.own.foreign
 
-    def preflight(self) -> str:
-        """See that the original model classifies the data; what was found, in a line.
-
-        Raises:
-            CheckpointError: It does not; the likeliest cause is named.
-        """
-        from megu_cli.data import NORMALISATION
+    def preflight(self) -> Finding:
+        """See whether the original model classifies the data, and if not, why."""
+        from megu_cli.data import NORMALISATION, SMALL
         from megu_cli.models import preflight
+        from megu_cli.models.sources import preprocessing_of
 
-        return preflight.check(
+        config = self.config
+        small = config.data.name in SMALL
+        return preflight.examine(
             self.original(),
             self.data.train,
             self.data.classes,
-            expected=self.config.model.expected_accuracy,
-            own=NORMALISATION.get(self.config.data.name),
+            expected=config.model.expected_accuracy,
+            own=NORMALISATION[config.data.name] if small else None,
             number=self.data.own,
+            root=None if small else self.data.root,
+            prepared=self.own.preprocessing,
+            advised=preprocessing_of(config.model.name, not small, config.model.trust_remote_code),
             device=self.device,
+            track=self.track,
         )
 
     def check(self) -> None:
