@@ -164,7 +164,7 @@ def test_progress_is_plain_lines_in_a_pipe(capsys, monkeypatch):
         for _ in range(4):
             advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["training: 2/4, 0/s, 12 s left", "training: 4/4, 0/s, 0 s left"]
+    assert lines == ["training: 1/4, 0/s, 18 s left", "training: 3/4, 0/s, 6 s left"]
     with progress.tracker(quiet=True)("training", 4) as advance:
         advance()
     assert capsys.readouterr().err == ""

@@ -268,3 +268,18 @@ def test_the_command_line_stops_before_any_work(megu, tmp_path, state):
     assert answer.code == 2
     assert "with the data set's own normalisation it would be" in answer.err
     assert "Set model.mean: [0.3] and model.std: [0.37]." in answer.err
+
+
+def test_megu_check_names_the_cause_and_writes_nothing(megu, tmp_path, state):
+    command = ["check", *mine(tmp_path, state)[1:]]
+    answer = megu(*command)
+    assert answer.code == 0, answer.err
+    assert "of 400 training images classified right (chance 13.0%): nothing to change" in answer.out
+    answer = megu(*command, "--set", "model.mean=[-3]", "--set", "model.std=[0.1]")
+    assert answer.code == 2
+    assert "Set model.mean: [0.3] and model.std: [0.37]." in answer.err
+    answer = megu(*command, "--set", "model.mean=[-3]", "--set", "model.std=[0.1]", "--json")
+    assert (answer.code, answer.json["settings"]) == (2, {"model.mean": [0.3], "model.std": [0.37]})
+    answer = megu("check", "-c", write_config(tmp_path / "none"))
+    assert (answer.code, "there is no checkpoint to check" in answer.err) == (2, True)
+    assert not (tmp_path / "run").exists()

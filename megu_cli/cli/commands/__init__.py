@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from megu_cli.cli.commands.check import check
 from megu_cli.cli.commands.compare import compare
 from megu_cli.cli.commands.config import schema, validate
 from megu_cli.cli.commands.diff import diff
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Start here")(possible(demo))
     app.command(rich_help_panel="Start here")(possible(init))
     app.command(rich_help_panel="Start here")(possible(validate))
+    app.command(rich_help_panel="Start here")(command(check))
     app.command(rich_help_panel="Start here")(schema)
     app.command(rich_help_panel="The whole pipeline")(command(run))
     app.command(rich_help_panel="The whole pipeline")(command(status))
