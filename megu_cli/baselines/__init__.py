@@ -68,7 +68,8 @@ class Method:
             raise ConfigError(f"compare.settings: {self.name}: {key} is {brief(value)}, which is no {kind}") from None
 
 
-# Every grid has as many points, so that no method is tuned harder than another; the defaults are one of them.
+# Every grid has as many points, so that no method is tuned harder than another. The defaults are one of them; the first
+# is near to doing nothing, which is the best that some methods can do for single images.
 GRID_SIZE = 4
 
 
@@ -76,12 +77,12 @@ def _grid(**values: tuple[Any, ...]) -> tuple[Mapping[str, Any], ...]:
     return tuple(dict(zip(values, point, strict=True)) for point in product(*values.values()))
 
 
-def _builtin(name: str, function: str = "", **grid: tuple[Any, ...]) -> Method:
+def _builtin(name: str, function: str = "", version: str = "1", **grid: tuple[Any, ...]) -> Method:
     def load() -> Callable[..., Any]:
         module = importlib.import_module(f"megu_cli.baselines.{name}")
         return getattr(module, function or name)  # type: ignore[no-any-return]
 
-    return Method(name, load, _grid(**grid) if grid else ())
+    return Method(name, load, _grid(**grid) if grid else (), version)
 
 
 _BUILTIN = {
@@ -91,12 +92,12 @@ _BUILTIN = {
         _builtin("retrain"),
         _builtin("finetune", lr=(0.02, 0.05, 0.1, 0.2)),
         _builtin("neggrad_plus", beta=(0.011, 0.05), lr=(0.01, 0.03)),
-        _builtin("amnesiac", weight=(0.2, 1.0), lr=(0.01, 0.03)),
-        _builtin("bad_teacher", weight=(0.2, 1.0), lr=(0.01, 0.02)),
+        _builtin("amnesiac", version="2", lr=(0.0005, 0.005, 0.02, 0.05)),
+        _builtin("bad_teacher", weight=(0.2, 1.0), lr=(0.001, 0.01)),
         _builtin("unsir", lr=(0.01, 0.02, 0.05, 0.1)),
         _builtin("ssd", alpha=(10.0, 20.0, 50.0, 100.0)),
-        _builtin("scrub", alpha=(0.1, 0.5), lr=(0.0005, 0.001)),
-        _builtin("salun", weight=(0.2, 1.0), lr=(0.01, 0.03)),
+        _builtin("scrub", version="2", alpha=(0.1, 0.5), lr=(0.0001, 0.001)),
+        _builtin("salun", version="2", lr=(0.0005, 0.01, 0.05, 0.1)),
         _builtin("boundary_shrink", bound=(0.1, 0.3), lr=(0.00005, 0.0001)),
         _builtin("delete", lr=(0.00003, 0.00005, 0.0001, 0.0005)),
         _builtin("msg", share=(0.3, 0.6), lr=(0.02, 0.05)),

@@ -2,7 +2,8 @@
 
 Paper: Fan et al., 2024, SalUn, arXiv:2310.12508.
 Reference: https://github.com/OPTML-Group/Unlearn-Saliency
-Notes: The gradients of the batches are summed in eval mode. There is no weight decay, which in the reference moves
+Notes: Labels are drawn anew for each epoch, evenly over all classes, and one relabelled data set is shuffled, as in the
+reference. The gradients of the batches are summed in eval mode. There is no weight decay, which in the reference moves
 the masked weights too; here they stay exactly as they were.
 """
 
@@ -11,32 +12,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from megu_cli.baselines.amnesiac import amnesiac
 from megu_cli.baselines.task import BASELINE_EPOCHS, Task, summed
+from megu_cli.execution.runtime import generator
 from megu_cli.training import masked_gradients
 
 
-def salun(
-    model: nn.Module,
-    task: Task,
-    *,
-    epochs: int = BASELINE_EPOCHS,
-    lr: float = 0.01,
-    weight: float = 0.2,
-    share: float = 0.5,
-) -> None:
-    """Relabel as `amnesiac` does, on the salient weights alone.
+def salun(model: nn.Module, task: Task, *, epochs: int = BASELINE_EPOCHS, lr: float = 0.05, share: float = 0.5) -> None:
+    """Train on D_r and on D_f with random labels, the salient weights alone.
 
     Args:
         model: Changed in place.
         task: The request.
         epochs: Passes.
         lr: SGD learning rate at the start.
-        weight: Of the loss on relabelled images.
         share: Of the weights that may move.
     """
+
+    def labels(epoch: int) -> Tensor:
+        draw = generator(task.seed, "salun", "labels", epoch)
+        return torch.randint(0, task.classes, (len(task.forget),), generator=draw)
+
     with masked_gradients(model, saliency_mask(forget_gradient(model, task), share)):
-        amnesiac(model, task, epochs=epochs, lr=lr, weight=weight, name="salun")
+        task.fit_relabelled(model, "salun", labels, epochs=epochs, lr=lr, weight_decay=0.0)
 
 
 def forget_gradient(model: nn.Module, task: Task) -> dict[str, Tensor]:

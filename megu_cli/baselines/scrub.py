@@ -9,6 +9,7 @@ which serves privacy rather than forgetting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -28,6 +29,7 @@ def scrub(
     alpha: float = 0.1,
     gamma: float = 0.99,
     temperature: float = 4.0,
+    forget_batch: int = 64,
 ) -> None:
     """Alternate max passes over D_f and min passes over D_r.
 
@@ -40,13 +42,15 @@ def scrub(
         alpha: Weight of the divergence on D_r.
         gamma: Weight of the cross-entropy on D_r.
         temperature: Of the divergence.
+        forget_batch: Forgotten samples per step of a max pass, the reference's size. What the other methods take would
+            be so many small steps of ascent that they destroy the model.
     """
     original = teacher(model)
-    up = min(max_epochs, epochs) * task.forget_steps
+    up = min(max_epochs, epochs) * math.ceil(len(task.forget) / forget_batch)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         if epoch < max_epochs:
-            for gone, _ in task.forgets(len(task.forget), "scrub", epoch):
+            for gone, _ in task.forgets(len(task.forget), "scrub", epoch, batch=forget_batch):
                 yield gone, None
         yield from task.retained("scrub", epoch)
 

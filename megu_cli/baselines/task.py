@@ -98,9 +98,16 @@ class Task:
         for positions, x in zip(order, self.split.batches(order, self.device), strict=True):
             yield x, self.split.labels[positions].to(self.device)
 
-    def forgets(self, number: int, *path: object) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, slots) of ``number`` forgotten samples; slots count from 0 to N_f - 1, so ``task.labels[slots]``."""
-        order = shuffled(torch.arange(len(self.forget)), number, self.forget_batch, self.seed, *path, "forget")
+    def forgets(self, number: int, *path: object, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, slots) of ``number`` forgotten samples; slots count from 0 to N_f - 1, so ``task.labels[slots]``.
+
+        Args:
+            number: How many samples.
+            path: Draws their order.
+            batch: Samples per step, `forget_batch` unless it is given.
+        """
+        size = self.forget_batch if batch is None else batch
+        order = shuffled(torch.arange(len(self.forget)), number, size, self.seed, *path, "forget")
         return zip(self.split.batches([self.forget[slots] for slots in order], self.device), order, strict=True)
 
     def pairs(self, *path: object) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -127,6 +134,49 @@ class Task:
     def fit_retained(self, model: nn.Module, name: str, loss: RetainedLoss, *, epochs: int, lr: float) -> History:
         """`fit` on retained samples alone; as `fit_pairs`, but ``loss`` takes their images and labels only."""
         return self._fit_drawn(model, name, self.retained, loss, epochs, lr)
+
+    def fit_relabelled(
+        self,
+        model: nn.Module,
+        name: str,
+        labels: Callable[[int], Tensor],
+        *,
+        epochs: int,
+        lr: float,
+        weight_decay: float = 5e-4,
+    ) -> History:
+        """`fit` by cross-entropy on one shuffled data set: D_r as it is, and D_f with other labels.
+
+        An epoch has `samples` of D_r, and of D_f as large a share.
+
+        Args:
+            model: Changed in place.
+            name: Names the random streams and the progress.
+            labels: Epoch number -> (N_f,) labels of D_f.
+            epochs: Passes.
+            lr: Learning rate at the start.
+            weight_decay: Of SGD.
+        """
+        both = torch.cat([self.retain, self.forget])
+        number = round(self.samples * len(both) / len(self.retain))
+
+        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            known = self.split.labels.clone()
+            known[self.forget] = labels(epoch)
+            order = shuffled(both, number, self.batch, self.seed, name, epoch, "relabelled")
+            for positions, x in zip(order, self.split.batches(order, self.device), strict=True):
+                yield x, known[positions].to(self.device)
+
+        return self.fit(
+            model,
+            name,
+            epochs=epochs,
+            steps=math.ceil(number / self.batch),
+            batches=batches,
+            loss=lambda net, batch: functional.cross_entropy(net(batch[0]), batch[1]),
+            lr=lr,
+            weight_decay=weight_decay,
+        )
 
     def _fit_drawn(
         self,
