@@ -7,20 +7,19 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from megu_cli.evaluation.ulira import _auc, _rate, likelihood_ratios, scaled, ulira
+from megu_cli.evaluation.ulira import _auc, _rate, attacks, likelihood_ratios, scaled, ulira
 
 SEEDS, IMAGES = 16, 400
 
 
-def probabilities(shift: float, seed: int, spread: float = 1.0) -> np.ndarray:
-    """(S, N) true-class probabilities whose logits are Gaussian around each image's own mean, moved by ``shift``."""
+def confidences(shift: float, seed: int, spread: float = 1.0) -> np.ndarray:
+    """(S, N) scaled confidences that are Gaussian around each image's own mean, moved by ``shift``."""
     centre = np.random.default_rng(99).normal(0, 2, IMAGES)
-    logits = np.random.default_rng(seed).normal(centre + shift, spread, (SEEDS, IMAGES))
-    return 1 / (1 + np.exp(-logits))
+    return np.random.default_rng(seed).normal(centre + shift, spread, (SEEDS, IMAGES))
 
 
 def test_equal_distributions_are_a_coins_toss():
-    found = ulira(probabilities(0.0, 1), probabilities(0.0, 2))
+    found = ulira(confidences(0.0, 1), confidences(0.0, 2))
     low, high = found.accuracy_interval
     assert low < 0.5 < high
     assert found.auc == pytest.approx(0.5, abs=0.02)
@@ -33,15 +32,15 @@ def test_a_planted_shift_has_the_auc_that_the_formula_gives(shift):
 
     The means are estimated from 15 other seeds, which costs a little.
     """
-    found = ulira(probabilities(shift, 1), probabilities(0.0, 2))
+    found = ulira(confidences(shift, 1), confidences(0.0, 2))
     assert found.auc == pytest.approx(stats.norm.cdf(shift / np.sqrt(2)), abs=0.03)
     assert found.accuracy == pytest.approx(stats.norm.cdf(shift / 2), abs=0.03)
 
 
 def test_the_image_that_is_told_apart_best_comes_first():
-    unlearned = probabilities(0.0, 1)
-    unlearned[:, 7] = 1.0
-    found = ulira(unlearned, probabilities(0.0, 2))
+    unlearned = confidences(0.0, 1)
+    unlearned[:, 7] = 14.0
+    found = ulira(unlearned, confidences(0.0, 2))
     assert found.most_told_apart[0] == 7
 
 
@@ -54,10 +53,23 @@ def test_the_seed_itself_is_left_out():
     assert ours[1, 0] != 0.0
 
 
-def test_scaled_is_the_logit_and_finite_at_the_edges():
-    assert scaled(np.array([0.5]))[0] == 0.0
-    assert np.isfinite(scaled(np.array([0.0, 1.0]))).all()
-    assert scaled(np.array([0.8]))[0] == pytest.approx(np.log(4))
+def test_scaled_is_the_logit_of_the_true_class_and_finite_at_the_edges():
+    loss = -np.log([0.5, 0.8, 1e-9])
+    assert scaled(loss) == pytest.approx([0.0, np.log(4), np.log(1e-9 / (1 - 1e-9))])
+    assert np.isfinite(scaled(np.array([0.0, np.inf]))).all()
+
+
+def test_the_oracle_is_held_against_the_oracle_and_too_few_seeds_say_nothing():
+    unlearned, oracle = confidences(2.0, 1), confidences(0.0, 2)
+    by_seed = {name: {str(i): list(row) for i, row in enumerate(side)} for name, side in
+               (("retrain", oracle), ("megu", unlearned), ("few", unlearned[:7]))}  # fmt: skip
+    found = attacks(by_seed, "retrain")
+    assert set(found) == {"retrain", "megu"}
+    low, high = found["retrain"]["accuracy_interval"]
+    assert low < 0.5 < high
+    assert found["retrain"]["seeds"] == 8
+    assert found["megu"]["auc"] > 0.9
+    assert "retrain" not in attacks({"retrain": dict(list(by_seed["retrain"].items())[:15])}, "retrain")
 
 
 def test_auc_and_rate_beside_scikit_learn():

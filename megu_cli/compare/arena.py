@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FILE = "compare.json"
 FOLDER = "compare"
 VERSION = 1
+# In a cell's file: scaled confidences of the forget set. compare.json has what follows from them.
+CONFIDENCES = "forget_confidences"
 
 Say = Callable[[str], None]
 
@@ -293,6 +295,7 @@ class Arena:
     def _judge(self, name: str, model: nn.Module, rival: Arena | None) -> Row:
         """All figures of a model; the oracle itself is judged by the oracle of the next seed."""
         from megu_cli.evaluation.measure import per_class
+        from megu_cli.evaluation.ulira import scaled
 
         measurement = self.oracle if name == "retrain" else self._measurement(model, name)
         judge = rival if name == "retrain" else self
@@ -301,6 +304,8 @@ class Arena:
             "comparison": measurement.beside(judge.oracle) if judge else {},
             "entanglement": measurement.entanglement,
             "per_class": per_class(measurement.predictions, self.work.data),
+            # Of each forgotten image, for the attacks that need several seeds.
+            CONFIDENCES: scaled(measurement.predictions.train.loss[self.work.request.forget].numpy()).round(4).tolist(),
         }
 
     def _parts(

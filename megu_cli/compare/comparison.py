@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from megu_cli import __version__
 from megu_cli.baselines import methods
 from megu_cli.compare import tuning
-from megu_cli.compare.arena import FILE, FOLDER, VERSION, Arena, Say
+from megu_cli.compare.arena import CONFIDENCES, FILE, FOLDER, VERSION, Arena, Say
 from megu_cli.compare.equivalence import equivalences
 from megu_cli.compare.methods import OURS, chosen
 from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
@@ -110,6 +110,8 @@ class Comparison:
         if set(OURS) & set(self.names):
             # All seeds share these ratings. First, since they may fail for reasons outside.
             Pipeline(self.base, self.say).run(goals=["transition"])
+        from megu_cli.evaluation.ulira import attacks
+
         for arena in self.arenas:
             arena.prepare()
         settings = {name: self._given(name) for name in self.names}
@@ -127,6 +129,7 @@ class Comparison:
         untuned = set(failed)
 
         cells: dict[str, dict[str, Row]] = {name: {} for name in self.names}
+        confidences: dict[str, dict[str, list[float]]] = {name: {} for name in self.names}
         contents: dict[str, str] = {}
         for arena in self.arenas:
             for name in (name for name in self.names if name not in untuned):
@@ -136,10 +139,13 @@ class Comparison:
                     failed.setdefault(name, {})[str(arena.seed)] = self._failure(f"{arena.seed}/{name}", error)
                 else:
                     contents[f"{arena.seed}/{name}"] = cell.content
-                    cells[name][str(arena.seed)] = {**cell.body, **arena.clock(cell)}
+                    row = {**cell.body, **arena.clock(cell)}
+                    if kept := row.pop(CONFIDENCES, None):  # cells of earlier versions have none
+                        confidences[name][str(arena.seed)] = kept
+                    cells[name][str(arena.seed)] = row
             arena.forget_loaded()
 
-        body = self._body(cells) | {"failed": failed, "tuned": trials}
+        body = self._body(cells) | {"failed": failed, "tuned": trials, "ulira": attacks(confidences, "retrain")}
         if tune:
             body["tuning"] = {"seed": self.tuning.seed, "images": len(self.tuning.work.data.train)}
         parts = {"stage": "compare", "version": VERSION, "inputs": contents}

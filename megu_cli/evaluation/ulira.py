@@ -6,7 +6,8 @@ al., 2024, "Inexact unlearning needs more careful evaluations to avoid a false s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ Array = np.ndarray[Any, Any]
 
 # Below it, the Gaussians of a side rest on too few seeds.
 LEAST_SEEDS = 8
-# No model is surer than this: a probability of 1 has no finite logit.
-_EDGE = 1e-6
+# No model is surer or less sure than this: a loss of 0 or infinity, such as the mask's, has no finite logit.
+_LOSSES = (1e-6, 50.0)
 _DRAWS = 1000
+
+Scaled = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,13 @@ class Attack:
     most_told_apart: list[int]
 
 
-def scaled(confidence: Array) -> Array:
-    """log(p / (1 - p)) of true-class probabilities, of the same shape: about Gaussian over seeds."""
-    p = np.clip(np.asarray(confidence, dtype=np.float64), _EDGE, 1 - _EDGE)
-    return np.log(p) - np.log1p(-p)
+def scaled(loss: Array) -> Array:
+    """Scaled confidence log(p / (1 - p)) of the true class from its cross-entropy -log(p), of the same shape.
+
+    Over seeds it is about Gaussian, which the probability itself is not.
+    """
+    result: Array = -np.log(np.expm1(np.clip(np.asarray(loss, dtype=np.float64), *_LOSSES)))
+    return result
 
 
 def likelihood_ratios(unlearned: Array, oracle: Array) -> tuple[Array, Array]:
@@ -81,17 +87,17 @@ def likelihood_ratios(unlearned: Array, oracle: Array) -> tuple[Array, Array]:
 
 
 def ulira(unlearned: Array, oracle: Array, seed: int = 0) -> Attack:
-    """The attack on true-class probabilities of the forget set.
+    """The attack on the forget set.
 
     Args:
-        unlearned: (S, N) probabilities of unlearned models, one row per seed.
+        unlearned: (S, N) scaled confidences of unlearned models, one row per seed.
         oracle: (S, N) those of the oracles of the same seeds, which share the request.
         seed: Of the bootstrap.
 
     Raises:
         ValueError: As `likelihood_ratios`.
     """
-    ours, theirs = likelihood_ratios(scaled(unlearned), scaled(oracle))
+    ours, theirs = likelihood_ratios(unlearned, oracle)
     right = ((ours > 0).mean(0) + (theirs <= 0).mean(0)) / 2
     draw = np.random.default_rng(seed)
     number = ours.shape[1]
@@ -107,6 +113,30 @@ def ulira(unlearned: Array, oracle: Array, seed: int = 0) -> Attack:
         auc_interval=_interval(aucs),
         most_told_apart=np.argsort(-right, kind="stable")[:10].tolist(),
     )
+
+
+def attacks(confidences: Mapping[str, Scaled], oracle: str) -> dict[str, dict[str, Any]]:
+    """U-LiRA of each method with enough seeds.
+
+    The oracle itself is the control: half of its seeds against the other half, where these are enough.
+
+    Args:
+        confidences: Method -> seed -> scaled confidences of the forget set; ``oracle`` is among them.
+        oracle: Name of the oracle's method.
+
+    Returns:
+        Method -> fields of `Attack`, or of the oracle's halves; a method with too few seeds is not there.
+    """
+    known, found = confidences.get(oracle, {}), {}
+    for name, by_seed in confidences.items():
+        seeds = [seed for seed in by_seed if seed in known]
+        half = len(seeds) // 2
+        sides = (seeds[:half], seeds[half : 2 * half]) if name == oracle else (seeds, seeds)
+        if len(sides[0]) >= LEAST_SEEDS:
+            ours = np.array([by_seed[seed] for seed in sides[0]])
+            theirs = np.array([known[seed] for seed in sides[1]])
+            found[name] = {**asdict(ulira(ours, theirs)), "seeds": len(sides[0])}
+    return found
 
 
 def _deviation(values: Array) -> float:
