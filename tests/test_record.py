@@ -13,8 +13,6 @@ import jsonschema
 import pytest
 import torch
 from conftest import Megu, write_config
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import load_file
 
 from megu_cli.config import load_config
@@ -22,13 +20,17 @@ from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.record import collect, envelope, fingerprints, statement
 
+pytest.importorskip("securesystemslib", reason="the extra `sign`, which is a part of `test`")
+serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+
 SCHEMA = Path(__file__).parent.parent / "docs" / "schemas" / statement.SCHEMA
 REFERENCE = "ticket 4711 of J. Doe"
 DATES = ["--received", "2026-11-02", "--due", "2026-12-02", "--done", "2026-11-25"]
 
 
 def write_key(folder: Path, name: str) -> Path:
-    key = Ed25519PrivateKey.generate()
+    key = ed25519.Ed25519PrivateKey.generate()
     form = serialization.PrivateFormat.PKCS8
     (folder / f"{name}.pem").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())

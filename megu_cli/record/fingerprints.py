@@ -29,8 +29,10 @@ DIGITS = 32
 SIDE, THUMBNAIL = 16, 64
 # Pixels a side of a JPEG that are enough for a perceptual hash.
 ENOUGH = 256
-# An image in which no frequency but the lowest reaches this has no perceptual hash: it is of one colour.
-_FLAT = 64.0
+# A bit is set where a frequency is stronger than this; below it, encoders leave noise.
+_AUDIBLE = 24.0
+# An image with fewer bits has no perceptual hash: too many others would look like it.
+_FEWEST = 20
 
 
 def keep(work: Workspace, requests: Sequence[dict[str, Any]] | None = None) -> Path:
@@ -161,18 +163,17 @@ def _encoded(images: Images, position: int) -> bytes | None:
 
 
 def look(image: Image.Image) -> str | None:
-    """Perceptual hash: which low frequencies of the grey thumbnail lie above their median; 256 bits in hexadecimal.
+    """Perceptual hash: which of the lowest frequencies of the grey thumbnail are strong; 256 bits in hexadecimal.
 
-    ``None``: the image is of one colour, and would look like any other of one colour.
+    ``None``: the image has too few details, and would look like many others.
     """
     import scipy.fft
     from PIL import Image as Pillow
 
     small = np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Pillow.Resampling.LANCZOS), dtype=np.float64)
-    low = scipy.fft.dctn(small, norm="ortho")[:SIDE, :SIDE]
-    if np.abs(low.ravel()[1:]).max() < _FLAT:
-        return None
-    return np.packbits(low > np.median(low)).tobytes().hex()
+    strong = scipy.fft.dctn(small, norm="ortho")[:SIDE, :SIDE] > _AUDIBLE
+    strong[0, 0] = False  # the mean
+    return np.packbits(strong).tobytes().hex() if strong.sum() >= _FEWEST else None
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -205,10 +206,14 @@ def _check(body: dict[str, Any]) -> None:
     _ = int(body["images"]), int(body["copies"]), str(body["kind"]), str(body["torch"])
 
 
-def looks_alike(known: np.ndarray[Any, Any], found: str) -> int:
-    """Number of bits in which a perceptual hash differs from the nearest of (N, 32) uint8 known ones."""
+def difference(known: np.ndarray[Any, Any], found: str) -> float:
+    """How far a perceptual hash is from the nearest of (N, 32) uint8 known ones: bits that differ, per bit set in one.
+
+    0: the same. Unrelated images are about 0.6 apart.
+    """
     other = np.frombuffer(bytes.fromhex(found), np.uint8)
-    return int(np.unpackbits(known ^ other, axis=1).sum(axis=1, dtype=np.int64).min())
+    differ, together = (np.unpackbits(bits, axis=1).sum(axis=1) for bits in (known ^ other, known | other))
+    return float((differ / together).min())
 
 
 def picture_digests(image: Image.Image) -> list[str]:

@@ -121,3 +121,58 @@ def _findings(result: dict[str, Any]) -> None:
         say(f"not checked: {line}")
     for line in result["faults"]:
         say(f"WRONG: {line}")
+
+
+def check_data(
+    options: Options,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Any folder, such as a new training set.")],
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--record", metavar="RECORD", help="Look for the images of this record; else of the run."),
+    ] = None,
+    salt: _Salt = None,
+    farthest: Annotated[
+        float,
+        typer.Option("--farthest", metavar="SHARE", min=0, max=1, help="How far apart perceptual hashes may be."),
+    ] = 0.22,
+) -> None:
+    """Find forgotten images that came back: byte copies, and resized or re-encoded ones. Exit code 3 if there are any.
+
+    Needs the run directory alone, or a record. Example: megu check-data photos-2027 -o megu-run
+    """
+    from megu_cli.cli.progress import tracker
+    from megu_cli.config import load_config
+    from megu_cli.errors import DataError, RecordError
+    from megu_cli.record import collect, returned
+
+    alone(options)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder", "Name the folder of the images to look at.")
+    if file is not None:
+        grains = salt or (beside if (beside := file.parent / collect.SALT).is_file() else None)
+        known = returned.of_record(file, collect.read_salt(grains) if grains else None)
+    else:
+        known = returned.of_run(options.out or load_config(options.config, list(options.set_)).out)
+    result = returned.search(folder, known, farthest, tracker(options.quiet))
+    told = {
+        "files": result.files,
+        "found": {one.file: one.how for one in result.found},
+        "undecodable": result.undecodable,
+        "not_checked": list(known.notes),
+    }
+    display(options, told, _search)
+    if result.found:
+        raise RecordError(
+            f"{len(result.found)} of {result.files} files in {folder} hold forgotten images",
+            "Take them out of the data before you train on them.",
+        )
+
+
+def _search(result: dict[str, Any]) -> None:
+    for name, how in result["found"].items():
+        say(f"{name}: {how}")
+    for line in result["not_checked"]:
+        say(f"not checked: {line}")
+    if bad := result["undecodable"]:
+        say(f"{len(bad)} image files cannot be decoded: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}")
+    say(f"{len(result['found'])} of {result['files']} files hold forgotten images")
