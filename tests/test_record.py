@@ -141,6 +141,26 @@ def test_the_schema_in_the_docs_is_that_of_the_code():
     assert json.loads(SCHEMA.read_text()) == json.loads(json.dumps(statement.schema())), "see tests/test_record.py"
 
 
+def test_figures_have_the_floor_and_the_verdict_and_name_no_class():
+    own = {"js_divergence": 0.1, "agreement": None}
+    evaluation = {
+        "unlearned": {"forget_train_acc": 0.5},
+        "comparison": {"unlearned": own, "mask": own},
+        "floor": {"js_divergence": 0.05},
+        "verdict": {"verdict": "not forgotten", "reason": "Anna is known.", "checks": [{"name": "depth", "ok": False}]},
+        "request": {"kind": "classes", "classes": ["Anna"], "forget": 3},
+        "per_class": {"unlearned": {"train": {"Anna": 1.0}}},
+        "time": {"finetune_s": 1.5},
+    }
+    assert collect.figures(evaluation) == {
+        "request": {"kind": "classes", "forget": 3},
+        "unlearned": {"forget_train_acc": 0.5},
+        "comparison": {"unlearned": own, "mask": own},
+        "floor": {"js_divergence": 0.05},
+        "verdict": {"verdict": "not forgotten", "checks": [{"name": "depth", "ok": False}]},
+    }
+
+
 def predicate(change: Callable[[dict], object]) -> Callable[[Made], None]:
     return lambda made: made.rewrite(lambda plain: change(plain["predicate"]))
 

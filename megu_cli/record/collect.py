@@ -170,26 +170,17 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {key: request[key] for key in ("kind", "forget", "retain", "already") if key in request}
     return {
         "request": numbers,
-        **{model: _plain(evaluation[model], ()) for model in _MODELS if model in evaluation},
-        **{key: _plain(evaluation[key], names_of(evaluation)) for key in _TOLD if evaluation.get(key)},
+        **{model: _plain(evaluation[model]) for model in _MODELS if model in evaluation},
+        **{key: _plain(evaluation[key]) for key in _TOLD if evaluation.get(key)},
     }
 
 
-def names_of(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of classes that an evaluation tells."""
-    request = evaluation.get("request", {})
-    told = [split for model in evaluation.get("per_class", {}).values() for split in model.values()]
-    return tuple(
-        {*request.get("classes", []), *request.get("concepts", []), *(name for split in told for name in split)}
-    )
-
-
-def _plain(value: Any, names: tuple[str, ...]) -> Any:
-    """The numbers, truth values and words of megu's own in a part of eval.json."""
+def _plain(value: Any) -> Any:
+    """The numbers, truth values and words of megu's own in a part of eval.json; sentences are left out."""
     if isinstance(value, dict):
-        return {key: _plain(one, names) for key, one in value.items() if key not in names}
+        return {key: _plain(one) for key, one in value.items() if key != "reason"}
     if isinstance(value, list):
-        return [_plain(one, names) for one in value]
+        return [_plain(one) for one in value]
     if isinstance(value, str):
-        return value if _WORD.fullmatch(value) and not any(name in value for name in names) else "(left out)"
+        return value if _WORD.fullmatch(value) else "(left out)"
     return value
