@@ -22,7 +22,7 @@ from megu_cli.errors import ArtifactError, ConfigError, InputError
 from megu_cli.evaluation import aggregates
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.workspace import Workspace
-from megu_cli.report import figures, words
+from megu_cli.report import drawing, figures, words
 from megu_cli.run import artifacts
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def whole(finished, tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pages without figures, where a test is about something else."""
-    monkeypatch.setattr(figures, "drawn", lambda draw, look: figures.Drawn("data:,", 1, 1))
+    monkeypatch.setattr(drawing, "drawn", lambda draw, look: drawing.Drawn("data:,", 1, 1))
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_page_is_the_same_bytes_each_time(whole, undrawn):
 
 def test_figures_are_the_same_bytes_each_time():
     paths = [("a", "b", "c", 3), ("a", "c", "c", 2)]
-    first, second = (figures.drawn(lambda look: figures.flow(paths, look), figures.Look()) for _ in range(2))
+    first, second = (drawing.drawn(lambda look: figures.flow(paths, look), drawing.Look()) for _ in range(2))
     assert first == second
 
 
@@ -220,7 +220,7 @@ def test_figures_survive_many_classes_with_long_names():
     grid = np.linspace(0, 10, 144).reshape(12, 12)
     points = {"original": np.random.default_rng(0).normal(size=(300, 2))}
     accuracy = {"original": [0.9] * 32, "unlearned": [None, *[0.8] * 31]}
-    for look in (figures.Look(), figures.Look(dark=True, narrow=True)):
+    for look in (drawing.Look(), drawing.Look(dark=True, narrow=True)):
         for draw in (
             lambda at: figures.per_class(names[:32], accuracy, {0}, {1: "(rated 6)"}, at),
             lambda at: figures.flow(paths, at),
@@ -228,12 +228,12 @@ def test_figures_survive_many_classes_with_long_names():
             lambda at: figures.similarity(names[:12], names[:12], grid, grid / 100, at),
             lambda at: figures.planes(points, np.arange(300) % 100, names, [3], [4], words.MODELS, at),
         ):
-            picture = figures.drawn(draw, look)
+            picture = drawing.drawn(draw, look)
             assert picture.uri.startswith("data:image/svg+xml;base64,")
             assert len(picture.uri) < 1e6
 
 
-@pytest.mark.parametrize("look", [figures.Look(), figures.Look(dark=True, narrow=True)])
+@pytest.mark.parametrize("look", [drawing.Look(), drawing.Look(dark=True, narrow=True)])
 def test_names_with_dollar_signs_are_drawn_as_they_are(look):
     names = ["$$", "$x^{$", r"\\frac"]
     accuracy = {"original": [0.9] * 3, "unlearned": [0.1, None, 0.8]}
@@ -242,7 +242,7 @@ def test_names_with_dollar_signs_are_drawn_as_they_are(look):
         lambda at: figures.flow([("$$", "$x^{$", "$$", 3)], at),
         lambda at: figures.similarity(names, names, np.ones((3, 3)), np.ones((3, 3)), at),
     ):
-        assert figures.drawn(draw, look).uri.startswith("data:image/svg+xml;base64,")
+        assert drawing.drawn(draw, look).uri.startswith("data:image/svg+xml;base64,")
 
 
 # -- what it is drawn from -----------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_purge_needs_neither_data_nor_config_nor_drawing(run, monkeypatch):
 
     page(run, "--show-forgotten")
     monkeypatch.setattr(Workspace, "data", property(refuse))
-    monkeypatch.setattr(figures, "drawn", refuse)
+    monkeypatch.setattr(drawing, "drawn", refuse)
     (run / "megu.yaml").unlink()
     megu(run, "purge", "--yes", "-o", str(run))
     assert not any((run / name).exists() for name in ("labels.safetensors", "noise.safetensors", "report.html"))

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import process, subprocess_environment, weights, write_config
 
+from megu_cli.evaluation.verdict import verdict
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 MEGU = [sys.executable, "-m", "megu_cli"]
@@ -97,6 +99,11 @@ def test_the_demo_forgets_and_stays_near_the_oracle(tmp_path):
     result = json.loads(answer.stdout)
     assert result["unlearned"]["forget_test_acc"] <= 0.02
     assert result["unlearned"]["retain_test_acc"] >= result["oracle"]["retain_test_acc"] - 0.01
+    assert result["verdict"]["verdict"] == "forgotten"
+    evaluation = json.loads((tmp_path / "demo" / "eval.json").read_text())
+    unseen = evaluation["aggregates"]["images"]["unseen"]
+    for cheat in ("mask", "original"):
+        assert verdict(evaluation, model=cheat, probe_images=unseen)["verdict"] != "forgotten"
     # The user goes on from the run directory itself.
     assert run("status", cwd=tmp_path / "demo").returncode == 0
     assert run("run", "--set", "noise.steps=10", cwd=tmp_path / "demo").returncode == 0
@@ -108,10 +115,13 @@ def example(arguments: list[str], **options) -> subprocess.CompletedProcess[str]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, **options)
 
 
-def test_the_five_jobs_of_ci_sh_hand_over_nothing_but_artifacts():
+@pytest.mark.parametrize("oracle", ["", "1"])
+def test_the_five_jobs_of_ci_sh_hand_over_nothing_but_artifacts(monkeypatch, oracle):
+    monkeypatch.setenv("ORACLE", oracle)
     answer = example(["bash", str(ROOT / "examples" / "ci.sh")])
     assert answer.returncode == 0, answer.stderr
     assert "forget_test_acc<=0.02: met" in answer.stdout
+    assert ("verdict=forgotten: met" in answer.stdout) is bool(oracle)
 
 
 @pytest.mark.parametrize("name", ["megu", "subclass", "random", "samples"])

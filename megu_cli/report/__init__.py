@@ -164,7 +164,7 @@ def _visible(value: Any) -> Any:
 
 
 def _html(report: Report) -> str:
-    from megu_cli.report.figures import Look, drawn
+    from megu_cli.report.drawing import Look, drawn
 
     def picture(draw: Callable[[Look], Any]) -> dict[str, Any]:
         looks = {"narrow_dark": Look(True, True), "narrow": Look(False, True), "dark": Look(True), "light": Look()}

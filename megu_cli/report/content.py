@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from megu_cli.report import sections
 from megu_cli.report.parts import Report, Sources, Tile, View
+from megu_cli.report.sections import answers, inside, judgement, method, provenance
 from megu_cli.report.words import LIMITS, MODELS, counted, listed, percent
 
 
@@ -17,17 +17,17 @@ def gather(sources: Sources) -> Report:
         models.remove("mask")  # with no class to mask it is the original
     view = View(body, models, list(body["per_class"]["original"]["test"]), sources)
     builders = (
-        sections.verdict,
-        sections.results,
-        sections.classes,
-        sections.flow,
-        sections.similarity,
-        sections.noise,
-        sections.histograms,
-        sections.planes,
-        sections.comparison,
-        sections.digests,
-        sections.settings,
+        judgement.verdict,
+        judgement.results,
+        answers.classes,
+        answers.flow,
+        method.similarity,
+        method.noise,
+        inside.histograms,
+        inside.planes,
+        judgement.comparison,
+        provenance.digests,
+        provenance.settings,
     )
     met = [outcome.met for outcome in sources.outcomes]
     return Report(

@@ -6,15 +6,11 @@ it looks the same everywhere and asks for no font.
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -23,112 +19,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
+from megu_cli.report.drawing import Look, bare
 from megu_cli.text import short
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a figure is to look.
-
-    Attributes:
-        dark: Drawn for a dark page.
-        narrow: Drawn for a phone.
-    """
-
-    dark: bool = False
-    narrow: bool = False
-
-    @property
-    def ink(self) -> str:
-        """Of text."""
-        return "#e8eaf0" if self.dark else "#1c2230"
-
-    @property
-    def faint(self) -> str:
-        """Of what is not the point."""
-        return "#8b93a7" if self.dark else "#7b8397"
-
-    @property
-    def line(self) -> str:
-        """Of grids and frames."""
-        return "#39415a" if self.dark else "#d9dde7"
-
-    @property
-    def page(self) -> str:
-        """Of the panel that the figure lies on."""
-        return "#171c28" if self.dark else "#ffffff"
-
-    @property
-    def forgotten(self) -> str:
-        """Of what is forgotten."""
-        return "#ff9d5c" if self.dark else "#d2521a"
-
-    @property
-    def palette(self) -> list[str]:
-        """For the classes that matter, most important first; apart from `forgotten` also for the colour-blind."""
-        if self.dark:
-            return ["#6cb6ff", "#58d3b0", "#c9a2ff", "#f0d060", "#ff8fb8", "#9fd86b", "#8fd7ef", "#c7b299"]
-        return ["#2467c9", "#0f8a6a", "#7a46c2", "#b38600", "#c2377a", "#4f8a10", "#1187a8", "#8a6f4e"]
-
-    @property
-    def width(self) -> float:
-        """Inches."""
-        return 3.7 if self.narrow else 9.4
-
-
-WIDE_LIGHT = Look()
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure as the page holds it.
-
-    Attributes:
-        uri: ``data:`` address of the SVG.
-        width: CSS pixels.
-        height: CSS pixels.
-    """
-
-    uri: str
-    width: int
-    height: int
-
-
-def drawn(draw: Callable[[Look], Figure], look: Look) -> Drawn:
-    """Draw a figure in one look; the same data give the same bytes."""
-    style: Any = {
-        "svg.hashsalt": "megu",
-        "svg.fonttype": "path",
-        "text.parse_math": False,  # a dollar sign in a name begins no formula
-        "font.family": "DejaVu Sans",  # comes with matplotlib
-        "font.size": 9 if look.narrow else 10,
-        "text.color": look.ink,
-        "axes.edgecolor": look.line,
-        "axes.labelcolor": look.ink,
-        "axes.titlesize": "medium",
-        "axes.titleweight": "bold",
-        "axes.titlecolor": look.ink,
-        "xtick.color": look.faint,
-        "ytick.color": look.ink,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
-    }
-    with mpl.rc_context(style):
-        figure = draw(look)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, dpi=160)
-    inches = figure.get_size_inches()
-    uri = "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
-    return Drawn(uri, round(96 * float(inches[0])), round(96 * float(inches[1])))
-
-
-def _bare(axes: Axes) -> None:
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0)
 
 
 def per_class(
@@ -192,7 +86,7 @@ def per_class(
     for axes in (left, right):
         axes.grid(axis="x", color=look.line, lw=0.8)
         axes.set_axisbelow(True)
-        _bare(axes)
+        bare(axes)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.3, columnspacing=1.2)
     return figure
 
@@ -326,7 +220,7 @@ def similarity(rows: list[str], columns: list[str], ratings: Array, weights: Arr
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", colors=look.ink)
     axes.invert_yaxis()
-    _bare(axes)
+    bare(axes)
     return figure
 
 
@@ -414,7 +308,7 @@ def histograms(models: dict[str, dict[str, dict[str, Any]]], names: dict[str, st
             axes.set_ylim(0, None)
             axes.grid(axis="y", color=look.line, lw=0.6)
             axes.set_axisbelow(True)
-            _bare(axes)
+            bare(axes)
             if look.narrow:
                 axes.set_title(f"{names[model]}: {measure}", fontsize="small")
             else:

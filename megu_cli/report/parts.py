@@ -14,7 +14,7 @@ from megu_cli.run.artifacts import Artifact
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-    from megu_cli.report.figures import Look
+    from megu_cli.report.drawing import Look
 
 _NEAREST = 3
 
