@@ -105,21 +105,27 @@ _REFERENCES = ("original", "retrain", "mask")
 
 def comparison(result: dict[str, Any]) -> None:
     """Methods as rows: mean ± 95% interval over seeds, the best of each column in bold."""
-    from megu_cli.compare import nearest
+    from megu_cli.compare import figures, nearest
 
     rows, seeds = result["methods"], result["seeds"]
     shown = [m for m in metrics() if m.column and any(row["mean"].get(m.name) is not None for row in rows.values())]
     bold = {metric.name: nearest(rows, metric.name, _REFERENCES) for metric in shown}
-    title = f"{_title(result['request'])}\nmean ± 95% interval over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    table = Table(title=title, title_justify="left")
+    # An interval of two seeds says nothing: it is wider than any figure.
+    ranges = len(seeds) < 3
+    over = {1: "one seed", 2: "the range of two seeds"}.get(len(seeds), f"mean ± 95% interval over {len(seeds)} seeds")
+    table = Table(title=f"{_title(result['request'])}\n{over}", title_justify="left")
     table.add_column("in percent", no_wrap=True)
     for metric in shown:
         table.add_column(metric.column, justify="right", no_wrap=True)
     for name, row in rows.items():
         cells = []
         for metric in shown:
-            half = row["interval"].get(metric.name) if metric.group != "time" else None
-            text = _interval(row["mean"].get(metric.name), half, metric.unit != "percent")
+            plain = metric.unit != "percent"
+            if ranges:
+                text = _range([figures(cell).get(metric.name) for cell in row["seeds"].values()], plain)
+            else:
+                half = row["interval"].get(metric.name) if metric.group != "time" else None
+                text = _interval(row["mean"].get(metric.name), half, plain)
             cells.append(Text(text, "bold" if bold[metric.name] == name else ""))
         table.add_row(name, *cells, style="dim" if name in _REFERENCES else "", end_section=name == "retrain")
     console = _console()
@@ -132,6 +138,7 @@ def comparison(result: dict[str, Any]) -> None:
         + "retained: accuracy on test images; forgotten: on training images; time: mean share of retraining.",
         style="dim",
     )  # fmt: skip
+    _attacks(console, result.get("ulira", {}))
     for name, failures in result["failed"].items():
         for seed, message in failures.items():
             console.print(Text.assemble(("failed", "bold red"), f": {name}, seed {seed}: {message}"))
@@ -139,6 +146,23 @@ def comparison(result: dict[str, Any]) -> None:
         told = ", ".join(f"{key}={value}" for key, value in rows[name]["settings"].items() if key in
                          trials[0]["settings"]) if name in rows else "failed"  # fmt: skip
         console.print(f"tuned {name}: {told}", style="dim")
+
+
+def _attacks(console: Console, found: dict[str, Any]) -> None:
+    """U-LiRA of each method: the accuracy with which an attack tells its models from oracles."""
+    for name, attack in found.items():
+        low, high = attack["accuracy_interval"]
+        console.print(
+            f"U-LiRA, {name}: {_percent(attack['accuracy'])}% ({_percent(low)} to {_percent(high)}) of images and "
+            f"models told apart rightly; 50% is a coin's toss ({attack['seeds']} seeds)",
+            style="dim",
+        )
+
+
+def _range(values: list[float | None], plain: bool) -> str:
+    """Smallest and largest of a few seeds; one number where they are equal."""
+    known = [_interval(value, None, plain) for value in sorted(v for v in values if v is not None)]
+    return "–" if not known or len(known) < len(values) else " to ".join(dict.fromkeys((known[0], known[-1])))
 
 
 def _interval(mean: float | None, half: float | None, plain: bool) -> str:
