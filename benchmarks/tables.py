@@ -322,7 +322,7 @@ def verdict(pair: dict[str, Any] | None) -> str:
 
 def verdicts(cell: dict[str, Any]) -> str:
     """A sentence per figure: what megu is better than, no different from and worse than."""
-    lines = ["megu against each method, by the 95% interval of the paired differences over seeds:"]
+    lines = ["megu against each method, by the 95% interval of the paired differences over seeds:", ""]
     for figure, word in WORDS.items():
         found: dict[str, list[str]] = {"better": [], "same": [], "worse": []}
         for name, own in cell["methods"].items():
