@@ -38,7 +38,8 @@ from megu_cli.config import Config
 from megu_cli.errors import MeguError
 from megu_cli.execution import Execution
 from megu_cli.method import unlearn as unlearning
-from megu_cli.pipeline.engine import METHOD_STAGES, Pipeline
+from megu_cli.pipeline.engine import Pipeline
+from megu_cli.pipeline.stages import in_group
 from megu_cli.pipeline.steps.problem import fresh
 from megu_cli.pipeline.steps.problem import problem as problem_of
 from megu_cli.pipeline.workspace import Workspace
@@ -114,7 +115,7 @@ def overheads(out: Path, repeat: int) -> dict[str, dict[str, list[float]]]:
     """Stage -> seconds of `megu STAGE` as a process, of the stage within it, and the difference."""
     found: dict[str, dict[str, list[float]]] = {}
     for _ in range(repeat):
-        for name in METHOD_STAGES:
+        for name in in_group("method"):
             words = [sys.executable, "-m", "megu_cli", name, "-c", out / "speed.yaml", "-o", out, "--force", "--quiet"]
             started = time.perf_counter()
             subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
@@ -219,7 +220,7 @@ def share(run: Path) -> dict[str, Any]:
     times = artifacts.read_body(run / "eval.json")["time"]
     if times["time_ratio"] is None:
         raise MeguError(f"{run} has no oracle and method that were timed on one machine", "`megu run` there first.")
-    return {key: times[key] for key in ("time_ratio", "oracle_s", *(f"{name}_s" for name in METHOD_STAGES))}
+    return {key: times[key] for key in ("time_ratio", "oracle_s", *(f"{name}_s" for name in in_group("method")))}
 
 
 def slope(seconds: dict[int, list[float]]) -> tuple[float, float]:

@@ -22,8 +22,8 @@ from megu_cli.errors import ConfigError
 from megu_cli.evaluation import probe
 from megu_cli.evaluation.measure import Measurement, Predictions, per_class
 from megu_cli.models.weights import like
-from megu_cli.pipeline.engine import reached
 from megu_cli.pipeline.steps.problem import evaluation_problem, fresh
+from megu_cli.pipeline.times import reached
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
 

@@ -14,7 +14,8 @@ from test_data import write_folder
 
 import megu_cli
 from megu_cli.config import load_config
-from megu_cli.pipeline.engine import STAGES, Pipeline
+from megu_cli.pipeline.engine import Pipeline
+from megu_cli.pipeline.stages import STAGES
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
 

@@ -1,8 +1,8 @@
 """`megu compare`: one request through many methods and seeds, on the same splits, original, oracle and clock."""
 
-from megu_cli.compare.arena import FILE, Arena
+from megu_cli.compare.arena import Arena
 from megu_cli.compare.comparison import Comparison
 from megu_cli.compare.statistics import distances, figures, nearest, paired, summary
 from megu_cli.compare.tuning import score
 
-__all__ = ["FILE", "Arena", "Comparison", "distances", "figures", "nearest", "paired", "score", "summary"]
+__all__ = ["Arena", "Comparison", "distances", "figures", "nearest", "paired", "score", "summary"]

@@ -15,9 +15,11 @@ from megu_cli.compare.methods import OURS
 from megu_cli.compare.statistics import Row
 from megu_cli.config import changed
 from megu_cli.errors import ArtifactError, ConfigError, MeguError
-from megu_cli.pipeline.engine import STAGES, Pipeline
+from megu_cli.pipeline import times
+from megu_cli.pipeline.engine import Pipeline
+from megu_cli.pipeline.stages import STAGES
 from megu_cli.pipeline.workspace import Workspace
-from megu_cli.run import artifacts, ownership
+from megu_cli.run import artifacts, files, ownership
 from megu_cli.run.artifacts import Artifact
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
     from megu_cli.evaluation.measure import EvaluationProblem, Measurement, Predictions
 
-FILE = "compare.json"
-FOLDER = "compare"
 VERSION = 1
 # In a cell's file: scaled confidences of the forget set. compare.json has what follows from them.
 CONFIDENCES = "forget_confidences"
@@ -50,7 +50,7 @@ class Arena:
 
     def __init__(self, base: Workspace, seed: int, say: Say, apart: bool = False) -> None:
         self.base, self.seed, self.say, self.apart = base, seed, say, apart
-        self.folder = base.out / FOLDER / (f"tune-{seed}" if apart else str(seed))
+        self.folder = base.out / files.COMPARE_FOLDER / (f"tune-{seed}" if apart else str(seed))
         if apart:
             self.work = self._smaller()
         elif seed == base.config.seed:
@@ -98,7 +98,7 @@ class Arena:
             ownership.refuse_foreign(self.base.out, _file(folder).relative_to(self.base.out).as_posix())
             if name in OURS and folder.exists():
                 ours = self._ours(name, {}, folder, self.work)
-                ours.refuse_foreign(ours._all_upstream(["finetune"]), force)
+                ours.refuse_foreign(ours.all_before(["finetune"]), force)
 
     def prepare(self) -> None:
         """Train the original and, where anything is judged, the oracle, unless they are there."""
@@ -266,12 +266,12 @@ class Arena:
         from megu_cli.execution.runtime import machine
 
         if name == "retrain":
-            known = Pipeline(self.work).seconds("oracle")
+            known = times.seconds(self.work.out, self.work.log, "oracle")
             return self.oracle_model(), *(known or (None, ""))
         if name in OURS:
             ours = self._ours(name, given, folder, work)
             ours.run(goals=["finetune"])
-            return ours.work.unlearned(), *(ours.method_seconds() or (None, ""))
+            return ours.work.unlearned(), *(times.method_seconds(ours.work.out, ours.work.log) or (None, ""))
         from megu_cli.pipeline.steps.problem import task
 
         method = methods()[name]
@@ -367,7 +367,7 @@ class Arena:
     def clock(self, cell: Artifact) -> Row:
         """Seconds of a cell, and as a share of retraining where both were measured on one machine."""
         own = self.base.log.seconds(cell.meta["fingerprint"])
-        oracle = Pipeline(self.work).seconds("oracle")
+        oracle = times.seconds(self.work.out, self.work.log, "oracle")
         same = own and oracle and own[1] == oracle[1] and oracle[0]
         return {
             "seconds": own[0] if own else None,

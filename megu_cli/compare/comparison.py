@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from megu_cli import __version__
 from megu_cli.baselines import methods
 from megu_cli.compare import tuning
-from megu_cli.compare.arena import CONFIDENCES, FILE, FOLDER, VERSION, Arena, Say
+from megu_cli.compare.arena import CONFIDENCES, VERSION, Arena, Say
 from megu_cli.compare.equivalence import equivalences
 from megu_cli.compare.methods import OURS, chosen
 from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
 from megu_cli.errors import ConfigError, MeguError
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.workspace import Workspace
-from megu_cli.run import artifacts, ownership, writing
+from megu_cli.run import artifacts, files, ownership, writing
 from megu_cli.run.artifacts import Artifact
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Comparison:
             ForeignFileError: A file that megu did not write stands where a result would.
         """
         Pipeline(self.base).refuse_foreign(["similarity", "transition"])
-        for name in (FILE, self.base.log.file.name):
+        for name in (files.COMPARISON, self.base.log.file.name):
             ownership.refuse_foreign(self.base.out, name)
         for arena in dict.fromkeys([*self.arenas, *([self.tuning] if tune else [])]):
             arena.refuse_foreign(self.names, force)
@@ -150,7 +150,7 @@ class Comparison:
             body["tuning"] = {"seed": self.tuning.seed, "images": len(self.tuning.work.data.train)}
         parts = {"stage": "compare", "version": VERSION, "inputs": contents}
         meta = {**parts, "fingerprint": artifacts.digest(parts), "seed": self.base.config.seed, "megu": __version__}
-        artifacts.write(self.base.out / FILE, artifacts.seal(Artifact(body), meta))
+        artifacts.write(self.base.out / files.COMPARISON, artifacts.seal(Artifact(body), meta))
         return body
 
     def _failure(self, what: str, error: Exception) -> str:
@@ -159,9 +159,9 @@ class Comparison:
             message = error.message
         else:
             name = re.sub(r"[^\w.=]+", "-", what)
-            log = f"{FOLDER}/{name}.error.txt"
+            log = f"{files.COMPARE_FOLDER}/{name}.error.txt"
             ownership.refuse_foreign(self.base.out, log)
-            (self.base.out / FOLDER).mkdir(exist_ok=True)
+            (self.base.out / files.COMPARE_FOLDER).mkdir(exist_ok=True)
             with writing.replacing(self.base.out / log) as temporary:
                 temporary.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({log})"

@@ -25,8 +25,6 @@ from megu_cli.models.weights import State, names_of_tensors
 
 Place = tuple[Any, ...]
 
-# The unlearned checkpoint in the run directory: with a suffix a file, without one a directory of transformers.
-UNLEARNED = "model"
 # What the weights are usually called, the first first.
 _USUAL = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 # What a copy that was averaged over training is usually called: EMA and its kin.

@@ -25,8 +25,10 @@ from megu_cli.execution.runtime import generator
 from megu_cli.method import proxy
 from megu_cli.method import unlearn as unlearning
 from megu_cli.method.unlearn import Labels, UnlearningProblem
+from megu_cli.pipeline.stages import in_group
 from megu_cli.pipeline.steps.problem import fresh, problem
 from megu_cli.pipeline.workspace import Workspace
+from megu_cli.run import files
 
 # What is timed: a first step that warms up, then so many, or as many as there is patience for.
 _STEPS = 5
@@ -138,7 +140,7 @@ def described(rows: list[dict[str, Any]], made: Mapping[str, Estimate]) -> dict[
     plan = [{**row, **asdict(made[row["stage"]])} for row in rows]
     runs = [made[row["stage"]] for row in rows if row["action"] == "run"]
     known = [estimate.seconds for estimate in runs if estimate.seconds is not None]
-    own = sum(made[name].seconds or 0.0 for name in ("labels", "noise", "finetune"))
+    own = sum(made[name].seconds or 0.0 for name in in_group("method"))
     retraining = made["oracle"]
     return {
         "plan": plan,
@@ -277,7 +279,7 @@ class _Rehearsal:
     def evaluation(self) -> Estimate:
         """Predictions and metrics of two models, or three with an oracle, and of the mask."""
         work, settings = self.work, self.work.config.eval
-        oracle = settings.oracle or (work.out / "oracle.safetensors").exists()
+        oracle = settings.oracle or (work.out / files.ORACLE).exists()
         models = 3 if oracle else 2
         images = work.data.own + len(work.data.test)
         seconds = (models * images + len(work.request.forget)) * self._per_sample + (models + 1) * self._metrics()

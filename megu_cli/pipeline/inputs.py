@@ -1,8 +1,9 @@
-"""Content digests of the inputs that no stage makes: with the settings, what a stage's key is made of."""
+"""The inputs that no stage makes: each one with its content digest, which is part of a stage's key."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,15 +84,51 @@ def _files(files: Sequence[Path], memo: Memo) -> list[str]:
     return [bytes(digest).hex() for digest in memo.digests(map(str, files))]
 
 
-# Name of an input in a key -> its digest; one that is missing or at fault raises an InputError.
-INPUTS: dict[str, Callable[[Workspace], str]] = {
-    "train_data": _train_data,
-    "test_data": _test_data,
-    "forget": _forget,
-    "concepts": _concepts,
-    "ratings": _ratings,
-    "prompt": _prompt,
-    "rater_model": _rater_model,
-    "checkpoint": _checkpoint,
-    "wrapping": _wrapping,
-}
+def _always(work: Workspace) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Input:
+    """One kind of input that no stage makes.
+
+    Attributes:
+        name: Name of the input in a stage's key.
+        words: What the user is told has changed.
+        digest: Content digest; an input that is missing or at fault raises an InputError.
+        applies: True if this run has the input.
+        made_by: The stage that makes it if the user does not give it; empty: none.
+        checked_first: True if it can be checked by itself in a moment: `megu run` does so before it reads images.
+    """
+
+    name: str
+    words: str
+    digest: Callable[[Workspace], str]
+    applies: Callable[[Workspace], bool] = _always
+    made_by: str = ""
+    checked_first: bool = False
+
+
+_ROWS = (
+    Input("train_data", "the training data", _train_data),
+    Input("test_data", "the test data", _test_data),
+    Input("forget", "the forget request", _forget),
+    Input("concepts", "the classes asked about", _concepts),
+    Input("ratings", "the recorded ratings", _ratings, checked_first=True),
+    Input("prompt", "the wording of the questions", _prompt),
+    Input("rater_model", "the model that rates", _rater_model),
+    Input(
+        "checkpoint",
+        "the checkpoint",
+        _checkpoint,
+        applies=lambda work: work.own_checkpoint is not None,
+        made_by="train",
+    ),
+    Input(
+        "wrapping",
+        "what stands beside the weights in the checkpoint",
+        _wrapping,
+        applies=lambda work: work.wrapped,
+    ),
+)
+INPUTS = {row.name: row for row in _ROWS}

@@ -13,33 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megu_cli.errors import ArtifactError
-from megu_cli.pipeline.resume import resume_file
+from megu_cli.pipeline.stages import STAGES
+from megu_cli.run import files
 from megu_cli.run.artifacts import read_meta
 from megu_cli.run.log import RunLog
 from megu_cli.run.ownership import refuse_foreign
 
 # Stands in a report that shows forgotten images.
 SHOWS_FORGOTTEN = '<meta name="megu-shows-forgotten-images" content="yes">'
-MEMO, REPORT = ".digests.npy", "report.html"
+_PAGE = f"{files.REPORT}.html"
 _TRACES = {
-    "labels.safetensors": "positions of the forgotten images and their perturbing labels",
-    "noise.safetensors": "noises that were trained on images, or made to carry a forgotten class",
-    "similarity.answers.jsonl": "raw answers about images",
-    MEMO: "digests of the image files",
-    **{
-        resume_file(stage): f"what a {stage} that was cut short would go on from"
-        for stage in ("train", "oracle", "finetune")
-    },
+    files.LABELS: "positions of the forgotten images and their perturbing labels",
+    files.NOISE: "noises that were trained on images, or made to carry a forgotten class",
+    files.ANSWERS: "raw answers about images",
+    files.FILE_DIGESTS: "digests of the image files",
+    **{files.resume_file(name): f"the state of a {name} that was interrupted" for name in STAGES},
 }
 _MODELS = {
-    "original.safetensors": "the model that still knows what was to be forgotten",
-    "oracle.safetensors": "the retrained model",
+    files.ORIGINAL: "the model that still knows what was to be forgotten",
+    files.ORACLE: "the retrained model",
 }
 _KEPT = (
-    *("model.pth", "model.pt", "model.ckpt", "model.bin", "model.safetensors"),
-    *("finetune.json", "eval.json", "similarity.json", "similarity.png", "transition.safetensors", "runs.jsonl"),
-    *(REPORT, "report.md", "report.json", "compare.json"),
-    *("forgotten.json", "record.json", "record.salt"),
+    *(files.UNLEARNED + suffix for suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors")),
+    *(files.FINETUNE, files.EVALUATION, files.SIMILARITY, files.HEAT_MAP, files.TRANSITION, files.LOG),
+    *(_PAGE, f"{files.REPORT}.md", f"{files.REPORT}.json", files.COMPARISON),
+    *(files.FINGERPRINTS, files.RECORD, files.SALT),
     *_MODELS,
 )
 
@@ -59,11 +57,11 @@ def check(out: Path) -> None:
         ArtifactError: It is not.
     """
     try:
-        made, judged = (read_meta(out / name) for name in ("finetune.json", "eval.json"))
+        made, judged = (read_meta(out / name) for name in (files.FINETUNE, files.EVALUATION))
     except ArtifactError as error:
         raise _unfinished(error.message) from None
     if judged.get("inputs", {}).get("finetune") != made["content"]:
-        raise _unfinished("eval.json is not the evaluation of this finetune.json")
+        raise _unfinished(f"{files.EVALUATION} is not the evaluation of this {files.FINETUNE}")
 
 
 def _unfinished(why: str) -> ArtifactError:
@@ -83,18 +81,18 @@ def traces(out: Path, *, original: bool = False, oracle: bool = False) -> list[T
         original: Also the original models that `megu train` and `megu compare` made.
         oracle: Also the retrained models.
     """
-    files = dict(_TRACES)
+    named = dict(_TRACES)
     if original:
-        files["original.safetensors"] = _MODELS["original.safetensors"]
+        named[files.ORIGINAL] = _MODELS[files.ORIGINAL]
     if oracle:
-        files["oracle.safetensors"] = _MODELS["oracle.safetensors"]
+        named[files.ORACLE] = _MODELS[files.ORACLE]
     # `megu compare` runs MeGU once more for each seed, in folders of its own; the figures of its methods stay.
-    beside = [path for path in _files(out / "compare") if path.name in files]
+    beside = [path for path in _files(out / files.COMPARE_FOLDER) if path.name in named]
     logs: dict[Path, RunLog] = {}
-    found = [Trace(path, files[path.name]) for path in [*(out / name for name in files), *beside] if _ours(path, logs)]
-    if _ours(out / REPORT, logs) and _shows_traces(out / REPORT):
+    found = [Trace(path, named[path.name]) for path in [*(out / name for name in named), *beside] if _ours(path, logs)]
+    if _ours(out / _PAGE, logs) and _shows_traces(out / _PAGE):
         found.append(
-            Trace(out / REPORT, "pictures of the noises or of forgotten images; `megu report` makes one without")
+            Trace(out / _PAGE, "pictures of the noises or of forgotten images; `megu report` makes one without")
         )
     return found
 
@@ -102,8 +100,9 @@ def traces(out: Path, *, original: bool = False, oracle: bool = False) -> list[T
 def kept(out: Path, going: list[Trace]) -> list[str]:
     """What stays of megu's files in the run directory, relative to it."""
     gone = {trace.path for trace in going}
-    files = [*(out / name for name in (*_KEPT, *_TRACES)), *_files(out / "model"), *_files(out / "compare")]
-    return [path.relative_to(out).as_posix() for path in dict.fromkeys(files) if path not in gone and path.is_file()]
+    known = [out / name for name in (*_KEPT, *_TRACES)]
+    known += [*_files(out / files.UNLEARNED), *_files(out / files.COMPARE_FOLDER)]
+    return [path.relative_to(out).as_posix() for path in dict.fromkeys(known) if path not in gone and path.is_file()]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -125,7 +124,7 @@ def _ours(path: Path, logs: dict[Path, RunLog]) -> bool:
     try:
         refuse_foreign(path.parent, path.name, log.written(path.name))
     except ArtifactError:
-        return path.name == MEMO
+        return path.name == files.FILE_DIGESTS
     return True
 
 

@@ -21,11 +21,6 @@ _STATE = {
 }
 
 
-def resume_file(stage: str) -> str:
-    """Name of a stage's checkpoint in the run directory; it is gone once the stage is done."""
-    return f"{stage}.checkpoint"
-
-
 class Resume:
     """Keeps what `training.fit` needs to go on, for one stage with one key; see `training.Checkpoints`.
 

@@ -13,6 +13,7 @@ from megu_cli.execution import Execution
 from megu_cli.execution.runtime import Track, silent
 from megu_cli.models.own import OwnModel
 from megu_cli.pipeline.inputs import INPUTS
+from megu_cli.run import files
 from megu_cli.run.log import RunLog
 from megu_cli.run.memo import Memo
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from megu_cli.pipeline.resume import Resume
     from megu_cli.request.earlier import Already
     from megu_cli.request.resolve import Request
-
-_MEMO = ".digests.npy"
-ANSWERS = "similarity.answers.jsonl"
 
 
 class Workspace:
@@ -52,7 +50,7 @@ class Workspace:
         self._digests: dict[str, str] = {}
         # Of the stage that is running.
         self.checkpoints: Resume | None = None
-        self.memo = Memo(self.out / _MEMO)
+        self.memo = Memo(self.out / files.FILE_DIGESTS)
 
     def sibling(self, config: Config, request: bool = True, data: bool = True) -> Workspace:
         """A workspace for another seed, run directory or method settings on the same data, loaded once.
@@ -242,7 +240,7 @@ class Workspace:
             settings,
             ratings=lambda: self.ratings_file,
             identity=lambda: self.digest("rater_model"),
-            answers=self.out / ANSWERS,
+            answers=self.out / files.ANSWERS,
             show=self.picture,
             device=self.device,
             track=self.track,
@@ -302,7 +300,7 @@ class Workspace:
     @property
     def checkpoint_file(self) -> Path:
         """The user's checkpoint, or the one that `megu train` writes."""
-        return self.own_checkpoint or self.out / "original.safetensors"
+        return self.own_checkpoint or self.out / files.ORIGINAL
 
     def unlearned(self, out: Path | None = None) -> nn.Module:
         """The unlearned model of a run directory (this one's), in eval mode.
@@ -311,13 +309,15 @@ class Workspace:
             CheckpointError: It cannot be read or does not fit.
         """
         from megu_cli.models import huggingface
-        from megu_cli.models.checkpoints import UNLEARNED, read
+        from megu_cli.models.checkpoints import read
 
         folder = out or self.out
         if self.hf_folder:  # as from_pretrained() gives it to the user
-            state = huggingface.read(folder / UNLEARNED, len(self.data.classes), self.config.model.trust_remote_code)
-            return self.load(state, UNLEARNED)
-        path = folder / "model.safetensors"
+            state = huggingface.read(
+                folder / files.UNLEARNED, len(self.data.classes), self.config.model.trust_remote_code
+            )
+            return self.load(state, files.UNLEARNED)
+        path = folder / files.WEIGHTS
         key = self.file.chosen.name if self.own_checkpoint and self.file.suffix == path.suffix else ""
         return self.load(read(path, self.build(), key or None).state, path.name)
 
@@ -325,13 +325,12 @@ class Workspace:
     def unlearned_files(self) -> list[str]:
         """The files that the unlearned model may have beside model.safetensors, relative to the run directory."""
         from megu_cli.models import huggingface
-        from megu_cli.models.checkpoints import UNLEARNED
 
         own, names = self.own_checkpoint, []
         if self.hf_folder:
-            names += [f"{UNLEARNED}/{name}" for name in huggingface.names_written(self.hf_folder)]
+            names += [f"{files.UNLEARNED}/{name}" for name in huggingface.names_written(self.hf_folder)]
         if own and not own.is_dir() and own.suffix != ".safetensors":
-            names.append(f"{UNLEARNED}{own.suffix}")
+            names.append(f"{files.UNLEARNED}{own.suffix}")
         return names
 
     def original(self) -> nn.Module:
@@ -396,17 +395,13 @@ class Workspace:
         if self.checkpoint_file.exists():
             _ = self.checkpoint
 
-    def forget_loaded(self, stage: str) -> None:
-        """Drop what a stage has just replaced on disk, or what only that stage needs."""
-        if stage == "train":
-            for name in ("file", "_directory"):
-                self.__dict__.pop(name, None)
-            self._digests.pop("checkpoint", None)
-        if stage == "similarity":
-            # Its work is done, and a local model's memory is wanted by what follows.
-            self.__dict__.pop("rater", None)
-            if self._elder:
-                self._elder.forget_loaded(stage)
+    def drop(self, name: str) -> None:
+        """Drop the loaded ``checkpoint``, which a stage has replaced on disk, or the ``rater``, whose work is done."""
+        for attribute in {"checkpoint": ("file", "_directory")}.get(name, (name,)):
+            self.__dict__.pop(attribute, None)
+        self._digests.pop(name, None)
+        if name == "rater" and self._elder:
+            self._elder.drop(name)
 
     def digest(self, name: str) -> str:
         """Content digest of an input that no stage makes, one of `digests.INPUTS`.
@@ -415,7 +410,7 @@ class Workspace:
             InputError: It is missing or at fault.
         """
         if name not in self._digests:
-            self._digests[name] = INPUTS[name](self)
+            self._digests[name] = INPUTS[name].digest(self)
         return self._digests[name]
 
     @property

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from megu_cli.errors import ArtifactError
 from megu_cli.evaluation.requirements import Outcome
 from megu_cli.pipeline.purge import SHOWS_FORGOTTEN
-from megu_cli.run import artifacts, writing
+from megu_cli.pipeline.stages import STAGES
+from megu_cli.run import artifacts, files, writing
 from megu_cli.run.artifacts import Artifact
 from megu_cli.text import markdown, printable, shown
 
@@ -26,14 +27,9 @@ if TYPE_CHECKING:
     from megu_cli.report.parts import Report, Sources
 
 FORMATS = ("html", "md", "json")
-_FILES = {
-    "finetune": "finetune.json",
-    "similarity": "similarity.json",
-    "transition": "transition.safetensors",
-    "labels": "labels.safetensors",
-    "noise": "noise.safetensors",
-}
-_WEIGHTS = ("model.safetensors", "original.safetensors", "oracle.safetensors")
+# Stages whose artifacts it shows.
+_SHOWN = ("finetune", "similarity", "transition", "labels", "noise")
+_WEIGHTS = (files.WEIGHTS, files.ORIGINAL, files.ORACLE)
 _EXAMPLES = 8
 
 
@@ -65,7 +61,7 @@ def write(
     sources = _sources(work, outcomes, show_forgotten, notices)
     report = gather(sources if form == "json" else _readable(sources))
     text = _RENDER[form](report)
-    path = work.out / f"report.{form}"
+    path = work.out / f"{files.REPORT}.{form}"
     with writing.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -74,27 +70,27 @@ def write(
 def _sources(work: Workspace, outcomes: Sequence[Outcome], show_forgotten: bool, notices: Sequence[str]) -> Sources:
     from megu_cli.report.parts import Sources
 
-    evaluation = artifacts.read(work.out / "eval.json")
+    evaluation = artifacts.read(work.out / files.EVALUATION)
     digests: dict[str, str] = {}
     for recorded in (*evaluation.meta["lineage"].values(), evaluation.meta):
         digests |= recorded["inputs"]
     found = {}
-    for stage, file in _FILES.items():
+    for stage in _SHOWN:
         try:
-            artifact = artifacts.read(work.out / file)
+            artifact = artifacts.read(work.out / STAGES[stage].file)
         except ArtifactError:
             continue
         # Another process may be at work here: only what this evaluation was made from is shown beside it.
         if artifact.content == digests.get(stage):
             found[stage] = artifact
-    files = [
+    written = [
         (name, (work.out / name).stat().st_size, artifacts.file_digest(work.out / name))
-        for name in (*_WEIGHTS, *_FILES.values(), "eval.json")
+        for name in (*_WEIGHTS, *(STAGES[stage].file for stage in _SHOWN), files.EVALUATION)
         if (work.out / name).is_file()
     ]
     comparison = None
     with contextlib.suppress(ArtifactError):
-        beside = artifacts.read(work.out / "compare.json")
+        beside = artifacts.read(work.out / files.COMPARISON)
         comparison = beside if beside.body.get("request") == evaluation.body["request"] else None
     entry = work.log.last(evaluation.meta["fingerprint"])
     shown, scale = _examples(work, found) if show_forgotten else ([], 1.0)
@@ -104,7 +100,7 @@ def _sources(work: Workspace, outcomes: Sequence[Outcome], show_forgotten: bool,
             "Forgotten images were asked for, but the labels or noises made from them are not here any more."
         )
     finished = str(entry["time"]).replace("T", " ").replace("+00:00", " UTC") if entry else ""
-    return Sources(evaluation, found, outcomes, files, finished, shown, scale, notices, comparison)
+    return Sources(evaluation, found, outcomes, written, finished, shown, scale, notices, comparison)
 
 
 def _readable(sources: Sources) -> Sources:

@@ -19,12 +19,11 @@ from megu_cli.config import Config, DataConfig, load_config
 from megu_cli.data import Dataset, holding_out
 from megu_cli.data.names import composed
 from megu_cli.errors import ArtifactError, ConfigError, DataError
-from megu_cli.models.checkpoints import UNLEARNED
 from megu_cli.models.marks import mark_of, weights_digest, weights_digests
 from megu_cli.models.own import OwnModel
 from megu_cli.request.deletion_list import has_indices, listed
 from megu_cli.request.resolve import Earlier, Request, asked, class_positions, resolve
-from megu_cli.run import artifacts
+from megu_cli.run import artifacts, files
 
 Missing = Literal["error", "ignore"]
 _LISTS = (".csv", ".tsv", ".txt")
@@ -114,7 +113,7 @@ class Already:
         if known and (same := known.keys() & weights_digests(own)):
             return known[min(same)]
         # model.safetensors, model.pth (or whichever suffix the first checkpoint had), the directory model/.
-        if self.given is None and own.stem == UNLEARNED and (own.parent / "finetune.json").is_file():
+        if self.given is None and own.stem == files.UNLEARNED and (own.parent / files.FINETUNE).is_file():
             raise ConfigError(
                 f"the checkpoint {own} was unlearned before, and does not say what it has forgotten",
                 f"Set forget.already to [{own.parent}], or to [] if that may be learned again.",
@@ -127,7 +126,7 @@ class Already:
         near = [] if own is None else [own.parent, own.parent.parent]
         folders = [*([self.out] if self.out else []), *near, *self.runs]
         known: dict[str, Forgotten] = {}
-        for file in dict.fromkeys(folder / "finetune.json" for folder in folders):
+        for file in dict.fromkeys(folder / files.FINETUNE for folder in folders):
             try:
                 proven = _proven(artifacts.read(file).body.get("provenance"), str(file))
             except (ArtifactError, DataError, OSError):
@@ -204,8 +203,7 @@ class Already:
             DataError: There is no record of what was forgotten.
         """
         runs = [
-            recorded(artifacts.read(folder / "finetune.json").body.get("forgotten"), str(folder))
-            for folder in self.runs
+            recorded(artifacts.read(folder / files.FINETUNE).body.get("forgotten"), str(folder)) for folder in self.runs
         ]
         return [*([self.own] if self.own != Forgotten() else []), *runs]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megu_cli.errors import ArtifactError
+from megu_cli.run import files
 from megu_cli.run.json_lines import JSONLines
 
 
@@ -17,7 +18,7 @@ class RunLog:
     """
 
     def __init__(self, out: Path) -> None:
-        self.file = out / "runs.jsonl"
+        self.file = out / files.LOG
         self._lines = JSONLines(self.file, "times that stood there are not known")
 
     def append(self, entry: dict[str, Any]) -> None:

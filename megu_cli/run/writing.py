@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from megu_cli.errors import NO_SPACE, ArtifactError, ForeignFileError
+from megu_cli.run import files
 
 _TEMPORARY = ".megu-tmp-"
-_LOCK = ".lock"
 # Folders that megu writes in a run directory.
-_FOLDERS = ("model", "compare")
+_FOLDERS = (files.UNLEARNED, files.COMPARE_FOLDER)
 
 
 def linked(path: Path) -> ForeignFileError:
@@ -82,7 +82,7 @@ def locked(folder: Path) -> Iterator[None]:
     import filelock
 
     # What fails in the body is another's fault, and is not told as the directory's.
-    file = folder / _LOCK
+    file = folder / files.LOCK
     lock = filelock.FileLock(file, timeout=0)
     made = not folder.exists()
     try:
@@ -128,7 +128,7 @@ def _holds(lock: Any, file: Path) -> bool:
 
 def _leftovers(folder: Path, nested: bool = False) -> Iterator[Path]:
     """Temporary files in a run directory and where megu writes below it, but not in a run directory of its own."""
-    if nested and (folder / _LOCK).exists():
+    if nested and (folder / files.LOCK).exists():
         return
     for path in list(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():

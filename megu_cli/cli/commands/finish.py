@@ -11,6 +11,7 @@ import typer
 from megu_cli.cli.commands.shared import Require, alone, display, opened
 from megu_cli.cli.console import say
 from megu_cli.cli.options import Options
+from megu_cli.run.files import REPORT
 
 
 class _Format(str, Enum):
@@ -36,7 +37,7 @@ def report(
     from megu_cli import report as reports
     from megu_cli.errors import ArtifactError, ConfigError
     from megu_cli.evaluation.requirements import judge, parse
-    from megu_cli.pipeline.engine import STAGES
+    from megu_cli.pipeline.stages import STAGES
     from megu_cli.run.artifacts import read_body
     from megu_cli.run.ownership import refuse_foreign
 
@@ -56,9 +57,9 @@ def report(
             # The evaluation can be read where the data are not; whether it still fits them cannot be told there.
             notices.append(f"It could not be checked here whether this evaluation is up to date: {state.reason}.")
         outcomes = judge(parse(config.eval.require), read_body(file))
-        refuse_foreign(config.out, f"report.{form.value}")
+        refuse_foreign(config.out, f"{REPORT}.{form.value}")
         if options.dry_run:
-            display(options, {"file": str(config.out / f"report.{form.value}")}, lambda r: say(r["file"]))
+            display(options, {"file": str(config.out / f"{REPORT}.{form.value}")}, lambda r: say(r["file"]))
             return
         path = reports.write(pipeline.work, outcomes, form=form.value, show_forgotten=show_forgotten, notices=notices)
     for notice in notices:

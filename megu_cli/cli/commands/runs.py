@@ -35,7 +35,7 @@ def status(options: Options) -> None:
     Example: megu status -o runs/shirt
     """
     from megu_cli.cli import tables
-    from megu_cli.pipeline.engine import STAGES
+    from megu_cli.pipeline.stages import STAGES
 
     with opened(options, write=False) as (pipeline, _):
         states = pipeline.status()

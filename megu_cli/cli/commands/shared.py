@@ -109,7 +109,7 @@ def alone(options: Options, shared: bool = False) -> None:
 
 def built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dict[str, Any]:
     """Build stages; what they made, by name. Files that are written beside them must not be the user's."""
-    from megu_cli.pipeline.engine import STAGES
+    from megu_cli.pipeline.stages import STAGES
     from megu_cli.record.fingerprints import keep
     from megu_cli.run.artifacts import read_body
     from megu_cli.run.ownership import refuse_foreign
@@ -129,7 +129,7 @@ def show_eval(options: Options, config: Config, notes: list[str]) -> None:
     from megu_cli.cli import tables
     from megu_cli.errors import RequirementError
     from megu_cli.evaluation.requirements import absent, judge, parse
-    from megu_cli.pipeline.engine import STAGES
+    from megu_cli.pipeline.stages import STAGES
     from megu_cli.run.artifacts import read_body
 
     evaluation = read_body(config.out / STAGES["eval"].file)

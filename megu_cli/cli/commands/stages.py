@@ -10,8 +10,7 @@ import typer
 
 from megu_cli.cli.commands.shared import MaxSteps, Require, built, display, estimated, opened, rows_of, show_eval
 from megu_cli.cli.options import Options
-
-_HEAT_MAP = "similarity.png"
+from megu_cli.run.files import HEAT_MAP
 
 
 def train(
@@ -51,7 +50,7 @@ def similarity(
         with opened(options) as (pipeline, _):
             plan = rows_of(pipeline.plan(names, options.force))
             if show:
-                refuse_foreign(pipeline.work.out, _HEAT_MAP)
+                refuse_foreign(pipeline.work.out, HEAT_MAP)
             cost = pipeline.work.rating_cost() if plan[0]["action"] == "run" else None
         display(options, {"plan": plan, "cost": dataclasses.asdict(cost) if cost else None}, tables.rating_cost)
         return
@@ -60,7 +59,7 @@ def similarity(
         from megu_cli.mllm.recorded import Recorded
 
         other = Recorded(against)  # a file that cannot be read is said before anything is asked
-    result = built(options, names, [_HEAT_MAP] if show else [])
+    result = built(options, names, [HEAT_MAP] if show else [])
     if against is not None:
         body = result["similarity"]
         result["against"] = {
@@ -71,7 +70,7 @@ def similarity(
     if show and result["similarity"]["scores"]:
         from megu_cli.mllm.heatmap import draw
 
-        result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_name(_HEAT_MAP))
+        result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_name(HEAT_MAP))
     display(options, result, tables.similarity)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor
-
 from megu_cli.baselines.mask import mask
-from megu_cli.errors import ArtifactError
 from megu_cli.evaluation.measure import Measurement, Predictions, evaluated
+from megu_cli.pipeline import times
 from megu_cli.pipeline.steps.problem import evaluation_problem
 from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.pipeline.workspace import Workspace
-from megu_cli.run.artifacts import Artifact, read
+from megu_cli.run import files
+from megu_cli.run.artifacts import Artifact
 
 
 def evaluate(work: Workspace, inputs: Inputs) -> Product:
@@ -20,7 +19,7 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
     problem = evaluation_problem(work)
     models = {"unlearned": work.unlearned()}
     if retrained := inputs.get("oracle"):
-        models["oracle"] = work.load(retrained.tensors, "oracle.safetensors")
+        models["oracle"] = work.load(retrained.tensors, files.ORACLE)
     predictions = {name: Predictions.of(model, problem, name) for name, model in models.items()}
     models["original"] = work.original()
     original, masked = Predictions.with_mask(
@@ -29,7 +28,8 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
     if not work.crew.first:  # its predictions are gathered; the rest is measured once
         return Product(Artifact({}))
     predictions |= {"original": original, "mask": masked}
-    labels = _perturbing(work, inputs["finetune"])
+    # A checkpoint that was handed over without its labels, or purged of them, can be judged too.
+    labels = inputs.get("labels")
     measurements: dict[str, Measurement] = {
         name: Measurement(
             problem,
@@ -37,21 +37,13 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
             original,
             models.get(name),
             unlearned=name == "unlearned",
-            perturbing=labels if name == "unlearned" else None,
+            perturbing=labels.tensors["perturbing"] if labels and name == "unlearned" else None,
         )
         for name in ("original", "mask", "unlearned", "oracle")
         if name in predictions
     }
-    return Product(Artifact(evaluated(measurements, problem)))
-
-
-def _perturbing(work: Workspace, finetuned: Artifact) -> Tensor | None:
-    """(N_f,) the perturbing labels that the model was finetuned with; ``None`` where they are gone.
-
-    They are no input of the evaluation: a checkpoint handed over without them, or purged of them, can be judged too.
-    """
-    try:
-        chosen = read(work.out / "labels.safetensors")
-    except ArtifactError:
-        return None
-    return chosen.tensors["perturbing"] if chosen.content == finetuned.meta["inputs"]["labels"] else None
+    result = evaluated(measurements, problem)
+    lineage = {key: entry for artifact in inputs.values() for key, entry in artifact.meta["lineage"].items()}
+    lineage |= {name: artifact.meta for name, artifact in inputs.items()}
+    validation = retrained.body.get("validation_acc", []) if retrained else None
+    return Product(Artifact({**result, "time": times.summary(work.log, lineage, "oracle", validation)}))

@@ -10,7 +10,6 @@ from torch import nn
 
 from megu_cli.method import unlearn as unlearning
 from megu_cli.models import huggingface
-from megu_cli.models.checkpoints import UNLEARNED
 from megu_cli.models.marks import MARK, marked
 from megu_cli.models.weights import State, like, unreached
 from megu_cli.pipeline.steps.labels import loaded
@@ -19,6 +18,7 @@ from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.request.earlier import provenance, record
 from megu_cli.run.artifacts import Artifact, canonical
+from megu_cli.run.files import UNLEARNED, WEIGHTS
 
 
 def finetune(work: Workspace, inputs: Inputs) -> Product:
@@ -87,8 +87,8 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
             weights = renewed.content
         else:
             mark = canonical(_provenance(work, body, weights)).decode()
-            files[f"model{work.file.suffix}"] = marked(work.file.written(state), mark)
-            notes.append(f"model{work.file.suffix} is the unlearned checkpoint, wrapped as the input is")
+            files[f"{UNLEARNED}{work.file.suffix}"] = marked(work.file.written(state), mark)
+            notes.append(f"{UNLEARNED}{work.file.suffix} is the unlearned checkpoint, wrapped as the input is")
         if len(renewed.replaced) > 1:
             notes.append(f"unlearned from {renewed.replaced[0]}; replaced as well: {_some(renewed.replaced[1:])}")
         if renewed.dropped:
@@ -105,7 +105,7 @@ def _product(
     body: dict[str, Any], weights: State, mark: dict[str, Any], files: dict[str, bytes], notes: list[str]
 ) -> Product:
     metadata = {MARK: canonical(mark).decode()}
-    return Product(Artifact({**body, "provenance": mark}), {"model.safetensors": weights}, metadata, files, notes)
+    return Product(Artifact({**body, "provenance": mark}), {WEIGHTS: weights}, metadata, files, notes)
 
 
 def _some(names: Sequence[str]) -> str:
