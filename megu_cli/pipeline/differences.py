@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from megu_cli.errors import ArtifactError, ForeignFileError
+from megu_cli.run import files
 from megu_cli.run.artifacts import STAGE_KEYS, read_body, read_meta
 
 # Sections of eval.json without figures of a model: times differ between equal runs, and the rest is for drawing.
 _NO_FIGURES = ("request", "aggregates", "time")
-_EVALUATION = "eval.json"
 
 
 @dataclass
@@ -54,8 +54,8 @@ def read_run(folder: Path) -> Run:
         if "train" in meta["inputs"]:  # the original model: the user's checkpoint, or the artifact of `train`
             run.inputs["checkpoint"] = meta["inputs"]["train"]
     run.versions["megu"] = metas[max(metas)].get("megu")
-    if _EVALUATION in metas:
-        body = read_body(folder / _EVALUATION)
+    if files.EVALUATION in metas:
+        body = read_body(folder / files.EVALUATION)
         run.request = flat(body["request"])
         sections = sorted(set(body) - set(_NO_FIGURES), key=lambda name: (name == "per_class", list(body).index(name)))
         run.figures = flat({name: body[name] for name in sections})
