@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import TINY, Megu, subprocess_environment
 
-from megu_cli.pipeline.engine import STAGES
+from megu_cli.pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / ".github" / "action.sh"

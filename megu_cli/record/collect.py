@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from megu_cli.errors import ArtifactError, ConfigError
-from megu_cli.pipeline.engine import STAGES
+from megu_cli.pipeline.stages import STAGES
 from megu_cli.record import fingerprints
 from megu_cli.record.statement import LIMITS, Asked, Statement
-from megu_cli.run import artifacts, reading, writing
+from megu_cli.run import artifacts, files, reading, writing
 
-SALT = "record.salt"
+SALT = files.SALT
 _SALT_BYTES = 32
 # Settings that may name a host, a folder or a person.
 _PRIVATE = ("mllm.base_url", "mllm.model")
@@ -75,14 +75,14 @@ def collect(out: Path, requests: Sequence[Asked], salt: bytes) -> Statement:
     """
     told = fingerprints.read(out)
     finetuned, judged = _metas(out)
-    files = written(out, finetuned, judged)
+    digests = written(out, finetuned, judged)
     model = [*finetuned["weights"], *finetuned.get("files", {})]
     found = told["fingerprints"]
     return Statement.model_validate(
         {
             "_type": "https://in-toto.io/Statement/v1",
             "predicateType": "urn:megu:deletion-record:v1",
-            "subject": [{"name": name, "digest": {"sha256": files[name]}} for name in sorted(model)],
+            "subject": [{"name": name, "digest": {"sha256": digests[name]}} for name in sorted(model)],
             "predicate": {
                 "requests": [request.model_dump(mode="json") for request in requests],
                 "forgotten": {
@@ -97,12 +97,12 @@ def collect(out: Path, requests: Sequence[Asked], salt: bytes) -> Statement:
                 "salt": {"algorithm": "HMAC-SHA256, first 16 bytes", "check": check_of(salt)},
                 "parent": {
                     "files": told["parent"],
-                    "weights": str(artifacts.read_body(out / "finetune.json")["provenance"]["parent"]),
+                    "weights": str(artifacts.read_body(out / files.FINETUNE)["provenance"]["parent"]),
                 },
-                "files": files,
+                "files": digests,
                 "settings": _settings(finetuned, judged, salt),
                 "versions": {"megu": str(finetuned.get("megu")), "torch": told["torch"]},
-                "figures": figures(artifacts.read_body(out / "eval.json")) if judged else None,
+                "figures": figures(artifacts.read_body(out / files.EVALUATION)) if judged else None,
                 "does_not_prove": list(LIMITS),
             },
         }
@@ -115,15 +115,15 @@ def _metas(out: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     Raises:
         ArtifactError: They do not fit.
     """
-    finetuned = artifacts.read_meta(out / "finetune.json", artifacts.STAGE_KEYS)
+    finetuned = artifacts.read_meta(out / files.FINETUNE, artifacts.STAGE_KEYS)
     try:
         artifacts.check_products(out, finetuned)
     except OSError as error:
         gone = Path(error.filename).name if error.filename else "a file of the model"
         raise ArtifactError(f"{gone} is not there") from None
-    if not (out / "eval.json").exists():
+    if not (out / files.EVALUATION).exists():
         return finetuned, None
-    judged = artifacts.read_meta(out / "eval.json", artifacts.STAGE_KEYS)
+    judged = artifacts.read_meta(out / files.EVALUATION, artifacts.STAGE_KEYS)
     if judged["inputs"].get("finetune") != finetuned["content"]:
         raise ArtifactError("eval.json is not the evaluation of this finetune.json", "Run `megu eval`.")
     return finetuned, judged
@@ -136,8 +136,8 @@ def written(out: Path, finetuned: Mapping[str, Any], judged: Mapping[str, Any] |
         ArtifactError: An artifact is there that the model was not made from.
     """
     lineage = {**(judged["lineage"] if judged else {}), **finetuned["lineage"]}
-    names = ["finetune.json", fingerprints.FILE, *finetuned["weights"], *finetuned.get("files", {})]
-    names += ["eval.json"] if judged else []
+    names = [files.FINETUNE, fingerprints.FILE, *finetuned["weights"], *finetuned.get("files", {})]
+    names += [files.EVALUATION] if judged else []
     for stage in STAGES.values():
         path = out / stage.file
         if stage.name in ("finetune", "eval") or not path.exists():

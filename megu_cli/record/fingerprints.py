@@ -13,7 +13,7 @@ import torch
 from megu_cli.data.decode import picture
 from megu_cli.data.images import EncodedImages, Images, Joined
 from megu_cli.errors import ArtifactError
-from megu_cli.run import artifacts, ownership
+from megu_cli.run import artifacts, files, ownership
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from megu_cli.pipeline.workspace import Workspace
     from megu_cli.request.resolve import Request
 
-FILE = "forgotten.json"
+FILE = files.FINGERPRINTS
 # Hexadecimal digits that are stored of an image's sha256.
 DIGITS = 32
 # A perceptual hash has a bit for each of the lowest SIDE * SIDE frequencies of a thumbnail of THUMBNAIL pixels a side.
@@ -46,7 +46,7 @@ def keep(work: Workspace, requests: Sequence[dict[str, Any]] | None = None) -> P
         ArtifactError: finetune.json cannot be read, or forgotten.json cannot be written.
     """
     path = work.out / FILE
-    made = artifacts.read_meta(work.out / "finetune.json")
+    made = artifacts.read_meta(work.out / files.FINETUNE)
     kind = work.config.record.fingerprints
     requests = [sent(work.config.forget)] if requests is None else list(requests)
     origin = {
@@ -121,8 +121,8 @@ def _parent(work: Workspace) -> dict[str, str]:
     parent = work.checkpoint_file
     if not parent.is_dir():
         return {f"checkpoint{parent.suffix}": artifacts.file_digest(parent)} if parent.exists() else {}
-    files = sorted(path for path in parent.iterdir() if path.is_file() and not path.name.startswith("."))
-    return {path.name: artifacts.file_digest(path) for path in files}
+    beside = sorted(path for path in parent.iterdir() if path.is_file() and not path.name.startswith("."))
+    return {path.name: artifacts.file_digest(path) for path in beside}
 
 
 def image_digests(images: Images, positions: Sequence[int]) -> Iterator[str]:
@@ -182,7 +182,7 @@ def read(out: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: It is missing or damaged, or belongs to another finetuning.
     """
-    made = artifacts.read_meta(out / "finetune.json")
+    made = artifacts.read_meta(out / files.FINETUNE)
     try:
         meta = artifacts.read_meta(out / FILE)
     except ArtifactError as error:

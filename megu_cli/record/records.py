@@ -14,9 +14,9 @@ from megu_cli.errors import ArtifactError, ConfigError
 from megu_cli.record import envelope, fingerprints
 from megu_cli.record.collect import salted
 from megu_cli.record.statement import Asked, Statement
-from megu_cli.run import artifacts, writing
+from megu_cli.run import artifacts, files, writing
 
-FILE = "record.json"
+FILE = files.RECORD
 
 
 def asked(

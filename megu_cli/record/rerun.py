@@ -17,7 +17,7 @@ from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.record import collect, fingerprints
 from megu_cli.record.statement import Statement
-from megu_cli.run import artifacts
+from megu_cli.run import artifacts, files
 
 
 def rerun(
@@ -46,16 +46,16 @@ def rerun(
     with tempfile.TemporaryDirectory(prefix="megu-rerun-") as folder:
         out = Path(folder, "run")
         out.mkdir()
-        ratings = config.out / "similarity.json"
+        ratings = config.out / files.SIMILARITY
         if config.mllm.backend != "recorded" and ratings.is_file():
             shutil.copy2(ratings, out)
-        judged = "oracle.safetensors" in predicate.files or "oracle" in (predicate.figures or {})
+        judged = files.ORACLE in predicate.files or "oracle" in (predicate.figures or {})
         pipeline = Pipeline(Workspace(changed(config, {"out": out, "eval.oracle": judged}), track), say)
         pipeline.run(goals=None if predicate.figures is not None else ["finetune"])
         fingerprints.keep(pipeline.work, requests)
         for name, digest in predicate.files.items():
             path = out / name
-            if name == "eval.json":
+            if name == files.EVALUATION:
                 # Its seconds are never the same.
                 if collect.figures(artifacts.read_body(path)) != predicate.figures:
                     wrong.append("figures: the second computation gives others")
