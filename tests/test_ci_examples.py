@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import TINY, Megu, subprocess_environment
 
+from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,8 @@ def loaded(file: Path) -> dict:
 
 def needs(stage: str) -> set[str]:
     """The stages that a stage reads, with the original model in the checkpoint's place."""
-    return {"train" if need == "checkpoint" else need for need in STAGES[stage].needs} - NOT_HANDED_OVER
+    names = {INPUTS[need].made_by if need in INPUTS else need for need in STAGES[stage].needs}
+    return names - {""} - NOT_HANDED_OVER
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
