@@ -133,7 +133,7 @@ def test_a_made_test_split_is_said_of_a_model_that_may_have_seen_it(tmp_path):
         model={"name": "small_cnn", "checkpoint": "mine.pth"},
         forget={"classes": ["cat"]},
     )
-    assert Workspace(load_config(file)).notes == []
+    assert not any("the test split" in line for line in Workspace(load_config(file)).notes)
     (tmp_path / "mine.pth").write_bytes(b"")
     assert "the test split was made here" in Workspace(load_config(file)).notes[0]
 

@@ -61,8 +61,41 @@ def test_a_budget_and_what_is_fresh_make_the_plan_shorter(megu, finished):
     assert {row["action"] for row in kept["plan"]} == {"keep"}
     assert kept["total"]["seconds"] == 0
     shown = megu("run", "-c", finished, "--dry-run")
-    assert "of the time of retraining" in shown.out
-    assert "Estimates" in shown.out
+    assert "Everything is fresh: nothing would run." in shown.out
+    assert "timing" not in shown.err
+
+
+def test_with_everything_fresh_nothing_is_timed(megu, finished, monkeypatch):
+    monkeypatch.setattr(planning, "estimates", lambda work: pytest.fail("something was timed"))
+    assert megu("run", "-c", finished, "--dry-run").code == 0
+    assert megu("labels", "-c", finished, "--dry-run").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "forget.classes=[nope]"], "there is no class 'nope'"),
+        (["--set", "mllm.ratings=nowhere.json"], "nowhere.json"),
+        (["--set", "model.checkpoint=nowhere.pth"], "no checkpoint at"),
+        (["--set", "data.name=imagefolder", "--set", "data.root=nowhere", "--set", "data.image_size=8"], "nowhere"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_refuses_in_the_same_words(megu, tmp_path, arguments, said):
+    file = write_config(tmp_path)
+    dry, wet = (megu("run", "-c", file, *arguments, *more) for more in (["--dry-run"], []))
+    assert (dry.code, dry.out) == (2, "")
+    assert said in dry.err
+    assert dry.err.startswith("reading the data, the request and the checkpoint\nerror: ")
+    assert wet.err.endswith(dry.err.split("\n", 1)[1])
+    assert megu("labels", "-c", file, *arguments, "--dry-run").code == 2
+
+
+def test_a_dry_run_says_from_the_start_what_it_does(megu, tmp_path):
+    answer = megu("run", "-c", write_config(tmp_path), "--dry-run")
+    assert answer.err.splitlines()[:2] == [
+        "reading the data, the request and the checkpoint",
+        "timing a few batches of each stage; nothing is made",
+    ]
 
 
 @pytest.mark.parametrize(("ratio", "said"), [(2.7, True), (0.1, False)])
@@ -96,8 +129,8 @@ def test_calls_are_counted_and_none_is_made(megu, tmp_path):
 def test_without_data_the_plan_says_what_is_missing(megu, tmp_path):
     file = write_config(tmp_path, data={"name": "imagefolder", "root": "nowhere", "image_size": 8})
     answer = megu("run", "-c", file, "--dry-run")
-    assert "no estimates: " in answer.out
-    assert "nowhere" in answer.out
+    assert (answer.code, answer.out) == (2, "")
+    assert "nowhere" in answer.err
 
 
 @pytest.mark.slow

@@ -233,7 +233,8 @@ def test_ratings_that_are_missing_are_said_before_images_and_weights_are_read(me
     command = mine(tmp_path, state)
     ratings = tmp_path / "ratings.json"
     monkeypatch.setattr(Workspace, "original", lambda self: pytest.fail("the checkpoint was read"))
-    monkeypatch.setitem(INPUTS, "train_data", lambda work: pytest.fail("the images were read"))
+    unread = dataclasses.replace(INPUTS["train_data"], digest=lambda work: pytest.fail("the images were read"))
+    monkeypatch.setitem(INPUTS, "train_data", unread)
     answer = megu(*command, "--set", f"mllm.ratings={ratings}")
     assert (answer.code, "no recorded ratings at" in answer.err) == (2, True)
     ratings.write_text('{"classes": ["8", "1"], "scores": {"8": {"1": 3}}, "rater": "this test"}')

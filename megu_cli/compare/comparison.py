@@ -43,7 +43,7 @@ class Comparison:
     def __init__(self, base: Workspace, say: Say = lambda line: None) -> None:
         self.base, self.say = base, say
         settings = base.config.compare
-        self.names = chosen(settings.methods)
+        self.names = chosen(settings.methods, rated=base.config.mllm.backend != "none")
         for name, given in settings.settings.items():
             if name in OURS or name == "retrain":
                 raise ConfigError(f"compare.settings: {name} takes its settings from the rest of the config")

@@ -15,6 +15,8 @@ from pydantic_core import PydanticCustomError
 
 from megu_cli.errors import ConfigError, brief
 
+# Data sets whose ratings come with megu.
+SHIPPED_RATINGS = ("digits", "fashion_mnist")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -187,10 +189,12 @@ class ForgetConfig(Section):
 class MLLMConfig(Section):
     """Where the similarity ratings come from."""
 
-    backend: Literal["recorded", "local", "endpoint", "clip"] = Field(
-        "recorded",
-        description="recorded: replay the ratings in a file | local: a vision-language model of transformers | "
-        "endpoint: an OpenAI-compatible server | clip: a CLIP or SigLIP model of transformers",
+    backend: Literal["auto", "none", "recorded", "local", "endpoint", "clip"] = Field(
+        "auto",
+        description="auto (recorded where mllm.ratings is set, and for digits and fashion_mnist; else none) | none: no "
+        "ratings, every class is as near as any other | recorded: replay the ratings in a file | local: a "
+        "vision-language model of transformers | endpoint: an OpenAI-compatible server | clip: a CLIP or SigLIP model "
+        "of transformers",
     )
     ratings: Path | None = Field(
         None, description="recorded: file of ratings; null: those shipped for digits and fashion_mnist"
@@ -236,7 +240,7 @@ class MLLMConfig(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> MLLMConfig:
-        if self.backend != "recorded" and not self.model:
+        if self.backend in ("local", "endpoint", "clip") and not self.model:
             raise ValueError(f"backend: {self.backend} needs mllm.model")
         if self.backend == "endpoint":
             try:
@@ -468,6 +472,22 @@ class Config(Section):
             resolved = {"validation_from": "test" if self.model.trained else "train"}
             # The only way to a section of a frozen model while it is validated.
             object.__setattr__(self, "data", self.data.model_copy(update=resolved))
+        if self.mllm.backend == "auto":
+            rated = self.mllm.ratings is not None or self.data.name in SHIPPED_RATINGS
+            found = self.mllm.model_copy(update={"backend": "recorded" if rated else "none"})
+            object.__setattr__(self, "mllm", found)
+        return self
+
+    @model_validator(mode="after")
+    def _rated(self) -> Config:
+        if self.mllm.backend == "none" and self.labels.source in ("transition", "transition+prediction"):
+            why = "preset: paper takes labels from ratings" if self.preset == "paper" else (
+                f"labels.source: {self.labels.source} takes labels from ratings"
+            )  # fmt: skip
+            raise ValueError(
+                f"{why}, and there are none (mllm.backend: none). Let a model rate (mllm.backend: local, endpoint or "
+                "clip), or fill in the file that `megu similarity --template FILE` writes and name it in mllm.ratings"
+            )
         return self
 
 

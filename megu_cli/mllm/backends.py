@@ -39,6 +39,10 @@ def backend(
     Raises:
         DataError: The recorded ratings cannot be read.
     """
+    if settings.backend == "none":
+        from megu_cli.mllm.unrated import Unrated
+
+        return Unrated()
     if settings.backend == "recorded":
         from megu_cli.mllm.recorded import Recorded
 

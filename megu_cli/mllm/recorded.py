@@ -13,6 +13,9 @@ from megu_cli.mllm.base import SCALE, Cost, Question, Ratings
 from megu_cli.run import reading
 from megu_cli.run.artifacts import strict_json
 
+# Classes without a rating that an error names.
+_NAMED = 5
+
 
 class _File(BaseModel):
     """What is read of a file of ratings."""
@@ -73,12 +76,16 @@ class Recorded:
             if row is None:
                 faults.append(f"no row for {brief(question.concept)}")
             elif missing:
-                faults.append(f"row {brief(question.concept)} has no rating of {', '.join(map(brief, missing))}")
+                named = ", ".join(map(brief, missing[:_NAMED]))
+                more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+                faults.append(f"row {brief(question.concept)} has no rating of {named}{more}")
         if faults:
-            rated = ", ".join(name[:200] for name in self.classes)
+            rated = ", ".join(name[:200] for name in self.classes[:50]) + (", …" if len(self.classes) > 50 else "")
+            more = f"; and {len(faults) - _NAMED} more rows" if len(faults) > _NAMED else ""
             raise DataError(
-                f"recorded ratings {self.path.name}: {'; '.join(faults)}",
-                f"It rates: {rated}. Add what is missing, or set mllm.ratings to another file.",
+                f"recorded ratings {self.path.name}: {'; '.join(faults[:_NAMED])}{more}",
+                f"It rates: {rated}. Add what is missing, set mllm.ratings to another file, or do without ratings: "
+                "mllm.backend: none.",
             )
         scores = {
             q.concept: {c: float(self.scores[q.concept][c]) for c in q.candidates if c in self.scores[q.concept]}
@@ -110,7 +117,7 @@ def shipped(dataset: str) -> Path:
     if not path.exists():
         raise DataError(
             f"mllm.backend: recorded ships no ratings for {dataset}",
-            "Ask a multimodal LLM or CLIP (mllm.backend: local, endpoint or clip), or rate yourself: name the file in "
-            "mllm.ratings (docs/mllm.md).",
+            "Do without ratings (mllm.backend: none), let a model rate (local, endpoint or clip), or fill in the file "
+            "that `megu similarity --template FILE` writes and name it in mllm.ratings (docs/mllm.md).",
         )
     return path

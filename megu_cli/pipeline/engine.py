@@ -81,9 +81,7 @@ class Pipeline(Freshness):
         """
         done: set[str] = set()
         if goals is None:
-            for given in dict.fromkeys(given for name in self.order() for given in self._given(STAGES[name])):
-                if INPUTS[given].checked_first:
-                    self.work.digest(given)
+            self._check_first(self.order())
         self.refuse_foreign(self.all_before(self.order() if goals is None else goals), force)
         if goals is None:
             self.preflight(force)
@@ -92,6 +90,22 @@ class Pipeline(Freshness):
             self._given_or_raise(STAGES[name])
         for name in goals if goals is not None else [*self.goals(), *self.order()] if force else self.goals():
             self._ensure(name, done, force)
+
+    def validate(self, names: Iterable[str] | None = None) -> None:
+        """See that nothing that the user gave keeps these stages, or all of this config, from running.
+
+        Raises:
+            InputError: Something does; it is what `run` would raise.
+        """
+        wanted = self.order() if names is None else list(names)
+        self._check_first(wanted)
+        for name in wanted:
+            self._given_or_raise(STAGES[name])
+
+    def _check_first(self, names: Iterable[str]) -> None:
+        for given in dict.fromkeys(given for name in names for given in self._given(STAGES[name])):
+            if INPUTS[given].checked_first:
+                self.work.digest(given)
 
     def preflight(self, force: bool = False) -> None:
         """See that a checkpoint of the user's classifies the data, where anything is to be computed from it.

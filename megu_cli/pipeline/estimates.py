@@ -205,7 +205,7 @@ class _Rehearsal:
 
     def similarity(self) -> Estimate:
         """The ratings: calls only; to time one would mean to make it."""
-        if self.work.config.mllm.backend == "recorded":
+        if self.work.config.mllm.backend in ("none", "recorded"):
             return Estimate(disk_bytes=self._rated_bytes)
         cost = self.work.rating_cost()
         return Estimate(0, cost.calls, None if cost.calls else 0.0, None, self._rated_bytes)
@@ -365,20 +365,21 @@ def _resident() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def planned(work: Workspace, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """`described` of a plan, with what is to be forgotten; without estimates, and why, where something is missing.
+def planned(
+    work: Workspace, rows: list[dict[str, Any]], say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """`described` of a plan, with what is to be forgotten; nothing is timed where nothing would run.
 
     Raises:
-        MeguError: The request is at fault.
+        MeguError: The data or the request are at fault.
     """
-    _ = work.reserved  # a list that cannot be read is refused
-    try:
-        names = work.data.train.names
-    except MeguError as error:
-        return {"plan": rows, "note": f"no estimates: {error.message.splitlines()[0]}"}
-    request = work.request
+    names, request = work.data.train.names, work.request
     first = [names[position] for position in request.forget[:_NAMED].tolist()]
     asked = {"notes": work.notes, "forget": {"images": len(request.forget), "first": first}}
+    if all(row["action"] == "keep" for row in rows):
+        total = {"calls": 0, "seconds": 0.0, "untimed": [], "memory_bytes": 0, "disk_bytes": 0}
+        return {"plan": rows, "total": total, "note": "Everything is fresh: nothing would run.", **asked}
+    say("timing a few batches of each stage; nothing is made")
     try:
         return {**described(rows, estimates(work)), **asked}
     except MeguError as error:

@@ -12,6 +12,7 @@ from megu_cli.run import artifacts
 from megu_cli.run.memo import Memo
 
 if TYPE_CHECKING:
+    from megu_cli.mllm.recorded import Recorded
     from megu_cli.pipeline.workspace import Workspace
 
 
@@ -32,12 +33,21 @@ def _concepts(work: Workspace) -> str:
     return artifacts.digest([asked, work.data.concept_class.tolist(), work.request.kind])
 
 
-def _ratings(work: Workspace) -> str:
+def recorded(work: Workspace) -> Recorded:
+    """The recorded ratings.
+
+    Raises:
+        DataError: They are missing, or cannot be read.
+    """
     from megu_cli.mllm.recorded import Recorded
 
-    if not work.ratings_file.is_file():
+    if not work.ratings_file.exists():
         raise DataError(f"no recorded ratings at {work.ratings_file}", "Set mllm.ratings to a file that is there.")
-    Recorded(work.ratings_file).rate(work.questions)  # a rating that is missing shows before anything runs
+    return Recorded(work.ratings_file)
+
+
+def _ratings(work: Workspace) -> str:
+    recorded(work).rate(work.questions)  # a rating that is missing shows before anything runs
     return _files([work.ratings_file], work.memo)[0]
 
 

@@ -85,6 +85,7 @@ class Stage:
 
 # mllm.backend -> settings and inputs that determine its ratings. Waiting times, concurrency and keys do not.
 _RATING: dict[str, tuple[Names, Names]] = {
+    "none": ((), ()),
     "recorded": ((), ("ratings",)),
     "endpoint": (("mllm.model", "mllm.base_url"), ("prompt",)),
     "local": (("mllm.dtype",), ("prompt", "rater_model")),
@@ -100,7 +101,7 @@ _SHOWING: tuple[Names, Names] = (
 def _rating(config: Config) -> tuple[Names, Names]:
     """Settings and inputs that determine the ratings of a config."""
     settings, inputs = _RATING[config.mllm.backend]
-    if config.mllm.backend == "recorded":
+    if config.mllm.backend in ("none", "recorded"):
         return settings, inputs
     if config.mllm.images == "none":
         return (*settings, "mllm.images"), inputs
@@ -108,7 +109,7 @@ def _rating(config: Config) -> tuple[Names, Names]:
 
 
 def _answers(work: Workspace) -> Sequence[str]:
-    return () if work.config.mllm.backend == "recorded" else (files.ANSWERS,)
+    return () if work.config.mllm.backend in ("none", "recorded") else (files.ANSWERS,)
 
 
 def _unlearned(work: Workspace) -> Sequence[str]:

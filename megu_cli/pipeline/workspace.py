@@ -199,6 +199,11 @@ class Workspace:
         from megu_cli.request.resolve import notes
 
         lines = notes(self.data, self.request, self.config.forget.duplicates)
+        if self.config.mllm.backend == "none":
+            lines.append(
+                "no ratings (mllm.backend: none): every class counts as near as any other, and labels come from the "
+                "proxy and the model's own prediction"
+            )
         if self.data.test_made and self.own.foreign:
             lines.append(
                 "the test split was made here (data.test_fraction): if the checkpoint was trained on its images too, "

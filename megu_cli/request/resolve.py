@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megu_cli.config import ForgetConfig
 from megu_cli.data import Dataset
-from megu_cli.data.names import composed
+from megu_cli.data.names import alike, composed
 from megu_cli.errors import DataError, Faults, brief
 from megu_cli.execution.runtime import generator
 from megu_cli.request.deletion_list import listed
@@ -141,9 +141,10 @@ def resolve(
     mask = torch.zeros(len(data.train), dtype=torch.bool)
     lent = torch.arange(len(data.train)) >= data.own
     same, lines = _none(), 0
+    taken: list[str] = []
     if classes is not None:
         section: Kind = "classes"
-        chosen = torch.tensor(class_positions(classes, data.classes), dtype=torch.int64)
+        chosen = torch.tensor(class_positions(classes, data.classes, taken=taken), dtype=torch.int64)
         forgotten = torch.where(torch.isin(data.concept_class, chosen))[0].tolist()
         mask = torch.isin(data.train.labels, chosen)
     elif subclasses is not None:
@@ -152,7 +153,7 @@ def resolve(
             raise DataError(
                 "forget.subclasses needs a coarse-labelled data set", "Set data.superclasses, or use cifar20."
             )
-        forgotten = class_positions(subclasses, data.concepts)
+        forgotten = class_positions(subclasses, data.concepts, taken=taken)
         mask = torch.isin(data.train.concepts, torch.tensor(forgotten, dtype=torch.int64))
     elif samples is not None or subjects is not None:
         if samples is not None:
@@ -177,7 +178,7 @@ def resolve(
             raise DataError(f"forget.random asks for {number} of {len(trained)} images")
         order = torch.randperm(len(trained), generator=generator(seed, "forget", "random"))
         mask[trained[order[:number]]] = True
-    told = list(earlier.told)
+    told = [*(f"forget.{section}: {line}" for line in taken), *earlier.told]
     if lines:
         told.insert(0, f"forget.samples: {len(found.positions):,} of {lines:,} lines matched, "
                        f"{int((mask & ~lent).sum()):,} images with copies")  # fmt: skip
@@ -266,8 +267,18 @@ def notes(data: Dataset, request: Request, duplicates: str) -> list[str]:
     return lines
 
 
-def class_positions(names: Sequence[str | int], known: Sequence[str], key: str = "forget") -> list[int]:
-    """Sorted positions of classes given by name (first) or by index; accents may be written either way.
+def class_positions(
+    names: Sequence[str | int], known: Sequence[str], key: str = "forget", taken: list[str] | None = None
+) -> list[int]:
+    """Sorted positions of classes given by name (first) or by index.
+
+    Accents may be written either way. Where only case or spaces differ from one class, that class is meant.
+
+    Args:
+        names: Names or indices.
+        known: Names of all classes.
+        key: Of the config, for the error.
+        taken: Gets a line for each name that is taken for one that is written in another way.
 
     Raises:
         DataError: There is no such class.
@@ -281,6 +292,12 @@ def class_positions(names: Sequence[str | int], known: Sequence[str], key: str =
         if place is None:
             forms = {composed(other): i for i, other in enumerate(known)}
             place = forms.get(composed(str(name)))
+        if place is None:
+            same = [i for i, other in enumerate(known) if alike(other) == alike(str(name))]
+            if len(same) == 1:
+                place = same[0]
+                if taken is not None:
+                    taken.append(f"{brief(name)} is taken for the class {brief(known[place])}")
         if place is None:
             near = difflib.get_close_matches(str(name), known, n=1)
             raise DataError(

@@ -17,6 +17,7 @@ from megu_cli.cli.options import Options
 if TYPE_CHECKING:
     from megu_cli.config import Config
     from megu_cli.pipeline.engine import Pipeline
+    from megu_cli.pipeline.workspace import Workspace
 
 
 Require = Annotated[
@@ -74,10 +75,15 @@ def opened(
         work.memo.renew()
     pipeline = Pipeline(work, say=lambda line: None if quiet else say(line, err=True))
     try:
+        if write and options.dry_run:
+            pipeline.say("reading the data, the request and the checkpoint")
+            readable(work)
+            work.check()
         if not write or options.dry_run:
             yield pipeline, config
             work.keep_memo(only_beside_runs=True)
         else:
+            readable(work)
             work.check()
             for line in work.notes:
                 pipeline.say(line)
@@ -89,6 +95,27 @@ def opened(
 
         entry.say("interrupted; what was finished is kept, and the same command goes on from there")
         raise
+
+
+def readable(work: Workspace) -> None:
+    """See that recorded ratings can be read, and have the rows that the request names, before any data are loaded.
+
+    Raises:
+        DataError: They cannot, or have not.
+    """
+    from megu_cli.errors import DataError, brief
+    from megu_cli.pipeline.inputs import recorded
+
+    config = work.config
+    if config.mllm.backend != "recorded":
+        return
+    known = recorded(work)
+    asked = {str(name) for name in config.forget.classes or config.forget.subclasses or []}
+    if missing := sorted(name for name in asked & {*known.classes} if name not in known.scores):
+        raise DataError(
+            f"recorded ratings {known.path.name}: no row for {', '.join(map(brief, missing[:5]))}",
+            "Add what is missing, set mllm.ratings to another file, or do without ratings: mllm.backend: none.",
+        )
 
 
 def alone(options: Options, shared: bool = False) -> None:
@@ -161,7 +188,8 @@ def estimated(pipeline: Pipeline, names: list[str] | None, force: bool) -> dict[
     """The plan with what it takes, from a few batches of each stage."""
     from megu_cli.pipeline.estimates import planned
 
-    return planned(pipeline.work, rows_of(pipeline.plan(names, force)))
+    pipeline.validate(names)
+    return planned(pipeline.work, rows_of(pipeline.plan(names, force)), pipeline.say)
 
 
 def rows_of(rows: list[tuple[str, str, str]]) -> list[dict[str, str]]:

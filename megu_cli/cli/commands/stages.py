@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from megu_cli.cli.commands.shared import MaxSteps, Require, built, display, estimated, opened, rows_of, show_eval
+from megu_cli.cli.console import say
 from megu_cli.cli.options import Options
 from megu_cli.run.files import HEAT_MAP
 
@@ -32,11 +33,17 @@ def similarity(
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="FILE", help="Compare the ratings with those in FILE: rank correlation, and where."),
     ] = None,
+    template: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Write a file of ratings to fill in by hand, and stop."),
+    ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Draw the ratings here, and as a heat map in similarity.png.")
     ] = False,
 ) -> None:
     """Rate how similar the classes' concepts are, and make the transition matrix of it.
+
+    --template writes the rows that this request needs as a file to fill in by hand, for mllm.ratings.
 
     With --dry-run: the calls, images and estimated tokens that it takes, and to which host they go.
 
@@ -45,9 +52,13 @@ def similarity(
     from megu_cli.cli import tables
     from megu_cli.run.ownership import refuse_foreign
 
+    if template is not None:
+        _write_template(options, template)
+        return
     names = ["similarity", "transition"]
     if options.dry_run:
         with opened(options) as (pipeline, _):
+            pipeline.validate(names)
             plan = rows_of(pipeline.plan(names, options.force))
             if show:
                 refuse_foreign(pipeline.work.out, HEAT_MAP)
@@ -72,6 +83,37 @@ def similarity(
 
         result["figure"] = draw(result["similarity"], Path(result["similarity"]["file"]).with_name(HEAT_MAP))
     display(options, result, tables.similarity)
+
+
+def _write_template(options: Options, file: Path) -> None:
+    """Write the rows of ratings that a request needs, empty.
+
+    Raises:
+        ConfigError: The file is there already, and --force is not given.
+    """
+    import json
+
+    from megu_cli.errors import ConfigError
+    from megu_cli.run.writing import replacing
+
+    if file.exists() and not options.force:
+        raise ConfigError(f"{file} is there already", "Give another name, or overwrite it with --force.")
+    with opened(options, write=False) as (pipeline, _):
+        rows = {q.concept: dict.fromkeys(q.candidates) for q in pipeline.work.questions}
+        names = list(pipeline.work.data.concepts)
+    content = {"rater": "who fills this in", "classes": names, "scores": rows}
+    number = sum(map(len, rows.values()))
+    if not options.dry_run:
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    display(
+        options,
+        {"file": str(file), "numbers": number},
+        lambda r: say(
+            f"wrote {r['file']}: {r['numbers']:,} numbers from 0 to 10 to fill in (10: hardly distinguishable), each "
+            f"in place of a null; then set mllm.ratings: {r['file']}"
+        ),
+    )
 
 
 def labels(options: Options) -> None:

@@ -32,9 +32,11 @@ def labels(work: Workspace, inputs: Inputs) -> Product:
     if made.proxy:
         body["proxy"] = made.proxy
         if made.mode != "proxy":
+            rated = work.config.mllm.backend != "none"
+            sources = "the ratings and the prediction" if rated else "the model's own prediction"
             notes.append(
                 f"the proxy is right on {made.proxy['held_out_acc']:.0%} of the held-out images, the model on "
-                f"{made.proxy['original_held_out_acc']:.0%}: labels come from the ratings and the prediction instead"
+                f"{made.proxy['original_held_out_acc']:.0%}: labels come from {sources} instead"
             )
     if made.keep and work.config.labels.keep == "auto" and work.own.foreign and not work.data.borrowed:
         notes.append(

@@ -28,6 +28,9 @@ def similarity(work: Workspace, inputs: Inputs) -> Product:
 def transition(work: Workspace, inputs: Inputs) -> Product:
     """The transition matrix of the rated concepts."""
     candidates = {question.concept: question.candidates for question in work.questions}
-    matrix = unlearning.transition(problem(work), candidates, inputs["similarity"].body["scores"])
+    scores = inputs["similarity"].body["scores"]
+    if work.config.mllm.backend == "none":
+        scores = {concept: dict.fromkeys(compared, 0.0) for concept, compared in candidates.items()}
+    matrix = unlearning.transition(problem(work), candidates, scores)
     body = {"rows": [work.data.concepts[c] for c in work.request.asked], "columns": work.data.classes}
     return Product(Artifact(body, {"transition": matrix}))
