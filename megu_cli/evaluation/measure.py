@@ -339,7 +339,8 @@ def per_class(predictions: Predictions, data: Dataset) -> dict[str, dict[str, fl
 
 
 def described(data: Dataset, request: Request) -> dict[str, Any]:
-    """The request in words and numbers."""
+    """The request in words and numbers; ``copies`` are forgotten with the images that were asked for."""
+    copies = int(torch.isin(request.copies, request.forget).sum())
     return {
         "kind": request.kind,
         "classes": [data.classes[c] for c in request.classes],
@@ -347,6 +348,7 @@ def described(data: Dataset, request: Request) -> dict[str, Any]:
         "forget": len(request.forget),
         "retain": len(request.retain),
         **({"already": len(request.already)} if len(request.already) else {}),
+        **({"copies": copies} if copies else {}),
     }
 
 

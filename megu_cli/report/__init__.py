@@ -23,6 +23,7 @@ from megu_cli.run.artifacts import Artifact
 from megu_cli.text import markdown, printable, shown
 
 if TYPE_CHECKING:
+    from megu_cli.config import ForgetConfig
     from megu_cli.pipeline.workspace import Workspace
     from megu_cli.report.parts import Report, Sources
 
@@ -83,11 +84,6 @@ def _sources(work: Workspace, outcomes: Sequence[Outcome], show_forgotten: bool,
         # Another process may be at work here: only what this evaluation was made from is shown beside it.
         if artifact.content == digests.get(stage):
             found[stage] = artifact
-    written = [
-        (name, (work.out / name).stat().st_size, artifacts.file_digest(work.out / name))
-        for name in (*_WEIGHTS, *(STAGES[stage].file for stage in _SHOWN), files.EVALUATION)
-        if (work.out / name).is_file()
-    ]
     comparison = None
     with contextlib.suppress(ArtifactError):
         beside = artifacts.read(work.out / files.COMPARISON)
@@ -100,7 +96,51 @@ def _sources(work: Workspace, outcomes: Sequence[Outcome], show_forgotten: bool,
             "Forgotten images were asked for, but the labels or noises made from them are not here any more."
         )
     finished = str(entry["time"]).replace("T", " ").replace("+00:00", " UTC") if entry else ""
-    return Sources(evaluation, found, outcomes, written, finished, shown, scale, notices, comparison)
+    return Sources(
+        evaluation,
+        found,
+        outcomes,
+        _files(work.out, found),
+        finished,
+        shown,
+        scale,
+        notices,
+        comparison,
+        asked=_asked(work.config.forget),
+        model=_model(work),
+    )
+
+
+def _files(out: Path, found: dict[str, Artifact]) -> list[tuple[str, int, str]]:
+    """(file, bytes, sha256) of the files of a run. The model may be more of them than model.safetensors."""
+    deployed = found["finetune"].meta.get("files", {}) if "finetune" in found else {}
+    names = dict.fromkeys(
+        [_WEIGHTS[0], *deployed, *_WEIGHTS[1:], *(STAGES[stage].file for stage in _SHOWN), files.EVALUATION]
+    )
+    there = [(name, out / name) for name in names if (out / name).is_file()]
+    return [(name, path.stat().st_size, artifacts.file_digest(path)) for name, path in there]
+
+
+def _asked(settings: ForgetConfig) -> str:
+    """The request as the config has it, without folders and without the ids of people."""
+    if settings.samples is not None:
+        return f"forget.samples: {settings.samples.name}"
+    if settings.subjects is not None:
+        return f"forget.subjects: {len(settings.subjects)} listed"
+    if settings.random is not None:
+        return "forget.random: " + ", ".join(
+            f"{k} {v}" for k, v in settings.random.model_dump(exclude_none=True).items()
+        )
+    kind = "classes" if settings.classes is not None else "subclasses"
+    return f"forget.{kind}: " + ", ".join(map(str, getattr(settings, kind)))
+
+
+def _model(work: Workspace) -> str:
+    """The model and its checkpoint by name, without folders."""
+    from megu_cli.models.sources import shown
+
+    name, checkpoint = shown(work.config.model.name), work.own_checkpoint
+    return f"{name} ({checkpoint.name})" if checkpoint is not None else f"{name}, trained by megu"
 
 
 def _readable(sources: Sources) -> Sources:

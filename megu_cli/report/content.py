@@ -62,15 +62,35 @@ def _facts(view: View) -> list[tuple[str, str]]:
     request, meta = view.request, view.sources.evaluation.meta
     facts = [
         ("To be forgotten", _what(request)),
-        ("Forgotten training images", f"{request['forget']:,}"),
+        ("In the config", view.sources.asked),
+        ("Forgotten training images", _numbers(request)),
         ("Kept training images", f"{request['retain']:,}"),
         ("Classes of the model", f"{len(view.classes)}"),
-        ("Model", str(meta["settings"]["model.name"])),
+        ("Model", view.sources.model),
         ("Seed", str(meta["seed"])),
     ]
     if view.sources.finished:
         facts.append(("Measured", view.sources.finished))
     return facts
+
+
+def _numbers(request: dict[str, Any]) -> str:
+    """How many images are forgotten, and how many of them as copies of those that were asked for."""
+    copies = request.get("copies", 0)
+    if not copies:
+        return f"{request['forget']:,}"
+    return f"{request['forget']:,}: {request['forget'] - copies:,} asked for, and {_copies(copies)} of these"
+
+
+def _copies(number: int) -> str:
+    return "1 copy" if number == 1 else f"{number:,} copies"
+
+
+_IN_WORDS = {
+    "forgotten": "By the checks below it now behaves like a model that never saw them.",
+    "not forgotten": "By the checks below it does not behave like a model that never saw them.",
+    "undecided": "The checks below do not decide whether it behaves like a model that never saw them.",
+}
 
 
 def _summary(view: View) -> list[str]:
@@ -90,7 +110,8 @@ def _summary(view: View) -> list[str]:
             "Beside it stands a model retrained from scratch without them, which shows what forgetting looks like."
             if oracle
             else "No retrained model stands beside it, so there is no yardstick for what real forgetting looks like."
-        )
+        ),
+        _IN_WORDS[view.verdict["verdict"]],
     ]
     sentences += say(
         "forget_train_acc",

@@ -123,6 +123,8 @@ class Sources:
         scale: (C, 1, 1), one unit of noise in units of the image.
         notices: What the reader must know.
         comparison: compare.json, where it is there and about the same request.
+        asked: The request as the config has it.
+        model: The model by name.
     """
 
     evaluation: Artifact
@@ -134,6 +136,8 @@ class Sources:
     scale: np.ndarray[Any, Any] | float = 1.0
     notices: Sequence[str] = ()
     comparison: Artifact | None = None
+    asked: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)

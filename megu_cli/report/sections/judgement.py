@@ -105,6 +105,7 @@ def results(view: View) -> Section:
             "Masked is the original model that is merely forbidden to say the forgotten class. It forgets nothing, and "
             "stands here as a warning: a score that it reaches as well proves nothing by itself."
         )
+    lead += _beside_the_mask(view)
     detail += "".join(f" “{title(name)}” is not measured: it needs {why}." for name, why in absent(body).items())
     for m in metrics("model", "report"):
         ends = {name: body.get("intervals", {}).get(name, {}).get(m.name) for name in view.models}
@@ -114,6 +115,23 @@ def results(view: View) -> Section:
     head = ["", *(MODELS[m] for m in view.models)]
     bold = 1 + view.models.index("unlearned")
     return Section("results", "Before, now, and retrained", lead, detail.strip(), tables=[Table(head, rows, bold=bold)])
+
+
+def _beside_the_mask(view: View) -> str:
+    """Which of the masked and the unlearned model is nearer to the retrained one, and what that means."""
+    masked, now = view.value("mask", "js_divergence"), view.value("unlearned", "js_divergence")
+    if "mask" not in view.models or masked is None or now is None:
+        return ""
+    numbers = f"(JS divergence {now:.3f}, masked {masked:.3f})"
+    if now < masked:
+        return f" On the forgotten images the unlearned model answers more like it than the masked one does {numbers}."
+    found, target = view.value("mask", "probe_acc"), view.value("oracle", "probe_acc")
+    held = "" if found is None or target is None else f": {percent(found)} of the images, retrained {percent(target)}"
+    return (
+        f" On the forgotten images the masked model answers more like it than the unlearned one does {numbers}. To "
+        f"hide an answer is enough for that, and it is no forgetting: a probe finds the class in the masked model as "
+        f"before{held}."
+    )
 
 
 def comparison(view: View) -> Section | None:
