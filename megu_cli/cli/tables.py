@@ -15,6 +15,7 @@ from megu_cli.evaluation.registry import Metric, metrics
 _COLUMNS = {"original": "original", "mask": "masked", "unlearned": "unlearned", "oracle": "retrained"}
 _COLOURS = {
     "fresh": "green",
+    "done": "green",
     "absent": "green",
     "stale": "yellow",
     "missing": "cyan",
@@ -192,7 +193,10 @@ def status(result: dict[str, Any]) -> None:
         table.add_column(column, overflow="fold")
     for name, row in result["stages"].items():
         table.add_row(name, Text(row["status"], _COLOURS[row["status"]]), row["reason"], row["file"])
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    if "done" in result:
+        console.print(f"done; images deleted: {result['done']}", soft_wrap=True)
 
 
 def plan(result: dict[str, Any]) -> None:

@@ -32,17 +32,26 @@ def run(options: Options, require: Require = None, max_steps: MaxSteps = None) -
 def status(options: Options) -> None:
     """Show what is fresh, stale (and why), missing, corrupt or blocked. Exit code 1 unless all is fresh.
 
+    A finished run whose forgotten images are deleted from the data is done: exit code 0.
+
     Example: megu status -o runs/shirt
     """
     from megu_cli.cli import tables
+    from megu_cli.pipeline.finished import images_deleted
     from megu_cli.pipeline.stages import STAGES
 
     with opened(options, write=False) as (pipeline, _):
         states = pipeline.status()
+        amiss = any(state.status not in ("fresh", "absent") for state in states.values())
+        done = images_deleted(pipeline.work) if amiss else ""
     rows = {
         name: {"status": state.status, "reason": state.reason, "file": STAGES[name].file}
         for name, state in states.items()
     }
-    display(options, {"stages": rows}, tables.status)
-    if any(state.status not in ("fresh", "absent") for state in states.values()):
+    if done:
+        for row in rows.values():
+            there = (pipeline.work.out / row["file"]).is_file()
+            row |= {"status": "done" if there else "absent", "reason": "images deleted" if there else "not needed"}
+    display(options, {"stages": rows, **({"done": done} if done else {})}, tables.status)
+    if amiss and not done:
         raise typer.Exit(1)

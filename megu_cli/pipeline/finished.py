@@ -1,0 +1,41 @@
+"""The intended end of a deletion request: the run is finished, and the forgotten images are deleted."""
+
+from __future__ import annotations
+
+import torch
+
+from megu_cli.config import changed
+from megu_cli.errors import MeguError
+from megu_cli.pipeline import purge
+from megu_cli.pipeline.workspace import Workspace
+from megu_cli.request.earlier import recorded
+from megu_cli.run import files
+from megu_cli.run.artifacts import read_body
+
+
+def images_deleted(work: Workspace) -> str:
+    """How it is known that all forgotten images have left the data of a finished run; empty if they have not.
+
+    The request itself is not read: its list may be deleted as well.
+    """
+    try:
+        purge.check(work.out)
+        forgotten = recorded(read_body(work.out / files.FINETUNE)["forgotten"], files.FINETUNE)
+    except (MeguError, KeyError):
+        return ""
+    settings = work.config.data
+    place = settings.manifest or settings.root
+    if place is not None and not place.exists():
+        return f"{place.name} is not there"
+    nothing = {"random": {"count": 1}, "already": []}
+    try:
+        data = Workspace(changed(work.config, {"forget": nothing})).data
+    except MeguError:
+        return ""
+    there = {data.concepts[c] for c in data.train.concepts[: data.own].unique().tolist()}
+    if there & {*forgotten.concepts}:
+        return ""
+    contents = torch.tensor(forgotten.contents, dtype=torch.int64)
+    if len(contents) and torch.isin(data.train.images.contents()[: data.own], contents).any():
+        return ""
+    return f"{forgotten.words} not in the data any more"
