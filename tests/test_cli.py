@@ -155,6 +155,36 @@ def test_an_interrupt_inside_an_exec_ends_with_130(tmp_path):
     assert process("-m", "interrupted", cwd=tmp_path).returncode == 130
 
 
+def test_help_as_a_command(megu):
+    whole = megu("help")
+    assert (whole.code, "Start here" in whole.out) == (0, True)
+    one = megu("help", "similarity")
+    assert (one.code, "--template" in one.out) == (0, True)
+    assert megu("help", "nothing").code == 2
+
+
+def test_the_shell_completes_commands_and_options(tmp_path):
+    import subprocess
+    import sys
+
+    code = "import sys; sys.argv = ['megu']; from megu_cli.entry import script; script()"
+    for words, expected in (("megu sim", "similarity"), ("megu run --dry", "--dry-run")):
+        given = {"_MEGU_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        environment = {**subprocess_environment(), **given}
+        answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert answer.stdout.split() == [expected], answer.stderr
+
+
+def test_run_and_finetune_end_with_the_paths_of_the_unlearned_model(megu, finished_folder, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished_folder, folder)
+    model = str(folder / "run" / "model.safetensors")
+    assert megu("run", "-c", folder / "megu.yaml").out.splitlines()[-1] == f"unlearned model: {model}"
+    assert megu("finetune", "-c", folder / "megu.yaml").out.splitlines()[-1] == model
+
+
 def test_progress_is_plain_lines_in_a_pipe(capsys, monkeypatch):
     from megu_cli.cli import progress
 

@@ -154,7 +154,7 @@ def test_a_person_with_all_copies(album):
     assert request.forget.tolist() == [0, 3, 5]
     assert request.copies.tolist() == [5]
     assert notes(album, request, "include") == [
-        "1 copies of the images to forget are forgotten with them: train/5.png",
+        "1 copy of the images to forget is forgotten with them: train/5.png",
         "1 test images are of the same subjects: they count as unseen, and stay in the test",
     ]
     check(request, album)
@@ -179,7 +179,7 @@ def test_a_person_who_is_all_of_a_class(album):
     assert whole.kind == "subjects"
     assert [line[:40] for line in notes(album, whole, "include")] == [
         "all training images of a are among these",
-        "1 copies of the images to forget are for",
+        "1 copy of the images to forget is forgot",
         "1 test images are of the same subjects: ",
     ]
 

@@ -281,7 +281,8 @@ def stages(result: dict[str, Any]) -> None:
             console.print(f"accuracy on retained validation images: {_percent(body['validation_acc'][-1])}%")
         elif name in ("train", "oracle"):
             console.print(f"{body['model']} trained on {body['samples']:,} images; last loss {body['loss'][-1]:.4f}")
-    console.print("\n".join(body["file"] for body in result.values()), style="dim")
+    written = [file for body in result.values() for file in (body["file"], *body.get("models", ()))]
+    console.print("\n".join(written), style="dim")
 
 
 def rating_cost(result: dict[str, Any]) -> None:
@@ -414,7 +415,9 @@ def purge(result: dict[str, Any]) -> None:
     verb = "would delete" if result["dry_run"] else "deleted"
     for name, what in result["deleted"].items():
         console.print(Text.assemble(f"{verb} ", (name, "bold"), f": {what}"), soft_wrap=True)
-    console.print(f"kept: {', '.join(result['kept'])}", style="dim", soft_wrap=True)
+    console.print("kept:", style="dim")
+    for name in result["kept"]:
+        console.print(f"  {name}", style="dim", soft_wrap=True)
     console.print(
         "Not megu's to delete: the images, the list of the request, your own checkpoint, and all copies elsewhere.",
         style="dim",

@@ -255,8 +255,13 @@ def notes(data: Dataset, request: Request, duplicates: str) -> list[str]:
     if len(request.copies):
         named = ", ".join(data.train.names[i] for i in request.copies[:5].tolist())
         more = f" and {len(request.copies) - 5} more" if len(request.copies) > 5 else ""
-        what = "are forgotten with them" if duplicates == "include" else "STAY (forget.duplicates: warn)"
-        lines.append(f"{len(request.copies)} copies of the images to forget {what}: {named}{more}")
+        one = len(request.copies) == 1
+        what = f"{'is' if one else 'are'} forgotten with them"
+        if duplicates != "include":
+            what = f"{'STAYS' if one else 'STAY'} (forget.duplicates: warn)"
+        lines.append(
+            f"{len(request.copies)} {'copy' if one else 'copies'} of the images to forget {what}: {named}{more}"
+        )
     if request.section == "subjects" and data.test.subjects is not None:
         people = _whose(data)[request.forget].unique()
         unseen = int(torch.isin(data.test.subjects, people).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -38,7 +38,25 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Proof")(command(record))
     app.command(rich_help_panel="Proof")(command(verify))
     app.command("check-data", rich_help_panel="Proof")(command(check_data))
+    app.command("help", hidden=True)(help_)
     app.callback(invoke_without_command=True)(_root)
+
+
+def help_(
+    context: typer.Context,
+    name: Annotated[Optional[str], typer.Argument(metavar="[COMMAND]")] = None,  # noqa: UP045
+) -> None:
+    """Show the help of megu, or of a command."""
+    from megu_cli.errors import ConfigError
+
+    above: Any = context.parent
+    if name is None:
+        typer.echo(above.get_help())
+        return
+    found = above.command.get_command(above, name)
+    if found is None:
+        raise ConfigError(f"there is no command {name!r}", "`megu help` lists them.")
+    typer.echo(found.make_context(name, [], parent=above, resilient_parsing=True).get_help())
 
 
 def _version(show: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from megu_cli.cli.commands.shared import MaxSteps, Require, display, estimated, opened, show_eval
+from megu_cli.cli.commands.shared import MaxSteps, Require, display, estimated, opened, show_eval, unlearned_files
+from megu_cli.cli.console import say
 from megu_cli.cli.options import Options
 
 
@@ -16,6 +17,7 @@ def run(options: Options, require: Require = None, max_steps: MaxSteps = None) -
     Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
     """
     from megu_cli.cli import tables
+    from megu_cli.execution.processes import rank
     from megu_cli.record.fingerprints import keep
 
     options = options.having("finetune.max_steps", max_steps)
@@ -26,7 +28,12 @@ def run(options: Options, require: Require = None, max_steps: MaxSteps = None) -
         pipeline.run(force=options.force)
         keep(pipeline.work)
         notes = pipeline.work.notes
-    show_eval(options, config, notes)
+    try:
+        show_eval(options, config, notes)
+    finally:
+        if not options.json and rank() == 0:
+            for path in unlearned_files(config.out):
+                say(f"unlearned model: {path}")
 
 
 def status(options: Options) -> None:

@@ -148,7 +148,20 @@ def built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dic
         if "finetune" in names:
             keep(pipeline.work)
     files = {name: config.out / STAGES[name].file for name in names}
-    return {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
+    made = {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
+    if "finetune" in made:
+        made["finetune"]["models"] = unlearned_files(config.out)
+    return made
+
+
+def unlearned_files(out: Path) -> list[str]:
+    """Paths of the unlearned model in a run directory: its files, or the directory for from_pretrained()."""
+    from megu_cli.run import files
+    from megu_cli.run.artifacts import read_meta
+
+    meta = read_meta(out / files.FINETUNE)
+    names = [*meta["weights"], *meta.get("files", {})]
+    return [str(out / name) for name in dict.fromkeys(name.split("/")[0] for name in names)]
 
 
 def show_eval(options: Options, config: Config, notes: list[str]) -> None:
