@@ -34,7 +34,7 @@ def test_settings_inputs_and_figures_that_differ(megu, changed):
     assert figures[f"unlearned.{name}"] == tuple(e["unlearned"][name] for e in evaluations)
     assert not any(key.startswith(("time.", "aggregates.", "meta.")) for key in figures)
     table = megu("diff", first, second).out
-    for word in ("finetune.lr", "0.02", "0.01", "forget", f"unlearned.{name}"):
+    for word in ("finetune.lr", "0.02", "0.01", "the forget request", f"unlearned.{name}"):
         assert word in table
 
 

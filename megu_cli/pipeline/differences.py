@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megu_cli.errors import ArtifactError, ForeignFileError
+from megu_cli.pipeline.freshness import flat
 from megu_cli.run import files
 from megu_cli.run.artifacts import STAGE_KEYS, read_body, read_meta
 
@@ -83,12 +84,4 @@ def differences(first: Run, second: Run) -> dict[str, list[dict[str, Any]]]:
             for name in dict.fromkeys([*a, *b])
             if a.get(name) != b.get(name)
         ]
-    return result
-
-
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one mapping of dotted keys."""
-    result: dict[str, Any] = {}
-    for key, value in nested.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return result

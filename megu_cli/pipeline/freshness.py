@@ -258,7 +258,7 @@ def _difference(recorded: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     changes = []
     if recorded["version"] != parts["version"]:
         changes.append(f"the stage's version ({recorded['version']} -> {parts['version']})")
-    old, new = _flat(recorded["settings"]), _flat(parts["settings"])
+    old, new = flat(recorded["settings"]), flat(parts["settings"])
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             changes.append(f"{key} {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}")
@@ -268,11 +268,9 @@ def _difference(recorded: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     return "changed: " + ", ".join(changes) if changes else ""
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping of dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in nested.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result

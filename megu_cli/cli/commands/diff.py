@@ -42,7 +42,9 @@ def _table(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     from megu_cli.cli.console import output
+    from megu_cli.pipeline.inputs import INPUTS
 
+    words = {name: row.words for name, row in INPUTS.items()}
     console = output()
     if result["same"]:
         console.print("no setting, input or figure differs")
@@ -57,7 +59,10 @@ def _table(result: dict[str, Any]) -> None:
         table.add_section()
         table.add_row(head, style="bold")
         for row in rows[:most]:
-            table.add_row(row["name"], *(_value(section, row[side]) for side in ("a", "b")))
+            table.add_row(
+                words.get(row["name"], row["name"]) if section == "inputs" else row["name"],
+                *(_value(section, row[side]) for side in ("a", "b")),
+            )
         if len(rows) > most:
             table.add_row(f"and {len(rows) - most:,} more: --json", style="dim")
     console.print(table)
