@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
@@ -159,6 +160,7 @@ def test_commands_on_photos(name, photos, megu, tmp_path, monkeypatch):
     for command in commands(page):
         if excused(command):
             continue
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # of a user who is asked before a purge
         run(command, megu)
         if command.startswith("megu init"):
             # What only the user knows, as the guide says it.
