@@ -27,6 +27,7 @@ _TRACES = {
     files.NOISE: "noises that were trained on images, or made to carry a forgotten class",
     files.ANSWERS: "raw answers about images",
     files.FILE_DIGESTS: "digests of the image files",
+    files.REQUESTS: "names of the images to forget",
     **{files.resume_file(name): f"the state of a {name} that was interrupted" for name in STAGES},
 }
 _MODELS = {

@@ -7,20 +7,20 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from megu_cli.config import Config
+from megu_cli.config import ForgetConfig
 from megu_cli.errors import ArtifactError, ConfigError
 from megu_cli.record import envelope, fingerprints
 from megu_cli.record.collect import salted
-from megu_cli.record.statement import Asked, Statement
+from megu_cli.record.statement import Asked, Identifier, Statement
 from megu_cli.run import artifacts, files, writing
 
 FILE = files.RECORD
 
 
 def asked(
-    config: Config,
+    forget: ForgetConfig,
     salt: bytes,
     *,
     id: str,
@@ -29,13 +29,14 @@ def asked(
     due: date | None = None,
     done: date | None = None,
 ) -> Asked:
-    """A config's request as a record tells it.
+    """A request as a record tells it.
 
     Raises:
         ConfigError: The id is a name, or the dates contradict each other.
         DataError: The list cannot be read.
     """
-    sent = fingerprints.sent(config.forget)
+    check_id(id)
+    sent = fingerprints.sent(forget)
     try:
         return Asked(
             id=id,
@@ -45,16 +46,25 @@ def asked(
             done=done,
             deletion_list=sent.get("list"),
             named=named(salt, sent),
-            items=[salted(salt, f"item:{item.strip()}") for item in fingerprints.items(config.forget)],
+            items=[salted(salt, f"item:{item.strip()}") for item in fingerprints.items(forget)],
         )
     except ValidationError as error:
-        fault = error.errors()[0]
-        if fault["loc"] == ("id",):
-            raise ConfigError(
-                f"--request {id}: an id has letters, digits and . _ : # - only, at most 100",
-                "It stands in the record in plain text: give a number of yours, not a name or an address.",
-            ) from None
-        raise ConfigError(f"the request: {fault['msg']}") from None
+        raise ConfigError(f"the request: {error.errors()[0]['msg']}") from None
+
+
+def check_id(id: str) -> None:
+    """See that an id may stand in a record as it is.
+
+    Raises:
+        ConfigError: It may be a name or an address.
+    """
+    try:
+        TypeAdapter(Identifier).validate_python(id)
+    except ValidationError:
+        raise ConfigError(
+            f"--request {id}: an id has letters, digits and . _ : # - only, at most 100",
+            "It stands in the record in plain text: give a number of yours, not a name or an address.",
+        ) from None
 
 
 def named(salt: bytes, sent: Mapping[str, Any]) -> str | None:

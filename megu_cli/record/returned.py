@@ -15,7 +15,7 @@ from megu_cli.errors import ArtifactError, DataError
 from megu_cli.execution.runtime import Track, silent
 from megu_cli.record import collect, envelope, fingerprints
 from megu_cli.record.verify import statement_of
-from megu_cli.run import artifacts, reading
+from megu_cli.run import artifacts, files, reading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,7 +90,7 @@ def of_run(out: Path) -> Known:
             notes=notes,
         )
     # What finetune.json says of single images, so that a later request keeps them forgotten.
-    images = artifacts.read(out / "finetune.json").body.get("forgotten", {}).get("images", [])
+    images = artifacts.read(out / files.FINETUNE).body.get("forgotten", {}).get("images", [])
     if not images:
         raise ArtifactError(
             f"{out} does not know which images it forgot: record.fingerprints is none, or the run is older",

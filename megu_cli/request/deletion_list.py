@@ -148,6 +148,15 @@ def cells(path: Path) -> list[str]:
     return [cell for _, cell in _read(path, "forget.samples").cells]
 
 
+def kind_of(path: Path) -> str:
+    """What the column of a deletion list holds: ``path``, ``index``, or ``either``.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return _read(path, "forget.samples").kind
+
+
 def has_indices(path: Path) -> bool:
     """Whether a deletion list may count images.
 

@@ -24,6 +24,8 @@ LOCK = ".lock"
 FINGERPRINTS = "forgotten.json"
 RECORD = "record.json"
 SALT = "record.salt"
+# The list that stands for several requests of a ledger.
+REQUESTS = "requests.csv"
 REPORT = "report"
 COMPARISON = "compare.json"
 COMPARE_FOLDER = "compare"

@@ -11,6 +11,7 @@ from megu_cli.cli.commands.compare import compare
 from megu_cli.cli.commands.config import schema, validate
 from megu_cli.cli.commands.diff import diff
 from megu_cli.cli.commands.finish import purge, report
+from megu_cli.cli.commands.ledger import group as ledger_group
 from megu_cli.cli.commands.proof import check_data, record, verify
 from megu_cli.cli.commands.runs import run, status
 from megu_cli.cli.commands.stages import evaluate, finetune, labels, noise, similarity, train
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Proof")(command(record))
     app.command(rich_help_panel="Proof")(command(verify))
     app.command("check-data", rich_help_panel="Proof")(command(check_data))
+    app.add_typer(ledger_group(), name="ledger", rich_help_panel="Proof")
     app.command("help", hidden=True)(help_)
     app.callback(invoke_without_command=True)(_root)
 

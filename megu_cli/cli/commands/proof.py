@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     pass
 
 Day = Annotated[Optional[datetime], typer.Option(formats=["%Y-%m-%d"], metavar="DATE")]  # noqa: UP045
+Sign = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--sign", metavar="KEY", help="Sign the record with this key (Ed25519, PEM). Needs the extra sign."),
+]
 _Salt = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--salt", metavar="FILE", help="Random bytes that salt the digests; else record.salt beside the run."),
@@ -32,10 +37,7 @@ def record(
     received: Day = None,
     due: Day = None,
     done: Day = None,
-    sign: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--sign", metavar="KEY", help="Sign with this private key (Ed25519, PEM). Needs the extra sign."),
-    ] = None,
+    sign: Sign = None,
     salt: _Salt = None,
     to: Annotated[
         Optional[Path],  # noqa: UP045
@@ -53,7 +55,7 @@ def record(
     config = load_config(options.config, list(options.set_), {"out": options.out})
     grains = collect.read_salt(salt) if salt else collect.salt_of(config.out)
     days = {name: day.date() if day else None for name, day in (("received", received), ("due", due), ("done", done))}
-    asked = records.asked(config, grains, id=request, reference=reference, **days)
+    asked = records.asked(config.forget, grains, id=request, reference=reference, **days)
     records.check_sent(config.out, [asked], grains)
     statement = collect.collect(config.out, [asked], grains)
     path = to or config.out / records.FILE
@@ -79,11 +81,16 @@ def verify(
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Also run the pipeline of -c again elsewhere, and compare the bytes.")
     ] = False,
+    ledger: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--ledger", metavar="FILE", help="With --rerun: the ledger that the run was made with."),
+    ] = None,
 ) -> None:
     """Check a deletion record: signature, form and, with -o RUN_DIR, every digest. Exit code 3 unless all of it holds.
 
     Example: megu verify record.json -o megu-run --key key.pub --rerun
     """
+    from megu_cli.cli.commands.ledger import of_record
     from megu_cli.config import load_config
     from megu_cli.errors import ConfigError, RecordError
     from megu_cli.record import collect, envelope
@@ -105,9 +112,13 @@ def verify(
         from megu_cli.cli.progress import tracker
         from megu_cli.record.rerun import rerun as again
 
-        config = load_config(options.config, list(options.set_), {"out": options.out, "device": options.device})
         told = lambda line: None if options.quiet else say(line, err=True)  # noqa: E731
-        found.judge("second computation", again(statement, config, track=tracker(options.quiet), say=told))
+        with tempfile.TemporaryDirectory(prefix="megu-requests-") as folder:
+            requests = None
+            if ledger is not None:
+                options, requests = of_record(options, ledger, statement, Path(folder))
+            config = load_config(options.config, list(options.set_), {"out": options.out, "device": options.device})
+            found.judge("second computation", again(statement, config, requests, tracker(options.quiet), told))
     result = {"holds": not found.faults, "held": found.held, "faults": found.faults, "not_checked": found.notes}
     display(options, result, _findings)
     if found.faults:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Optional
+
 import typer
 
+from megu_cli.cli.commands.ledger import run_pending
+from megu_cli.cli.commands.proof import Day, Sign
 from megu_cli.cli.commands.shared import MaxSteps, Require, display, estimated, opened, show_eval, unlearned_files
 from megu_cli.cli.console import say
 from megu_cli.cli.options import Options
 
 
-def run(options: Options, require: Require = None, max_steps: MaxSteps = None) -> None:
+def run(
+    options: Options,
+    require: Require = None,
+    max_steps: MaxSteps = None,
+    ledger: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--ledger", metavar="FILE", help="Do all pending requests of this ledger in one unlearning."),
+    ] = None,
+    done: Day = None,
+    sign: Sign = None,
+) -> None:
     """Run the whole pipeline; what is fresh is kept.
 
-    With --dry-run: what would run, and about what it takes, from timing a few batches of each stage.
+    With --dry-run: what would run, and about what it takes, from timing a few batches of each stage. With --ledger: all
+    pending requests at once; the record is written, and they are marked done on the day --done.
 
     Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
     """
@@ -21,6 +37,9 @@ def run(options: Options, require: Require = None, max_steps: MaxSteps = None) -
     from megu_cli.record.fingerprints import keep
 
     options = options.having("finetune.max_steps", max_steps)
+    if ledger is not None:
+        run_pending(options, ledger, done.date() if done else None, sign, require)
+        return
     with opened(options, require, shared=True) as (pipeline, config):
         if options.dry_run:
             display(options, estimated(pipeline, None, options.force), tables.plan)
