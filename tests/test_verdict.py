@@ -29,6 +29,7 @@ def class_run(**changes):
             "mask": {"js_divergence": 0.14},
             "unlearned": {"js_divergence": 0.06},
         },
+        "entanglement": {},
     }
     for name, value in changes.items():
         model, figure = name.split("__")
@@ -198,3 +199,20 @@ def test_judging_leaves_the_evaluation_as_it_was():
     before = copy.deepcopy(body)
     verdict(body, probe_images=1000)
     assert body == before
+
+
+def test_the_mask_fails_by_its_features_where_the_probe_tells_nothing():
+    """On easy images a probe finds every class in any model's features: that they did not move still shows."""
+    body = class_run(**dict.fromkeys(("original__probe_acc", "mask__probe_acc", "unlearned__probe_acc"), 0.56))
+    body["entanglement"] = {
+        "original": {"cka_forget": 1.0}, "mask": {"cka_forget": 1.0},
+        "unlearned": {"cka_forget": 0.90}, "oracle": {"cka_forget": 0.85},
+    }  # fmt: skip
+    found = verdict(body, probe_images=1000)
+    assert found["verdict"] == "forgotten"
+    assert [c["margin"] for c in found["checks"] if c["figure"] == "cka_forget"] == [pytest.approx(0.075)]
+    cheat = verdict(body, model="mask", probe_images=1000)
+    assert cheat["verdict"] == "not forgotten"
+    assert "are still the original model's" in cheat["reason"]
+    body["entanglement"]["oracle"]["cka_forget"] = 0.97  # a retrained model keeps these features as well
+    assert verdict(body, model="unlearned", probe_images=1000)["checks"][1]["passed"]

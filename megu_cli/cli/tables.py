@@ -65,6 +65,8 @@ def evaluation(result: dict[str, Any]) -> None:
         if any(metric.name in result[name] for name in columns):
             _add_figures(table, metric, [result[name] for name in columns])
             _add_intervals(table, metric, [result.get("intervals", {}).get(name, {}) for name in columns])
+    for metric in metrics("entanglement", "table"):
+        _add_figures(table, metric, [result["entanglement"].get(name, {}) for name in columns])
     compared = result["comparison"]
     if compared:
         table.add_section()

@@ -274,7 +274,7 @@ BUILT_IN = (
     ),
     Metric(
         "cka_forget",
-        "CKA to the original, forget set",
+        "features kept from original (CKA), forget set",
         "figures:cka_forget",
         "entanglement",
         target=None,
@@ -284,7 +284,7 @@ BUILT_IN = (
         definition="linear CKA (Kornblith et al. 2019, arXiv:1905.00414) between a model's features and the original's "
         "on D_f: ‖Y'X‖² / (‖X'X‖ ‖Y'Y‖), columns centred; 1 means unchanged features; on at most `eval.probe_samples` "
         "images",
-        places=("report",),
+        places=("table", "report"),
     ),
     Metric(
         "cka_retain",

@@ -20,6 +20,8 @@ WORDS: tuple[Word, ...] = ("forgotten", "not forgotten", "undecided")
 SHARE = 0.5
 # The least margin of the JS divergence: 5% of its largest value.
 JS_MARGIN = 0.05 * math.log(2)
+# The least margin of CKA: what two oracles differ by.
+CKA_MARGIN = 0.05
 # With a sampling error above this, too few images are asked about to say that there was nothing to forget.
 TOO_COARSE = 0.05
 _Z = 1.96
@@ -109,6 +111,15 @@ def _checks(evaluation: Mapping[str, Any], model: str, probe_images: int) -> lis
         checks.append(
             Check("behaviour", "js_divergence", value, 0.0, before, JS_MARGIN, value, margin, value <= margin)
         )
+        value, before, target = (
+            evaluation["entanglement"].get(name, {}).get("cka_forget") for name in (model, "original", "oracle")
+        )
+        if None not in (value, before, target):
+            margin = max(CKA_MARGIN, SHARE * (before - target))
+            apart = value - target
+            checks.append(
+                Check("depth", "cka_forget", value, target, before, CKA_MARGIN, apart, margin, apart <= margin)
+            )
     else:
         add("behaviour", "forget_train_acc", wilson(oracle["forget_train_acc"], evaluation["request"]["forget"]))
         ends = evaluation["intervals"]["oracle"].get("mia_loss_auc")
@@ -182,6 +193,12 @@ def _clause(check: Check) -> str:
             f"its answers on the forgotten images are {'near' if check.passed else 'far from'} the retrained model's "
             f"(JS divergence {value}; original {original}; margin {check.margin:.3f})"
         )
+    if check.figure == "cka_forget":
+        words = (
+            "its features of the forgotten images have left the original model's, as a retrained model's do",
+            "its features of the forgotten images are still the original model's",
+        )[0 if check.passed else 1]
+        return f"{words} (CKA {value}; retrained {oracle}; margin {check.margin:.3f})"
     more = check.value > check.oracle
     words = {
         "forget_train_acc": (
