@@ -59,6 +59,13 @@ def test_a_new_entry_shows_everywhere(megu, finished):
     assert megu("eval", "-c", finished, "--require", "surprise<=0").code == 2
 
 
+def test_a_figure_that_is_no_number_is_an_error_that_names_the_metric(megu, finished):
+    with registered(Metric("depth_of_oblivion", "depth of oblivion", lambda measurement: float("nan"))):
+        answer = megu("eval", "-c", finished, "--force")
+    assert answer.code == 1
+    assert "the metric depth_of_oblivion is nan" in answer.err
+
+
 def test_every_built_in_entry_is_complete():
     for metric in metrics():
         assert metric.label, metric.name

@@ -5,6 +5,7 @@ No model is changed. The classes here are the input of every metric's function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from torch.nn import functional
 from megu_cli import training
 from megu_cli.config import EvalConfig
 from megu_cli.data import Dataset
+from megu_cli.errors import MeguError
 from megu_cli.evaluation import accuracy, aggregates, distance, entanglement, membership
 from megu_cli.evaluation.registry import Group, NotApplicable, loaded, metrics
 from megu_cli.evaluation.verdict import verdict
@@ -318,9 +320,15 @@ class Measurement:
         for metric in metrics(group):
             if metric.function is not None:
                 try:
-                    figures[metric.name] = loaded(metric.function)(self, *beside)
+                    value = loaded(metric.function)(self, *beside)
                 except NotApplicable:
                     continue
+                if value is not None and not math.isfinite(value):
+                    raise MeguError(
+                        f"the metric {metric.name} is {value}",
+                        "The model may hold NaN or infinite weights.",
+                    )
+                figures[metric.name] = value
         return figures
 
 
