@@ -128,7 +128,9 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 def listing(folder: Path) -> set[str]:
     """What lies in a folder, but for the lock and the memo of digests."""
-    return {p.name for p in folder.iterdir()} - {".lock", ".digests.npy"} if folder.exists() else set()
+    return (
+        {p.name for p in folder.iterdir()} - {".lock", ".digests.npy", ".digests.inputs"} if folder.exists() else set()
+    )
 
 
 def subprocess_environment() -> dict[str, str]:

@@ -139,7 +139,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_partial_artifact(tmp_path):
     assert out == ""
     assert "interrupted" in err
     assert "Traceback" not in err
-    assert {p.name for p in run.iterdir()} <= {".lock", ".digests.npy"}
+    assert {p.name for p in run.iterdir()} <= {".lock", ".digests.npy", ".digests.inputs"}
 
 
 def test_an_interrupt_inside_an_exec_ends_with_130(tmp_path):

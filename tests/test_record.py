@@ -125,7 +125,7 @@ def test_a_record_tells_digests_of_every_file_and_nothing_of_the_person(recorded
     predicate = plain["predicate"]
     # The file that is deployed, and all that stages wrote.
     assert {one["name"] for one in plain["subject"]} == {"model.safetensors", "model.pth"}
-    left = {"runs.jsonl", ".digests.npy", "record.json", "record.salt"}
+    left = {"runs.jsonl", ".digests.npy", ".digests.inputs", "record.json", "record.salt"}
     assert set(predicate["files"]) == {p.name for p in recorded.run.iterdir()} - left
     assert predicate["figures"]["unlearned"]["retain_test_acc"] >= 0
     assert predicate["figures"]["request"] == {"forget": 3, "kind": "samples", "retain": 397}

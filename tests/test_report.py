@@ -318,7 +318,9 @@ def test_purge_deletes_traces_and_all_stays_fresh(run, flags, undrawn):
     page(run, "--show-forgotten")
     (run / "similarity.answers.jsonl").write_text(json.dumps({"key": 64 * "a"}) + "\n")
     (run / "own.txt").write_text("the user's")
-    (run / ".digests.npy").write_text("{}")
+    digests = {".digests.npy", ".digests.inputs"}
+    for name in digests:
+        (run / name).write_text("{}")
     ours = run / "compare" / "1" / "megu"
     ours.mkdir(parents=True)
     for name in ("noise.safetensors", "model.safetensors"):
@@ -328,7 +330,7 @@ def test_purge_deletes_traces_and_all_stays_fresh(run, flags, undrawn):
     (ours.parent / "megu.json").write_text("{}")
     model = (run / "model.safetensors").read_bytes()
     result = json.loads(megu(run, "purge", "--yes", "--json", *flags).stdout)
-    gone = {"labels.safetensors", "noise.safetensors", "similarity.answers.jsonl", ".digests.npy", "report.html"}
+    gone = {"labels.safetensors", "noise.safetensors", "similarity.answers.jsonl", "report.html", *digests}
     gone |= {f"{folder}{flag[2:]}.safetensors" for flag in flags for folder in ("", "compare/1/")}
     gone |= {"compare/1/megu/noise.safetensors"}
     assert set(result["deleted"]) == gone

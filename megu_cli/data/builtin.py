@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megu_cli.config.places import DEBIAN_FASHION_MNIST, downloads
 from megu_cli.data.decode import Resizing
 from megu_cli.data.images import MemoryImages, Part, Raw
 from megu_cli.data.names import hashed
@@ -19,8 +20,6 @@ from megu_cli.errors import DataError
 FASHION_MNIST = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 )  # fmt: skip
-# Where Debian's package dataset-fashion-mnist puts its files.
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # The 20 superclasses of CIFAR-100 (Krizhevsky, 2009).
 CIFAR20 = {
     "aquatic mammals": ["beaver", "dolphin", "otter", "seal", "whale"],
@@ -136,7 +135,7 @@ def _downloaded(reader: Any, root: Path | None, otherwise: str) -> tuple[Any, An
     Raises:
         DataError: Neither there nor to be downloaded, or damaged.
     """
-    folder = root or Path.home() / ".cache" / "megu" / "data"
+    folder = root or downloads()
     try:
         return tuple(reader(folder, train=train, download=True) for train in (True, False))
     except Exception as error:  # torchvision lets through whatever urllib, tarfile and pickle raise

@@ -30,6 +30,9 @@ class OwnModel:
         name = self.settings.name
         if not name.startswith("hf:"):
             return None
+        folder = Path(name.removeprefix("hf:"))
+        if folder.is_absolute() and (folder / "config.json").is_file():
+            return folder
         from megu_cli.models.huggingface import folder_of
 
         return folder_of(name.removeprefix("hf:"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from megu_cli import __version__
 from megu_cli.errors import ArtifactError, CheckpointError, MeguError
+from megu_cli.pipeline import checks
 from megu_cli.pipeline.freshness import Freshness
 from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.pipeline.resume import Resume
@@ -120,7 +121,7 @@ class Pipeline(Freshness):
         failure = None
         if self.work.crew.first:
             try:
-                found = self.work.preflight()
+                found = checks.preflight(self.work)
                 if found.fault:
                     raise found.fault
                 self.say(f"preflight: {found.line}")
@@ -170,6 +171,7 @@ class Pipeline(Freshness):
 
     def _run(self, name: str) -> None:
         """Run one stage whose inputs are all fresh, and write what it makes."""
+        self.work.ready()
         stage, crew = STAGES[name], self.work.crew
         before = self.state(name)
         why = f" ({before.status}: {before.reason})" if before.status in ("stale", "corrupt") else ""

@@ -27,6 +27,7 @@ _TRACES = {
     files.NOISE: "noises that were trained on images, or made to carry a forgotten class",
     files.ANSWERS: "raw answers about images",
     files.FILE_DIGESTS: "digests of the image files",
+    files.INPUT_DIGESTS: "digests of the data and the request",
     files.REQUESTS: "names of the images to forget",
     **{files.resume_file(name): f"the state of a {name} that was interrupted" for name in STAGES},
 }
@@ -118,14 +119,14 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _ours(path: Path, logs: dict[Path, RunLog]) -> bool:
-    """True if megu wrote the file; the memo of digests has a name that is megu's alone."""
+    """True if megu wrote the file; the files of digests have names that are megu's alone."""
     if not path.is_file() or path.is_symlink():
         return False
     log = logs.setdefault(path.parent, RunLog(path.parent))  # one a folder: it says once which lines are damaged
     try:
         refuse_foreign(path.parent, path.name, log.written(path.name))
     except ArtifactError:
-        return path.name == files.FILE_DIGESTS
+        return path.name in (files.FILE_DIGESTS, files.INPUT_DIGESTS)
     return True
 
 

@@ -12,7 +12,9 @@ from megu_cli.errors import ArtifactError, CheckpointError, ConfigError
 from megu_cli.execution import Execution
 from megu_cli.execution.runtime import Track, silent
 from megu_cli.models.own import OwnModel
+from megu_cli.pipeline import checks
 from megu_cli.pipeline.inputs import INPUTS
+from megu_cli.pipeline.remembered import InputMemory
 from megu_cli.run import files
 from megu_cli.run.log import RunLog
 from megu_cli.run.memo import Memo
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from megu_cli.execution.processes import Processes
     from megu_cli.mllm.base import Backend, Cost, Question
     from megu_cli.models.checkpoints import Checkpoint
-    from megu_cli.models.preflight import Finding
     from megu_cli.models.weights import State
     from megu_cli.pipeline.resume import Resume
     from megu_cli.request.earlier import Already
@@ -51,6 +52,8 @@ class Workspace:
         # Of the stage that is running.
         self.checkpoints: Resume | None = None
         self.memo = Memo(self.out / files.FILE_DIGESTS)
+        self.known = InputMemory(config)
+        self._unchecked = False
 
     def sibling(self, config: Config, request: bool = True, data: bool = True) -> Workspace:
         """A workspace for another seed, run directory or method settings on the same data, loaded once.
@@ -62,6 +65,7 @@ class Workspace:
         """
         other = Workspace(config, self.track)
         other.memo = self.memo
+        other.known = InputMemory(config, active=False)  # its request may not be the config's
         other.__dict__["device"] = self.device
         if data:
             other._elder = self
@@ -117,6 +121,7 @@ class Workspace:
         from megu_cli import data
         from megu_cli.models.sources import channels_of
 
+        self.known.begin()
         settings, model, prepare = self.config.data, self.config.model, self.own.preprocessing
         loaded = data.load(
             settings.name,
@@ -196,25 +201,7 @@ class Workspace:
     @property
     def notes(self) -> list[str]:
         """What the user should know of the request before it runs."""
-        from megu_cli.request.resolve import notes
-
-        lines = notes(self.data, self.request, self.config.forget.duplicates)
-        if self.config.mllm.backend == "none":
-            lines.append(
-                "no ratings (mllm.backend: none): every class counts as near as any other, and labels come from the "
-                "proxy and the model's own prediction"
-            )
-        if self.data.test_made and self.own.foreign:
-            lines.append(
-                "the test split was made here (data.test_fraction): if the checkpoint was trained on its images too, "
-                "figures on test images flatter, and membership attacks see no difference"
-            )
-        if self.data.borrowed:
-            lines.append(
-                f"{self.data.borrowed} of {self.data.borrowed + len(self.data.test)} test images are held out for "
-                "validation (data.validation_from: test) and are in no figure of test images"
-            )
-        return lines
+        return self.known.fact("notes", lambda: checks.notes(self))
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -290,12 +277,14 @@ class Workspace:
         """
         from megu_cli.models.checkpoints import read
 
+        self.known.begin()
         return read(self.checkpoint_file, self.build(), self.config.model.key if self.own_checkpoint else None)
 
     @cached_property
     def _directory(self) -> State:
         from megu_cli.models.huggingface import read
 
+        self.known.begin()
         if not self.hf_folder:
             raise CheckpointError(
                 f"model.checkpoint: {self.checkpoint_file} is a directory", "Name a file, or use model.name: hf:DIR."
@@ -329,10 +318,10 @@ class Workspace:
     @property
     def unlearned_files(self) -> list[str]:
         """The files that the unlearned model may have beside model.safetensors, relative to the run directory."""
-        from megu_cli.models import huggingface
-
         own, names = self.own_checkpoint, []
         if self.hf_folder:
+            from megu_cli.models import huggingface
+
             names += [f"{files.UNLEARNED}/{name}" for name in huggingface.names_written(self.hf_folder)]
         if own and not own.is_dir() and own.suffix != ".safetensors":
             names.append(f"{files.UNLEARNED}{own.suffix}")
@@ -357,42 +346,25 @@ class Workspace:
         """Whether the checkpoint is to be looked into before it is used."""
         return self.config.model.preflight and self.own.foreign
 
-    def preflight(self) -> Finding:
-        """See whether the original model classifies the data, and if not, why."""
-        from megu_cli.data import NORMALISATION, SMALL
-        from megu_cli.models import preflight
-        from megu_cli.models.sources import preprocessing_of
-
-        config = self.config
-        small = config.data.name in SMALL
-        return preflight.examine(
-            self.original(),
-            self.data.train,
-            self.data.classes,
-            expected=config.model.expected_accuracy,
-            own=NORMALISATION[config.data.name] if small else None,
-            number=self.data.own,
-            root=None if small else self.data.root,
-            prepared=self.own.preprocessing,
-            advised=preprocessing_of(config.model.name, not small, config.model.trust_remote_code),
-            device=self.device,
-            track=self.track,
-        )
-
     def check(self) -> None:
-        """Resolve data set and request, so that what is at fault in them is said before anything is written."""
-        from megu_cli.models.sources import check_name, try_out
+        """Resolve data set and request, so that what is at fault in them is said before anything is written.
 
-        check_name(self.config.model.name)
+        Inputs that passed before, and have not changed since, are looked at only if a stage runs; see `ready`.
+        """
         for setting, own in (("model.checkpoint", self.own_checkpoint), ("model.name", self.hf_folder)):
             if own is not None and own.resolve().parent == self.out.resolve():
                 raise ConfigError(
                     f"{setting} {own.name} lies in the run directory, where megu writes",
                     "Move it elsewhere, or give another run directory with -o.",
                 )
-        _ = self.device, self.request, self.questions
-        pixels = self.data.train.images[0]
-        try_out(self.build(), (self.data.channels, *pixels.shape[1:]), len(self.data.classes))
+        self._unchecked = "checked" in self.known.begin()
+        if not self._unchecked:
+            self.known.fact("checked", lambda: checks.passes(self))
+
+    def ready(self) -> None:
+        """Make up for a `check` that was left out; called before a stage runs."""
+        if self._unchecked:
+            self._unchecked = not checks.passes(self)
 
     def preload(self) -> None:
         """Load what several stages share, so that the time of a stage is its own."""
@@ -415,14 +387,27 @@ class Workspace:
             InputError: It is missing or at fault.
         """
         if name not in self._digests:
-            self._digests[name] = INPUTS[name].digest(self)
+            row = INPUTS[name]
+
+            def computed() -> str:
+                return row.digest(self)
+
+            # A checkpoint that a stage makes changes with that stage.
+            self._digests[name] = self.known.fact(name, computed) if row.applies(self) else computed()
         return self._digests[name]
 
     @property
     def wrapped(self) -> bool:
         """Whether the user's checkpoint is more than a bare safetensors file."""
         own = self.own_checkpoint
-        return own is not None and (own.is_dir() or own.suffix != ".safetensors" or not self.file.bare)
+        if own is None or own.is_dir() or own.suffix != ".safetensors":
+            return own is not None
+        return self.known.fact("wrapped", lambda: not self.file.bare)
+
+    def renew(self) -> None:
+        """Read every input again; what was remembered of them is replaced."""
+        self.memo.renew()
+        self.known.forget()
 
     def keep_memo(self, only_beside_runs: bool = False) -> None:
         """Write the remembered digests to the run directory, where they changed.
@@ -431,14 +416,23 @@ class Workspace:
             only_beside_runs: Do so only where a run left some that were not purged, and never fail: for commands that
                 write nothing else, and would read gigabytes of weights again each time.
         """
-        if only_beside_runs and not (self.memo.file and self.memo.file.is_file()):
+        if only_beside_runs and not any(
+            (self.out / name).is_file() for name in (files.FILE_DIGESTS, files.INPUT_DIGESTS)
+        ):
             return
         try:
             self.memo.keep()
+            self.known.keep()
         except ArtifactError:
             if not only_beside_runs:
                 raise
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
         """Resolved settings by dotted key."""
-        return {key: self.own.architecture if key == "model.name" else get(self.config, key) for key in keys}
+
+        def value(key: str) -> Any:
+            if key == "model.name":
+                return self.known.fact("architecture", lambda: self.own.architecture)
+            return get(self.config, key)
+
+        return {key: value(key) for key in keys}

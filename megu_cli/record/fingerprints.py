@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from megu_cli.data.decode import picture
-from megu_cli.data.images import EncodedImages, Images, Joined
 from megu_cli.errors import ArtifactError
 from megu_cli.run import artifacts, files, ownership
 
@@ -19,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from megu_cli.config import ForgetConfig
+    from megu_cli.data.images import Images
     from megu_cli.pipeline.workspace import Workspace
     from megu_cli.request.resolve import Request
 
@@ -56,6 +54,8 @@ def keep(work: Workspace, requests: Sequence[dict[str, Any]] | None = None) -> P
     }
     if not work.crew.first or _holds(path, origin):
         return path
+    import torch  # `megu run` with nothing to do does not need it
+
     images, copies = work.request.forget.tolist(), _copies(work.request)
     body = {
         "requests": requests,
@@ -94,6 +94,8 @@ def _holds(path: Path, origin: dict[str, Any]) -> bool:
 
 def _copies(request: Request) -> list[int]:
     """Positions of the copies that are forgotten with the images of the request."""
+    import torch
+
     return request.copies[torch.isin(request.copies, request.forget)].tolist()
 
 
@@ -145,6 +147,8 @@ def pixels_digest(pixels: np.ndarray[Any, Any]) -> str:
 def _pictures(images: Images, positions: Sequence[int]) -> Iterator[Image.Image]:
     from PIL import Image
 
+    from megu_cli.data.decode import picture
+
     for position in positions:
         content = _encoded(images, position)
         if content is not None:
@@ -156,6 +160,8 @@ def _pictures(images: Images, positions: Sequence[int]) -> Iterator[Image.Image]
 
 def _encoded(images: Images, position: int) -> bytes | None:
     """The bytes of an image's file; ``None`` where the data set has pixels only."""
+    from megu_cli.data.images import EncodedImages, Joined
+
     if isinstance(images, Joined):
         place, before = int(images.order[position]), len(images.first)
         return _encoded(images.first, place) if place < before else _encoded(images.second, place - before)

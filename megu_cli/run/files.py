@@ -19,6 +19,7 @@ ANSWERS = "similarity.answers.jsonl"
 HEAT_MAP = "similarity.png"
 LOG = "runs.jsonl"
 FILE_DIGESTS = ".digests.npy"
+INPUT_DIGESTS = ".digests.inputs"
 LOCK = ".lock"
 # The deletion record: see `megu_cli.record`.
 FINGERPRINTS = "forgotten.json"

@@ -18,6 +18,7 @@ def check(options: Options) -> None:
     Example: megu check -c megu.yaml
     """
     from megu_cli.errors import ConfigError
+    from megu_cli.pipeline import checks
 
     with opened(options, write=False) as (pipeline, _):
         work = pipeline.work
@@ -26,7 +27,7 @@ def check(options: Options) -> None:
                 "there is no checkpoint to check",
                 "Set model.checkpoint to your trained weights, or train them with `megu train`.",
             )
-        found = work.preflight()
+        found = checks.preflight(work)
     if options.json or not found.fault:
         display(options, dataclasses.asdict(found), lambda r: say(f"{r['line']}: nothing to change"))
     if found.fault:

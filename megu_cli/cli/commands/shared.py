@@ -72,7 +72,7 @@ def opened(
 
     work = Workspace(config, tracker(quiet))
     if options.force:
-        work.memo.renew()
+        work.renew()
     pipeline = Pipeline(work, say=lambda line: None if quiet else say(line, err=True))
     try:
         if write and options.dry_run:
@@ -89,6 +89,8 @@ def opened(
                 pipeline.say(line)
             with locked(config.out) if first else contextlib.nullcontext():
                 yield pipeline, config
+                if first:
+                    work.keep_memo(only_beside_runs=True)
                 work.crew.close()
     except KeyboardInterrupt:
         from megu_cli import entry
