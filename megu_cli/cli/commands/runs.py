@@ -63,13 +63,16 @@ def status(options: Options) -> None:
     Example: megu status -o runs/shirt
     """
     from megu_cli.cli import tables
-    from megu_cli.pipeline.finished import images_deleted
     from megu_cli.pipeline.stages import STAGES
 
     with opened(options, write=False) as (pipeline, _):
         states = pipeline.status()
         amiss = any(state.status not in ("fresh", "absent") for state in states.values())
-        done = images_deleted(pipeline.work) if amiss else ""
+        done = ""
+        if amiss:  # what is up to date needs no torch
+            from megu_cli.pipeline.finished import images_deleted
+
+            done = images_deleted(pipeline.work)
     rows = {
         name: {"status": state.status, "reason": state.reason, "file": STAGES[name].file}
         for name, state in states.items()
