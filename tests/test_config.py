@@ -140,8 +140,9 @@ def test_init_for_images_of_ones_own(megu, tmp_path, monkeypatch):
     assert megu("init", "-c", file, "--images", tmp_path / "photos", "--subject", "ann", "--force").code == 0
     told = megu("init", "-c", file, "--images", tmp_path / "photos", "--subject", "ann", "--force").out
     # What cannot be known from the images, and has no default that could be right.
-    assert "data.image_size" in told
+    assert "data.image_size is for you to say" in told
     assert "mllm" in told
+    assert load_config(file).data.image_size is None
     config = load_config(file)
     assert (config.data.root, config.forget.subjects) == (tmp_path / "photos", ["ann"])
     assert "neither a folder nor a CSV" in megu("init", "-c", file, "--images", "nowhere", "--force").err

@@ -82,8 +82,10 @@ def possible(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command all shared options: it takes an `Options` first, then parameters of its own."""
-    hints = typing.get_type_hints(Options, include_extras=True)
+    """Give a command the options of a dataclass, such as `Options`: it takes one first, then parameters of its own."""
+    own_hints = typing.get_type_hints(function, include_extras=True)
+    kind = own_hints[next(iter(inspect.signature(function).parameters))]
+    hints = typing.get_type_hints(kind, include_extras=True)
     shared = [
         inspect.Parameter(
             field.name,
@@ -91,9 +93,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             default=list(field.default) if field.default == () else field.default,
             annotation=hints[field.name],
         )
-        for field in fields(Options)
+        for field in fields(kind)
     ]
-    own_hints = typing.get_type_hints(function, include_extras=True)
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[name])
         for name, parameter in list(inspect.signature(function).parameters.items())[1:]
@@ -102,7 +103,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     @possible
     def wrapper(**given: Any) -> None:
-        options = Options(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+        options = kind(**{parameter.name: given.pop(parameter.name) for parameter in shared})
         function(options, **given)
 
     signature = inspect.Signature([*own, *shared])

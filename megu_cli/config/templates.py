@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,14 @@ def data_at(images: Path, folder: Path) -> dict[str, Any]:
     """
     place = beside(images, folder)
     if images.is_file() and images.suffix == ".csv":
-        return {"name": "manifest", "manifest": place, "image_size": 224}
+        return {"name": "manifest", "manifest": place}
     if not images.is_dir():
         raise ConfigError(
             f"--images: {images} is neither a folder nor a CSV",
             "Name a folder of images, a manifest (.csv), or the folder of a saved Hugging Face data set.",
         )
     saved = any((images / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    return {"name": "hf_dataset" if saved else "imagefolder", "root": place, "image_size": 224}
+    return {"name": "hf_dataset" if saved else "imagefolder", "root": place}
 
 
 def beside(path: Path, folder: Path) -> str:
@@ -70,8 +71,20 @@ def template(
     samples: str | None,
     subjects: list[str] | None,
     fraction: float | None,
+    more: Mapping[str, Any] | None = None,
 ) -> str:
-    """A commented megu.yaml: what was chosen is set, every other setting stands as a comment with its default."""
+    """A commented megu.yaml: what was chosen is set, every other setting stands as a comment with its default.
+
+    Args:
+        data: The section.
+        model: Its name.
+        checkpoint: Its trained weights.
+        classes: To forget.
+        samples: A deletion list.
+        subjects: To forget.
+        fraction: To forget, drawn.
+        more: Dotted key -> value of other settings that are chosen.
+    """
     if samples is not None:
         forget: dict[str, Any] = {"samples": samples}
     elif subjects is not None:
@@ -85,11 +98,18 @@ def template(
         "model": {"name": model, **({"checkpoint": checkpoint} if checkpoint else {})},
         "forget": forget,
     }
+    top: dict[str, Any] = {}
+    for key, value in (more or {}).items():
+        name, _, setting = key.partition(".")
+        if setting:
+            chosen.setdefault(name, {})[setting] = value
+        else:
+            top[name] = value
     lines = [_MODELINE, "# megu: what is set here is chosen; what is commented out shows the default.", ""]
     for name, field in Config.model_fields.items():
         section = field.annotation
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            lines.append(_line("", name, field.default, field.description or "", set_=False))
+            lines.append(_line("", name, top.get(name, field.default), field.description or "", set_=name in top))
             continue
         settings = chosen.get(name, {})
         lines += ["", f"{'' if settings else '# '}{name}:  # {(section.__doc__ or '').strip()}"]

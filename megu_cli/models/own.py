@@ -58,15 +58,20 @@ class OwnModel:
         return own.is_dir() or own.suffix != ".safetensors" or not artifacts.is_ours(own)
 
     @cached_property
+    def advised(self) -> Preprocessing:
+        """How the model itself says that images are to be prepared, whatever the config says."""
+        from megu_cli.data import SMALL
+        from megu_cli.models.sources import preprocessing_of
+
+        settings = self.settings
+        return preprocessing_of(settings.name, self.data.name not in SMALL, settings.trust_remote_code)
+
+    @cached_property
     def preprocessing(self) -> Preprocessing:
         """How images are prepared: as the config says, else the model, else (``None``) the data set."""
         from dataclasses import replace
 
-        from megu_cli.data import SMALL
-        from megu_cli.models.sources import preprocessing_of
-
-        settings, size = self.settings, self.data.image_size
-        own = preprocessing_of(settings.name, self.data.name not in SMALL, settings.trust_remote_code)
+        settings, size, own = self.settings, self.data.image_size, self.advised
         if size is not None and size != own.image_size:
             own = replace(own, image_size=size, crop=1.0, stretch=False)
         if settings.mean is not None and settings.std is not None:

@@ -47,7 +47,6 @@ def preflight(work: Workspace) -> Finding:
     """See whether the original model classifies the data, and if not, why."""
     from megu_cli.data import NORMALISATION, SMALL
     from megu_cli.models import preflight
-    from megu_cli.models.sources import preprocessing_of
 
     config = work.config
     small = config.data.name in SMALL
@@ -60,7 +59,7 @@ def preflight(work: Workspace) -> Finding:
         number=work.data.own,
         root=None if small else work.data.root,
         prepared=work.own.preprocessing,
-        advised=preprocessing_of(config.model.name, not small, config.model.trust_remote_code),
+        advised=work.own.advised,
         device=work.device,
         track=work.track,
     )

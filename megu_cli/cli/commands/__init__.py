@@ -23,7 +23,7 @@ from megu_cli.cli.options import command, possible
 def register(app: typer.Typer) -> None:
     """Add all commands to the app."""
     app.command(rich_help_panel="Start here")(possible(demo))
-    app.command(rich_help_panel="Start here")(possible(init))
+    app.command(rich_help_panel="Start here")(command(init))
     app.command(rich_help_panel="Start here")(possible(validate))
     app.command(rich_help_panel="Start here")(command(check))
     app.command(rich_help_panel="Start here")(schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -41,85 +42,90 @@ def demo(
         tables.where_next(out)
 
 
-def init(
+@dataclass(frozen=True)
+class InitOptions:
+    """The options of `megu init`. Each field declares its flag, default and help."""
+
     config: Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help="Where to write it.")] = Path(
         "megu.yaml"
-    ),
+    )
     data: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(metavar="NAME", help="A data set by name, such as cifar10: data.name."),
-    ] = None,
+    ] = None
     images: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
             metavar="PATH", help="Your own images: a folder, a manifest (.csv), or a saved Hugging Face data set."
         ),
-    ] = None,
-    model: Annotated[str, typer.Option(metavar="NAME", help="Model: model.name.")] = "torchvision:resnet18",
+    ] = None
+    image_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--image-size", metavar="PIXELS", min=1, help="Side of the images that the model takes."),
+    ] = None
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model: model.name.")] = "torchvision:resnet18"
     checkpoint: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Trained weights: model.checkpoint."),
-    ] = None,
-    classes: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--class", metavar="NAME", help="Forget this class. Repeatable."),
-    ] = None,
+        typer.Option(metavar="FILE", help="Trained weights: model.checkpoint. They are checked as by `megu check`."),
+    ] = None
+    classes: Annotated[list[str], typer.Option("--class", metavar="NAME", help="Forget this class. Repeatable.")] = ()  # type: ignore[assignment]
     samples: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="CSV", help="Forget the images listed in this file."),
-    ] = None,
+    ] = None
     subjects: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--subject", metavar="ID", help="Forget everything of this person. Repeatable."),
-    ] = None,
+        list[str], typer.Option("--subject", metavar="ID", help="Forget everything of this person. Repeatable.")
+    ] = ()  # type: ignore[assignment]
     fraction: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option("--random", metavar="FRACTION", help="Forget a random share of the training images."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-) -> None:
+    ] = None
+    already: Annotated[
+        list[Path],
+        typer.Option(metavar="PATH", help="An earlier run directory, list or config: forget.already. Repeatable."),
+    ] = ()  # type: ignore[assignment]
+    ratings: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Ratings of how similar the classes are: mllm.ratings."),
+    ] = None
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--out", metavar="DIR", help="The run directory: out."),
+    ] = None
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Try the checkpoint on the images; takes up to some minutes.")
+    ] = True
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False
+
+
+def init(options: InitOptions) -> None:
     """Write a megu.yaml in which every setting is explained.
+
+    With a checkpoint it is tried on the images, and what is found goes into the file.
 
     Example: megu init --images photos --checkpoint weights.pth --samples delete.csv
     """
-    from megu_cli.config import load_config
+    from megu_cli.cli import first_config
     from megu_cli.config.json_schema import write_schema
-    from megu_cli.config.templates import beside, data_at, template
     from megu_cli.errors import ConfigError
-    from megu_cli.run.writing import replacing
 
-    if config.exists() and not force:
+    given, config = options, options.config
+    if config.exists() and not given.force:
         raise ConfigError(f"{config} is there already", "Give another name with -c, or overwrite it with --force.")
-    given = {"classes": classes or None, "samples": samples, "subjects": subjects or None, "random": fraction}
-    if sum(value is not None for value in given.values()) > 1:
+    asked = (given.classes, given.samples, given.subjects, given.fraction)
+    if sum(value not in (None, (), []) for value in asked) > 1:
         raise ConfigError("give only one of --class, --samples, --subject, --random")
-    if data and images:
+    if given.data and given.images:
         raise ConfigError("give only one of --data, --images")
-    folder = config.parent
-    own = data_at(images, folder) if images else {"name": "imagefolder", "root": "images", "image_size": 224}
-    text = template(
-        {"name": data} if data else own,
-        model,
-        beside(checkpoint, folder) if checkpoint else None,
-        classes or None,
-        beside(samples, folder) if samples else None,
-        subjects or None,
-        fraction,
-    )
+    made = first_config.FirstConfig(given)
     make(config.parent)
-    with replacing(config) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-        try:
-            load_config(temporary)
-        except ConfigError as error:
-            raise ConfigError(
-                error.message.replace(str(temporary), str(config)), f"{config} was not written: give other options."
-            ) from None
-        beside_it = write_schema(folder)
+    made.write()
+    beside_it = write_schema(config.parent)
+    said = made.complete() if given.images else []
+    said += made.earlier()
+    for line in said:
+        say(line)
     say(f"wrote {config}: look through it, then `megu run -c {config} --dry-run`")
     say(f"wrote {beside_it}: with it, an editor completes, explains and checks the settings")
-    if images:
-        say(
-            f"Two things are for you to say: data.image_size, as the model was trained (now {own['image_size']}), "
-            "and mllm, who rates how similar the classes are (docs/mllm.md)."
-        )
+    if given.images and not given.ratings:
+        say("no ratings are needed (mllm.backend: none); what they add, and who can rate: docs/mllm.md")
