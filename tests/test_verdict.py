@@ -112,6 +112,11 @@ def test_without_an_oracle_it_is_undecided_and_says_what_to_do():
 def test_without_test_images_of_the_class_depth_is_unknown():
     body = class_run(original__probe_acc=None, mask__probe_acc=None, unlearned__probe_acc=None, oracle__probe_acc=None)
     assert word(body, probe_images=0) == "undecided"
+    # Features that have left the original's are not enough: no probe has looked for the class in them.
+    body["entanglement"] = {
+        name: {"cka_forget": x} for name, x in (("original", 1.0), ("unlearned", 0.4), ("oracle", 0.4))
+    }
+    assert word(body, probe_images=0) == "undecided"
     body["comparison"]["unlearned"]["js_divergence"] = 0.6
     assert word(body, probe_images=0) == "not forgotten"
 

@@ -144,10 +144,10 @@ def _decided(
     failed = [check for check in checks if not check.passed]
     if failed:
         return "not forgotten", _sentence(failed)
-    needed = "depth" if _whole(evaluation) else "membership"
-    if needed not in {check.name for check in checks}:
-        missing = "test images of the forgotten classes" if needed == "depth" else "test images of the same classes"
-        return "undecided", f"{_sentence(checks)} Nothing else could be measured: there are no {missing}."
+    needed = "probe_acc" if _whole(evaluation) else "mia_loss_auc"
+    if needed not in {check.figure for check in checks}:
+        missing = "test images of the forgotten classes" if needed == "probe_acc" else "test images of the same classes"
+        return "undecided", f"{_sentence(checks)} But {needed} could not be measured: there are no {missing}."
     if _whole(evaluation):
         if all(check.passed for check in _checks(evaluation, "mask", probe_images)):
             return _beyond_the_mask(evaluation, checks, nearer_than_mask)
