@@ -146,6 +146,7 @@ def test_figures_have_the_floor_and_the_verdict_and_name_no_class():
     evaluation = {
         "unlearned": {"forget_train_acc": 0.5},
         "comparison": {"unlearned": own, "mask": own},
+        "intervals": {"unlearned": {"mia_loss_auc": [0.4, 0.6]}},
         "floor": {"js_divergence": 0.05},
         "verdict": {"verdict": "not forgotten", "reason": "Anna is known.", "checks": [{"name": "depth", "ok": False}]},
         "request": {"kind": "classes", "classes": ["Anna"], "forget": 3},
@@ -156,6 +157,7 @@ def test_figures_have_the_floor_and_the_verdict_and_name_no_class():
         "request": {"kind": "classes", "forget": 3},
         "unlearned": {"forget_train_acc": 0.5},
         "comparison": {"unlearned": own, "mask": own},
+        "intervals": {"unlearned": {"mia_loss_auc": [0.4, 0.6]}},
         "floor": {"js_divergence": 0.05},
         "verdict": {"verdict": "not forgotten", "checks": [{"name": "depth", "ok": False}]},
     }
