@@ -229,7 +229,7 @@ def shuffled(row: dict[str, float], seed: int, concept: str) -> dict[str, float]
 
 def confusions(model: torch.nn.Module, data: Dataset) -> dict[str, dict[str, float]]:
     """Class -> other class -> mean log-probability that the model gives it on the class, scaled to 0 to 10."""
-    index = torch.where(~data.validation)[0]
+    index = torch.where(data.trainable)[0]
     says = training.predict(model, data.train, index, classes=len(data.classes)).logits.double().log_softmax(1)
     labels = data.train.labels[index]
     scores = {}

@@ -134,7 +134,7 @@ def loop(work: Workspace, samples: int, repeat: int) -> dict[str, Any]:
         MeguError: The two end with different weights: they would not have done the same work.
     """
     split, recipe, seed = work.data.train, work.config.train, work.config.seed
-    index = torch.where(~work.data.validation)[0][:samples]
+    index = torch.where(work.data.trainable)[0][:samples]
     pixels = torch.cat(list(split.images.batches([torch.arange(len(split))])))
     settings = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     once = recipe.model_copy(update={"epochs": 1, "augment": "none"})

@@ -215,19 +215,27 @@ def _names(classes: Sequence[str] | None, model: nn.Module, part: _Part) -> list
 
 
 def _dataset(parts: Sequence[_Part], names: list[str], workers: int) -> Dataset:
-    """All samples, part after part, as one training split; there is no test split."""
+    """The data set of these parts: ``retain`` and ``forget`` are its training split, ``validation`` is held out.
+
+    There is no test split.
+    """
     labels = torch.cat([part.labels for part in parts])
     wrong = labels[(labels < 0) | (labels >= len(names))]
     if len(wrong):
         raise DataError(f"label {int(wrong[0])} is none of the {len(names)} classes of the model")
+    train = _split(parts[:2], workers)
+    held_out = _split(parts[2:], workers) if len(parts) > 2 else train.view(torch.empty(0, dtype=torch.int64))
+    nowhere = torch.empty(0, dtype=torch.int64)
+    return Dataset("given", names, names, torch.arange(len(names)), train, held_out, train, nowhere)
+
+
+def _split(parts: Sequence[_Part], workers: int) -> Split:
+    """All samples, part after part."""
+    labels = torch.cat([part.labels for part in parts])
     channels = parts[0].image(0).shape[0]
-    zero, one = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
     identity = [f"{part.name}/{i}" for part in parts for i in range(len(part.labels))]
-    split = _Given(_Floats(parts, workers), labels, labels, identity, zero, one, "")
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    if len(parts) == 3:
-        held_out[-len(parts[2].labels) :] = True
-    return Dataset("given", names, names, torch.arange(len(names)), split, split, held_out)
+    zero, one = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+    return _Given(_Floats(parts, workers), labels, labels, identity, zero, one, "")
 
 
 def _request(data: Dataset, sizes: Sequence[int], forgotten: Sequence[str | int] | None) -> Request:
@@ -236,7 +244,7 @@ def _request(data: Dataset, sizes: Sequence[int], forgotten: Sequence[str | int]
     Raises:
         ConfigError: A class to forget is unknown, or has retained samples, or too few are left.
     """
-    places = torch.arange(sum(sizes)).split(list(sizes))
+    places = torch.arange(sum(sizes[:2])).split(list(sizes[:2]))
     gone = data.train.labels[places[1]].unique()
     kept = data.train.labels[places[0]].unique().tolist()
     if forgotten is None:
@@ -252,14 +260,13 @@ def _request(data: Dataset, sizes: Sequence[int], forgotten: Sequence[str | int]
     if len(data.classes) - len(classes) < 2:
         raise ConfigError(f"{len(data.classes) - len(classes)} of {len(data.classes)} classes would remain, not two")
     whole = torch.isin(gone, torch.tensor(classes, dtype=torch.int64)).all()
-    validation = places[2] if len(places) == 3 else places[0][:0]
-    # Accuracy on what is to be forgotten is nothing to select by.
-    seen = ~torch.isin(data.train.labels[validation], torch.tensor(classes, dtype=torch.int64))
+    # Accuracy on classes to forget is no criterion for a selection.
+    seen = ~torch.isin(data.held_out.labels, torch.tensor(classes, dtype=torch.int64))
     return Request(
         kind="classes" if whole else "samples",
         forget=places[1],
         retain=places[0],
-        validation=validation[seen],
+        validation=torch.where(seen)[0],
         classes=classes,
         concepts=classes,
         asked=gone.tolist(),

@@ -17,7 +17,8 @@ import yaml
 from torch import nn
 
 from megu_cli.baselines.task import Task
-from megu_cli.data import Dataset, MemoryImages, Split
+from megu_cli.config import DataConfig
+from megu_cli.data import Dataset, MemoryImages, Preprocessing, Split, load
 
 TINY = {
     "out": "run",
@@ -152,6 +153,12 @@ def process(
     )
 
 
+def data_set(name: str, prepare=None, channels=None, order=None, reserved=None, **settings) -> Dataset:
+    """A data set by its name and other settings of the section ``data``."""
+    config = DataConfig(name=name, **settings)
+    return load(config, prepare or Preprocessing(), channels=channels, order=order, reserved=reserved)
+
+
 def _split(labels: torch.Tensor, draw: torch.Generator) -> Split:
     # Each class has a bright pixel of its own among noise.
     pixels = torch.randint(0, 60, (len(labels), 1, 4, 4), generator=draw)
@@ -166,10 +173,9 @@ def toy() -> Dataset:
     """Three classes of 4x4 images that a linear model can tell apart."""
     draw = torch.Generator().manual_seed(0)
     train, test = (_split(torch.arange(size) % 3, draw) for size in (60, 30))
-    held_out = torch.zeros(60, dtype=torch.bool)
-    held_out[-6:] = True
-    names = ["a", "b", "c"]
-    return Dataset("toy", names, names, torch.arange(3), train, test, held_out)
+    names, none = ["a", "b", "c"], torch.empty(0, dtype=torch.int64)
+    data = Dataset("toy", names, names, torch.arange(3), train, train.view(none), test, none)
+    return data.withholding(torch.arange(54, 60))
 
 
 @pytest.fixture
@@ -195,12 +201,12 @@ def task(toy: Dataset) -> Task:
         torch.manual_seed(len(purpose))
         return network()
 
-    kept = (toy.train.labels != 0) & ~toy.validation
+    kept = (toy.train.labels != 0) & toy.trainable
     return Task(
         split=toy.train,
         retain=torch.where(kept)[0],
         forget=torch.where(toy.train.labels == 0)[0],
-        validation=torch.where((toy.train.labels != 0) & toy.validation)[0],
+        validation=toy.held_out.view(torch.where(toy.held_out.labels != 0)[0]),
         forgotten=[0],
         classes=3,
         fresh=fresh,

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from conftest import data_set
 from torch import nn
 
-from megu_cli import data, training
+from megu_cli import training
 from megu_cli.cli.app import leave
 from megu_cli.config import FinetuneConfig, NoiseConfig, TrainConfig
 from megu_cli.execution import Execution
@@ -43,7 +44,7 @@ class Normed(nn.Module):
 def main(file: Path) -> None:
     torch.set_num_threads(1)
     shared = processes("cpu")
-    digits = data.load("digits", limit=400)
+    digits = data_set("digits", limit=400)
     index = torch.arange(320)
 
     def trained(model, batch, resume=None, augment="crop+flip", weight_decay=5e-4):

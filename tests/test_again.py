@@ -100,5 +100,5 @@ def test_earlier_requests_as_lists_and_configs(megu, finished, tmp_path):
     work = Workspace(changed(load_config(file), {"data.limit": 400}))
     request = work.request
     assert request.classes == [3, 8]
-    eights = torch.where(work.data.train.labels[: work.data.own] == 8)[0].tolist()
+    eights = torch.where(work.data.train.labels == 8)[0].tolist()
     assert request.already.tolist() == sorted([*listed, *eights])

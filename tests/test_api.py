@@ -24,17 +24,17 @@ SHORT = {"finetune": {"epochs": 1, "retain_fraction": 1.0, "batch": 12, "forget_
 
 
 def same_as_run(megu, file: Path, parts: tuple[str, str, str], **more):
-    """`unlearn` on what a run's config says, and that run's artifacts beside it."""
+    """`unlearn` on what a run's config says, and that run's artifacts beside it; ``more`` are held-out positions."""
     work = Workspace(load_config(file))
-    config, split = work.config, work.data.train
+    config, train, held_out = work.config, work.data.train, work.data.held_out
 
-    def samples(index):
+    def samples(index, split=train):
         return next(split.batches([index])), split.labels[index]
 
     result = unlearn(
         work.original(), retain=samples(work.request.retain), forget=samples(work.request.forget),
         similarity=SHIPPED, seed=config.seed, transition=config.transition, labels=config.labels, noise=config.noise,
-        finetune=config.finetune, **{name: samples(index) for name, index in more.items()},
+        finetune=config.finetune, **{name: samples(index, held_out) for name, index in more.items()},
     )  # fmt: skip
     made = [load_file(work.out / name) for name in parts]
     return result, made
@@ -64,7 +64,7 @@ def test_single_images_as_well(megu, tmp_path):
     assert megu("run", "-c", file).code == 0
     work = Workspace(load_config(file))
     names = ("labels.safetensors", "noise.safetensors", "model.safetensors")
-    held_out = torch.where(work.data.validation)[0]
+    held_out = torch.arange(len(work.data.held_out))
     result, (labels, noise, model) = same_as_run(megu, file, names, validation=held_out)
     assert result.labels.mode == "soft"
     assert torch.equal(result.labels.target, labels["target"])
@@ -154,7 +154,7 @@ def test_which_classes_are_forgotten(trained, task, samples):
     assert unlearn(trained, **samples, **SHORT).labels.mode == "proxy"
     x, y = samples["retain"]
     some = {"retain": (x[6:], y[6:]), "forget": (x[:6], y[:6])}
-    held_out = (next(task.split.batches([task.validation])), task.split.labels[task.validation])
+    held_out = (next(task.validation.batches([torch.arange(len(task.validation))])), task.validation.labels)
     result = unlearn(trained, **some, validation=held_out, **SHORT)
     assert result.labels.mode == "proxy"
     assert set(result.labels.keep) == {"1", "2"}

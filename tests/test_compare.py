@@ -183,13 +183,13 @@ def test_a_subclass_request_is_tuned_on_classes(tmp_path):
 def test_the_score_by_hand(small, monkeypatch):
     work = Workspace(load_config(small))
     retained, gone = work.request.validation, work.request.forget
-    monkeypatch.setattr("megu_cli.training.accuracy", lambda model, split, index, device, batch: {len(retained): 0.9,
+    monkeypatch.setattr("megu_cli.training.accuracy", lambda model, split, index, execution: {len(retained): 0.9,
                         len(gone): 0.2}[len(index)])  # fmt: skip
     assert score(nn.Identity(), work) == pytest.approx(0.9 - 0.2)
     monkeypatch.undo()
     single = Workspace(changed(load_config(small), {"forget": {"random": {"count": 40}}}))
 
-    def says(model, split, index, device, batch):
+    def says(model, split, index, execution):
         return 0.3 if torch.equal(index, single.request.forget) else 0.8
 
     monkeypatch.setattr("megu_cli.training.accuracy", says)
@@ -201,7 +201,7 @@ def test_the_score_by_hand(small, monkeypatch):
     single = Workspace(changed(load_config(small), {"forget": before}))
     assert single.request.classes
     assert score(nn.Identity(), single) == pytest.approx(0.8 - abs(0.3 - 0.8))
-    labels, held = single.data.train.labels, single.data.validation
+    labels, held = single.data.train.labels, ~single.data.trainable
     listed = torch.cat([torch.where((labels == 3) & ~held)[0], torch.where((labels == 5) & ~held)[0][:10]])
     small.with_name("list.csv").write_text("\n".join(map(str, listed.tolist())))
     single = Workspace(changed(load_config(small), {"forget": {"samples": small.with_name("list.csv")}}))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import process
+from conftest import data_set, process
 from PIL import Image
 
 from megu_cli import data
@@ -70,11 +70,11 @@ def write_folder(root: Path, classes=("cat", "dog", "eel"), number: int = 5) -> 
 
 
 def test_digits_are_whole_and_the_split_is_stable():
-    digits = data.load("digits")
+    digits = data_set("digits")
     assert digits.classes == [str(i) for i in range(10)]
     assert len(digits.train) + len(digits.test) == 1797
     assert 300 < len(digits.test) < 420
-    assert digits.train.digest == data.load("digits").train.digest
+    assert digits.train.digest == data_set("digits").train.digest
     x = next(digits.train.batches([torch.arange(len(digits.train))]))
     assert x.shape[1:] == (1, 8, 8)
     assert x.mean().abs() < 0.05
@@ -82,24 +82,25 @@ def test_digits_are_whole_and_the_split_is_stable():
 
 
 def test_validation_depends_on_identity_alone():
-    digits = data.load("digits", validation=0.2)
-    assert 0.15 < digits.validation.float().mean() < 0.25
-    fewer = data.load("digits", validation=0.2, limit=300)
+    digits = data_set("digits", validation=0.2)
+    assert 0.15 < (~digits.trainable).float().mean() < 0.25
+    fewer = data_set("digits", validation=0.2, limit=300)
     assert len(fewer.train) == 300
-    held = {n for n, v in zip(digits.train.names, digits.validation, strict=True) if v}
-    assert {n for n, v in zip(fewer.train.names, fewer.validation, strict=True) if v} == held & set(fewer.train.names)
+    assert set(fewer.held_out.names) == set(digits.held_out.names) & set(fewer.train.names)
+    assert list(digits.held_out.names) == [digits.train.names[i] for i in digits.withheld]
 
 
 def test_fashion_mnist_has_torchvisions_names_and_does_not_wait_for_it(tmp_path):
     assert list(data.builtin.FASHION_MNIST) == torchvision.datasets.FashionMNIST.classes
     write_idx(tmp_path)
-    read = f"from megu_cli import data; data.load('fashion_mnist', root=__import__('pathlib').Path({str(tmp_path)!r}))"
+    settings = f"DataConfig(name='fashion_mnist', root=__import__('pathlib').Path({str(tmp_path)!r}))"
+    read = f"from megu_cli import data; from megu_cli.config import DataConfig; data.load({settings})"
     assert process("-c", f"{read}; import sys; sys.exit('torchvision' in sys.modules)").returncode == 0
 
 
 def test_fashion_mnist_from_idx_files(tmp_path):
     write_idx(tmp_path)
-    fashion = data.load("fashion_mnist", root=tmp_path)
+    fashion = data_set("fashion_mnist", root=tmp_path)
     assert (len(fashion.train), len(fashion.test), fashion.channels) == (30, 10, 1)
     assert fashion.classes[6] == "Shirt"
     raw = gzip.decompress((tmp_path / "train-images-idx3-ubyte.gz").read_bytes())[16:]
@@ -116,7 +117,7 @@ def test_fashion_mnist_names_both_ways_when_it_is_not_there(tmp_path, monkeypatc
 
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", refuse)
     with pytest.raises(DataError) as error:
-        data.load("fashion_mnist", root=tmp_path / "here")
+        data_set("fashion_mnist", root=tmp_path / "here")
     assert "no route" in str(error.value)
     assert "download it once" in str(error.value)
     assert "dataset-fashion-mnist" in str(error.value)
@@ -130,7 +131,7 @@ def test_damaged_idx_files(tmp_path, damage):
         path.read_bytes()[:20] if damage == "cut" else gzip.compress(struct.pack(">II", 0x803, 30) + b"0" * 30)
     )
     with pytest.raises(DataError, match="train-labels"):
-        data.load("fashion_mnist", root=tmp_path)
+        data_set("fashion_mnist", root=tmp_path)
 
 
 @pytest.mark.parametrize(("name", "kind", "classes", "concepts"), [
@@ -140,7 +141,7 @@ def test_damaged_idx_files(tmp_path, damage):
 ])  # fmt: skip
 def test_cifar_from_files_of_its_format(tmp_path, monkeypatch, name, kind, classes, concepts):
     write_cifar(tmp_path, kind, monkeypatch)
-    cifar = data.load(name, root=tmp_path)
+    cifar = data_set(name, root=tmp_path)
     assert (len(cifar.classes), len(cifar.concepts), cifar.channels) == (classes, concepts, 3)
     assert next(cifar.train.batches([torch.tensor([0, 1])])).shape == (2, 3, 32, 32)
     if name == "cifar20":
@@ -150,17 +151,17 @@ def test_cifar_from_files_of_its_format(tmp_path, monkeypatch, name, kind, class
 
 
 def test_superclasses_turn_fine_labels_into_coarse_ones():
-    coarse = data.load("digits", superclasses={"low": list("01234"), "high": list("56789")})
+    coarse = data_set("digits", superclasses={"low": list("01234"), "high": list("56789")})
     assert coarse.classes == ["low", "high"]
     assert torch.equal(coarse.train.labels, (coarse.train.concepts >= 5).long())
-    assert coarse.train.digest != data.load("digits").train.digest
+    assert coarse.train.digest != data_set("digits").train.digest
 
 
 def test_an_image_folder_in_memory_and_streamed_is_the_same(tmp_path):
     write_folder(tmp_path)
     order = [torch.tensor([4, 0, 14]), torch.tensor([7])]
-    memory = data.load("imagefolder", root=tmp_path, image_size=8)
-    streamed = data.load("imagefolder", root=tmp_path, image_size=8, memory_limit=1e-9)
+    memory = data_set("imagefolder", root=tmp_path, image_size=8)
+    streamed = data_set("imagefolder", root=tmp_path, image_size=8, memory_limit=1e-9)
     assert memory.classes == ["cat", "dog", "eel"]
     for a, b in zip(memory.train.batches(order), streamed.train.batches(order), strict=True):
         assert a.shape[1:] == (3, 8, 8)
@@ -170,16 +171,16 @@ def test_an_image_folder_in_memory_and_streamed_is_the_same(tmp_path):
 
 def test_the_digest_of_a_folder_follows_its_content(tmp_path):
     write_folder(tmp_path)
-    first = data.load("imagefolder", root=tmp_path, image_size=8)
+    first = data_set("imagefolder", root=tmp_path, image_size=8)
     changed = tmp_path / "train" / "dog" / "0.png"
     Image.fromarray(np.zeros((20, 16, 3), np.uint8)).save(changed)
-    second = data.load("imagefolder", root=tmp_path, image_size=8)
+    second = data_set("imagefolder", root=tmp_path, image_size=8)
     assert first.train.digest != second.train.digest
     assert first.test.digest == second.test.digest
 
 
 def test_grey_images_are_repeated_for_a_model_that_wants_colour():
-    digits = data.load("digits", channels=3, image_size=16)
+    digits = data_set("digits", channels=3, image_size=16)
     x = next(digits.train.batches([torch.tensor([0])]))
     assert x.shape == (1, 3, 16, 16)
     assert torch.equal(x[:, 0], x[:, 2])
@@ -187,14 +188,14 @@ def test_grey_images_are_repeated_for_a_model_that_wants_colour():
 
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(DataError, match="is no folder"):
-        data.load("imagefolder", root=tmp_path / "none", image_size=8)
+        data_set("imagefolder", root=tmp_path / "none", image_size=8)
     with pytest.raises(DataError, match="holds no folders of classes"):
-        data.load("imagefolder", root=tmp_path, image_size=8)
+        data_set("imagefolder", root=tmp_path, image_size=8)
     with pytest.raises(DataError, match=r"needs data\.image_size"):
-        data.load("imagefolder")
+        data_set("imagefolder")
 
 
 def test_tarfile_is_not_needed_for_what_is_unpacked(tmp_path, monkeypatch):
     write_cifar(tmp_path, torchvision.datasets.CIFAR10, monkeypatch)
     monkeypatch.setattr(tarfile, "open", lambda *a, **k: pytest.fail("unpacked again"))
-    data.load("cifar10", root=tmp_path)
+    data_set("cifar10", root=tmp_path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY, Megu, subprocess_environment
+from conftest import TINY, Megu, data_set, subprocess_environment
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -79,10 +79,8 @@ def run(command: str, megu: Megu, codes: tuple[int, ...] = (0,)) -> None:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config for ten listed digits, and the run of it in megu-run, runs/a and runs/b."""
-    from megu_cli import data
-
     folder = tmp_path_factory.mktemp("digits")
-    names = list(data.load("digits", limit=400).train.names)
+    names = list(data_set("digits", limit=400).train.names)
     for file, some in (("deletion.csv", names[:10]), ("dsr17.csv", names[10:15])):
         (folder / file).write_text("".join(f"{name}\n" for name in some))
     config = {

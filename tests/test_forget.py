@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from conftest import data_set
 
 from megu_cli import data
 from megu_cli.cli import tables
@@ -18,19 +19,20 @@ from megu_cli.request.resolve import Earlier, Kind, notes, resolve
 
 @pytest.fixture(scope="module")
 def digits() -> data.Dataset:
-    return data.load("digits", validation=0.1)
+    return data_set("digits", validation=0.1)
 
 
 @pytest.fixture(scope="module")
 def coarse() -> data.Dataset:
-    return data.load("digits", superclasses={"round": ["0", "6", "8", "9"], "other": ["1", "2", "3", "4", "5", "7"]})
+    return data_set("digits", superclasses={"round": ["0", "6", "8", "9"], "other": ["1", "2", "3", "4", "5", "7"]})
 
 
 def check(request, dataset) -> None:
-    parts = [set(p.tolist()) for p in (request.forget, request.retain, request.validation)]
+    held_out = dataset.withheld[request.validation]
+    parts = [set(p.tolist()) for p in (request.forget, request.retain, held_out)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(dataset.train)
-    assert dataset.validation[request.validation].all()
-    assert not dataset.validation[request.retain].any()
+    assert not dataset.trainable[held_out].any()
+    assert dataset.trainable[request.retain].all()
 
 
 def test_a_class_by_name_first_then_by_index(digits):
@@ -55,7 +57,7 @@ def test_a_sub_class_leaves_its_superclass(coarse):
 
 
 def test_a_whole_superclass_forgets_its_members():
-    three = data.load("digits", superclasses={"a": list("012"), "b": list("3456"), "c": list("789")})
+    three = data_set("digits", superclasses={"a": list("012"), "b": list("3456"), "c": list("789")})
     request = resolve(three, classes=["b"])
     assert (request.classes, request.concepts) == ([1], [3, 4, 5, 6])
     by_members = resolve(three, subclasses=["3", "4", "5", "6"])
@@ -63,8 +65,8 @@ def test_a_whole_superclass_forgets_its_members():
 
 
 def test_listed_images_belong_to_the_forget_set_even_if_held_out(digits, tmp_path):
-    held = int(torch.where(digits.validation)[0][0])
-    kept = int(torch.where(~digits.validation)[0][0])
+    held = int(digits.withheld[0])
+    kept = int(torch.where(digits.trainable)[0][0])
     (tmp_path / "list.csv").write_text(f"sample,why\n{digits.train.names[held]}\n{kept},some reason\n\n")
     request = resolve(digits, samples=tmp_path / "list.csv")
     assert request.forget.tolist() == sorted([held, kept])
@@ -74,13 +76,13 @@ def test_listed_images_belong_to_the_forget_set_even_if_held_out(digits, tmp_pat
 
 
 def test_a_list_of_all_of_a_class_forgets_the_class(digits, coarse, tmp_path):
-    eights = torch.where((digits.train.labels == 8) & ~digits.validation)[0].tolist()
+    eights = torch.where((digits.train.labels == 8) & digits.trainable)[0].tolist()
     file = tmp_path / "list.csv"
     file.write_text("\n".join(map(str, eights)))
     request = resolve(digits, samples=file)
     assert (request.kind, request.classes, request.concepts, request.single) == ("classes", [8], [8], True)
     # Those that were held out are unknown to a retrained model, too: nothing is selected by them.
-    assert 8 not in digits.train.labels[request.validation]
+    assert 8 not in digits.held_out.labels[request.validation]
     assert notes(digits, request, "include")[1:] == [
         "all training images of 8 are among these: a retrained model would not know them; the request is as "
         "forget.classes would be"
@@ -109,13 +111,13 @@ def test_lines_that_are_no_number(digits, tmp_path):
 
 def test_something_must_remain(digits):
     with pytest.raises(DataError, match=r"forget\.random leaves 0 of 10 classes"):
-        resolve(digits, count=int((~digits.validation).sum()))
+        resolve(digits, count=int(digits.trainable.sum()))
 
 
 def test_a_random_share_follows_the_seed_and_spares_held_out_images(digits):
     request = resolve(digits, fraction=0.03, seed=1)
-    assert len(request.forget) == round(0.03 * int((~digits.validation).sum()))
-    assert not digits.validation[request.forget].any()
+    assert len(request.forget) == round(0.03 * int(digits.trainable.sum()))
+    assert digits.trainable[request.forget].all()
     assert resolve(digits, fraction=0.03, seed=1).digest == request.digest
     assert resolve(digits, fraction=0.03, seed=2).digest != request.digest
     assert len(resolve(digits, count=7).forget) == 7
@@ -137,9 +139,11 @@ def owned(labels: list[int], subjects: list[int], contents: list[int], test: lis
 
     classes = ["a", "b", "c"]
     train, unseen = split("train", contents, subjects), split("test", [200] * len(test), test)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    held_out[-1] = True
-    return data.Dataset("x", classes, classes, torch.arange(3), train, unseen, held_out, ["ann", "bob", "cyd"])
+    none = torch.empty(0, dtype=torch.int64)
+    whole = data.Dataset(
+        "x", classes, classes, torch.arange(3), train, train.view(none), unseen, none, ["ann", "bob", "cyd"]
+    )
+    return whole.withholding(torch.tensor([len(labels) - 1]))
 
 
 @pytest.fixture
@@ -224,7 +228,7 @@ def test_what_was_forgotten_stays_out_of_everything(digits):
     assert second.asked == [3]
     assert torch.equal(second.already, first.forget)
     assert not torch.isin(digits.train.labels[second.retain], torch.tensor([3, 8])).any()
-    assert not torch.isin(digits.train.labels[second.validation], torch.tensor([3, 8])).any()
+    assert not torch.isin(digits.held_out.labels[second.validation], torch.tensor([3, 8])).any()
     assert second.digest != resolve(digits, classes=["3"]).digest
     # The record of the second names both, so a third run need only name the second.
     assert record(digits, second) == {"concepts": ["3", "8"], "images": []}
@@ -243,7 +247,7 @@ def test_single_images_are_recorded_by_content_and_never_by_name(digits):
     assert all(len(image) == 16 for image in written["images"])
     earlier = of_record(digits, *recorded(written, "run"))
     assert earlier.positions.tolist() == first.forget.tolist()
-    fewer = data.load("digits", validation=0.1, limit=700)  # other positions, and some are gone
+    fewer = data_set("digits", validation=0.1, limit=700)  # other positions, and some are gone
     known = of_record(fewer, *recorded(written, "run"))
     there = {digits.train.names[i] for i in first.forget} & set(fewer.train.names)
     assert {fewer.train.names[i] for i in known.positions} == there

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import listing, weights, write_config
+from conftest import data_set, listing, weights, write_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -191,7 +191,7 @@ def test_classes_are_matched_by_name(tmp_path, megu):
     labels = dict(enumerate(names))
     saved(tmp_path / "mine", id2label=labels, label2id={name: i for i, name in labels.items()})
     file = write_config(tmp_path, model={"name": "hf:mine"})
-    work, plain = Workspace(load_config(file)), data.load("digits", limit=400, borrow=True)
+    work, plain = Workspace(load_config(file)), data_set("digits", limit=400, validation_from="test")
     assert work.data.classes == work.data.concepts == names
     assert [names[i] for i in work.data.train.labels.tolist()] == [str(i) for i in plain.train.labels.tolist()]
     assert work.data.train.digest != plain.train.digest

@@ -31,7 +31,8 @@ def test_the_probe_looks_at_a_few_of_many_other_classes():
         data.MemoryImages(torch.zeros(2000, 1, 2, 2, dtype=torch.uint8)), every, every, [str(i) for i in range(2000)],
         torch.zeros(1, 1, 1), torch.ones(1, 1, 1), "x",
     )  # fmt: skip
-    large = data.Dataset("x", names, names, torch.arange(1000), split, split, torch.zeros(2000, dtype=torch.bool))
+    none = torch.empty(0, dtype=torch.int64)
+    large = data.Dataset("x", names, names, torch.arange(1000), split, split.view(none), split, none)
     config = Config.model_validate(
         {"data": {"name": "digits"}, "model": {"name": "small_cnn"}, "forget": {"classes": [0]}}
     )

@@ -36,10 +36,10 @@ class Derived:
 
     def __init__(self, model, work):
         data, self.request = work.data, work.request
-        self.y, self.y_test = data.train.labels[: data.own].numpy(), data.test.labels.numpy()
+        self.y, self.y_test = data.train.labels.numpy(), data.test.labels.numpy()
         head = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
         sides = []
-        for split, number in ((data.train, data.own), (data.test, len(data.test))):
+        for split, number in ((data.train, len(data.train)), (data.test, len(data.test))):
             features = []
             hook = head.register_forward_pre_hook(lambda _, given, into=features: into.append(given[0]))
             with torch.inference_mode():

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import data_set
 from torch import nn
 
-from megu_cli import data, training
+from megu_cli import training
 from megu_cli.config import TrainConfig, load_config
 from megu_cli.errors import CheckpointError, ConfigError
 from megu_cli.execution import runtime
@@ -297,7 +298,7 @@ def test_an_auxiliary_head_is_initialised_anew(megu, finished):
 
 
 def test_a_last_batch_of_one_sample_does_not_stop_batch_norm():
-    digits = data.load("digits", limit=65)
+    digits = data_set("digits", limit=65)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
     history = training.train_classifier(
         model, digits.train, torch.arange(65), TrainConfig(epochs=1, batch=32, weight_decay=0), label="train"
@@ -306,7 +307,7 @@ def test_a_last_batch_of_one_sample_does_not_stop_batch_norm():
 
 
 def test_precision_of_training_steps():
-    digits = data.load("digits", limit=64)
+    digits = data_set("digits", limit=64)
     seen = []
 
     class Net(nn.Module):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_config
+from conftest import data_set, write_config
 from PIL import Image
 
 from megu_cli import data
@@ -43,7 +43,7 @@ def single(root: Path, classes=("cat", "dog", "eel"), number: int = 10) -> Path:
 
 
 def load(root: Path | None = None, name: str = "imagefolder", **settings) -> data.Dataset:
-    return data.load(name, root=root, **{"image_size": 8, **settings})
+    return data_set(name, root=root, **{"image_size": 8, **settings})
 
 
 def table(file: Path, *lines: str) -> Path:
@@ -163,7 +163,7 @@ def test_a_manifest(tmp_path):
     single(tmp_path / "images")
     lines = ["Path,LABEL,split,note"]
     lines += [f"./{c}/{k}.png, {c} ,{'test' if k > 7 else 'Train'},x" for c in ("eel", "cat", "dog") for k in range(10)]
-    read = load(tmp_path / "images", "manifest", table=table(tmp_path / "lists" / "m.csv", *lines))
+    read = load(tmp_path / "images", "manifest", manifest=table(tmp_path / "lists" / "m.csv", *lines))
     assert read.classes == ["cat", "dog", "eel"]
     assert (len(read.train), len(read.test)) == (24, 6)
     assert read.train.names[0] == "eel/0.png"
@@ -173,7 +173,7 @@ def test_a_manifest(tmp_path):
     order = [torch.tensor([0])]
     assert torch.equal(next(read.train.batches(order)), next(folder.train.batches([torch.tensor([at])])))
     # Without data.root, paths are relative to the manifest.
-    beside = load(None, "manifest", table=table(tmp_path / "images" / "m.csv", *lines))
+    beside = load(None, "manifest", manifest=table(tmp_path / "images" / "m.csv", *lines))
     assert list(beside.train.names) == list(read.train.names)
 
 
@@ -182,16 +182,16 @@ def test_one_person_is_on_one_side_only(tmp_path):
     names = [f"{c}/{k}.png" for c in ("cat", "dog", "eel") for k in range(30)]
     lines = [f"{name},{name[:3]},p{i % 30}" for i, name in enumerate(names)]
     file = table(tmp_path / "m.csv", "path,label,subject", *lines)
-    read = load(None, "manifest", table=file, validation=0.3)
+    read = load(None, "manifest", manifest=file, validation=0.3)
     sides = [set(split.subjects.tolist()) for split in (read.train, read.test)]
     assert sides[0].isdisjoint(sides[1])
     assert sides[0]
     assert sides[1]
-    held, kept = (set(read.train.subjects[mask].tolist()) for mask in (read.validation, ~read.validation))
+    held, kept = (set(read.train.subjects[mask].tolist()) for mask in (~read.trainable, read.trainable))
     assert held
     assert held.isdisjoint(kept)
     person = read.subjects[int(read.test.subjects[0])]
-    spared = load(None, "manifest", table=file, reserved=data.Reserved(subjects=frozenset([person])))
+    spared = load(None, "manifest", manifest=file, reserved=data.Reserved(subjects=frozenset([person])))
     assert spared.subjects.index(person) not in spared.test.subjects.tolist()
 
 
@@ -199,7 +199,7 @@ def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
     for i in range(12):
         picture(tmp_path / f"{i}.png", i)
     lines = [f"{i}.png,{i % 11},{'test' if i == 11 else 'train'}" for i in range(12)]
-    read = load(None, "manifest", table=table(tmp_path / "m.csv", "path,label,split", *lines))
+    read = load(None, "manifest", manifest=table(tmp_path / "m.csv", "path,label,split", *lines))
     assert read.classes == [str(i) for i in range(11)]
     assert read.train.labels.tolist() == list(range(11))
 
@@ -227,15 +227,15 @@ def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
 def test_manifests_at_fault(tmp_path, lines, parts):
     single(tmp_path)
     with refused(*parts):
-        load(None, "manifest", table=table(tmp_path / "m.csv", *lines))
+        load(None, "manifest", manifest=table(tmp_path / "m.csv", *lines))
 
 
 def test_a_manifest_that_is_none(tmp_path):
     with refused("no.csv cannot be read"):
-        load(None, "manifest", table=tmp_path / "no.csv")
+        load(None, "manifest", manifest=tmp_path / "no.csv")
     (tmp_path / "m.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
     with refused("m.csv cannot be read"):
-        load(None, "manifest", table=tmp_path / "m.csv")
+        load(None, "manifest", manifest=tmp_path / "m.csv")
 
 
 NAMES = ["a b", "vehicle/car", "\U0001f980 crab", "e\u0301clair", 'quote"d, and more', "8", "-1", "null"]
@@ -246,7 +246,7 @@ def test_odd_class_names_in_a_manifest(tmp_path):
         picture(tmp_path / f"{i}.png", i)
     quoted = ['"' + name.replace('"', '""') + '"' for name in NAMES]
     lines = [f"{i}.png,{quoted[i // 2]},{'test' if i % 2 else 'train'}" for i in range(2 * len(NAMES))]
-    read = load(None, "manifest", table=table(tmp_path / "m.csv", "path,label,split", *lines))
+    read = load(None, "manifest", manifest=table(tmp_path / "m.csv", "path,label,split", *lines))
     assert read.classes == sorted(NAMES)
     from megu_cli.request.resolve import resolve
 
@@ -282,7 +282,8 @@ def test_a_request_among_twelve_thousand_classes():
     pixels = data.MemoryImages(torch.zeros(24_000, 1, 1, 1, dtype=torch.uint8))
     mean = torch.zeros(1, 1, 1)
     split = data.Split(pixels, every, every, [str(i) for i in range(24_000)], mean, mean + 1, "x")
-    large = data.Dataset("x", names, names, torch.arange(12_000), split, split, torch.zeros(24_000, dtype=torch.bool))
+    none = torch.empty(0, dtype=torch.int64)
+    large = data.Dataset("x", names, names, torch.arange(12_000), split, split.view(none), split, none)
     request = resolve(large, classes=names[:6000])
     assert len(request.forget) == 12_000
     assert request.classes == list(range(6000))
@@ -595,7 +596,7 @@ def test_no_line_of_a_manifest_leads_out_of_the_root(tmp_path, path, part):
     (root / "linked").symlink_to(tmp_path)
     file = table(tmp_path / "m.csv", "path,label", "cat/0.png,a", f"{path.format(secret=secret)},b")
     with refused("line 3: ", part):
-        load(root, "manifest", table=file)
+        load(root, "manifest", manifest=file)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "class", "dangling"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import listing
+from conftest import data_set, listing
 from safetensors.torch import load_file
 
 from megu_cli import data
@@ -167,7 +167,8 @@ def test_an_efficientnet_with_imagenet_weights_of_the_users_own(megu, tmp_path):
     exec(SCRIPT, space)
     # As such a script would prepare them: 32 pixels, three channels, ImageNet's normalisation.
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    loaded = data.load("fashion_mnist", root=ROOT, limit=600, image_size=32, channels=3, mean=mean, std=std)
+    prepare = data.Preprocessing(tuple(mean), tuple(std), 32)
+    loaded = data_set("fashion_mnist", prepare, 3, root=ROOT, limit=600)
     images = next(loaded.train.batches([torch.arange(600)]))
     space["train"](images, loaded.train.labels, tmp_path / "mine.pth")
 

@@ -25,7 +25,7 @@ def test_a_dry_run_tells_steps_times_and_sizes_and_writes_nothing(megu, tmp_path
     rows = {row["stage"]: row for row in result["plan"]}
     work = Workspace(load_config(file))
     retained = len(work.request.retain)
-    assert rows["train"]["steps"] == 2 * math.ceil(int((~work.data.validation).sum()) / 32)
+    assert rows["train"]["steps"] == 2 * math.ceil(int(work.data.trainable.sum()) / 32)
     assert rows["finetune"]["steps"] == 3 * math.ceil(retained / 64)
     assert rows["noise"]["steps"] == 2 * 4
     assert result["retraining"]["steps"] == 2 * math.ceil(retained / 32)

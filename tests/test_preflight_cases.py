@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from megu_cli.data.decode import Decode, Resizing
-from megu_cli.data.images import MemoryImages, Split
+from megu_cli.data.decode import Decode, Preprocessing, Resizing
+from megu_cli.data.images import MemoryImages
+from megu_cli.data.splits import Split
 from megu_cli.models import preflight
 from megu_cli.models.looks import Pictures
 from megu_cli.models.networks import BUILTIN
-from megu_cli.models.sources import Preprocessing
 
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox"]
 SIDE, EACH = 32, 50
@@ -215,7 +215,7 @@ def test_nothing_is_said_where_all_is_right(world, network):
 
 def test_the_sample_has_as_many_of_each_class(world):
     split = world.split(SIDE)
-    pictures = Pictures(split, torch.arange(len(split)), 75, None, Preprocessing())
+    pictures = Pictures(split, 75, None, Preprocessing())
     for number in (12, 60, 75):
         counts = torch.bincount(pictures.labels[:number], minlength=len(NAMES))
         assert counts.max() - counts.min() <= 1
@@ -224,9 +224,9 @@ def test_the_sample_has_as_many_of_each_class(world):
 
 def test_sizes_are_decoded_from_the_files_and_not_from_what_was_scaled_down(world):
     split = world.split(8)
-    pictures = Pictures(split, torch.arange(len(split)), 6, world.folder, Preprocessing(image_size=8))
+    pictures = Pictures(split, 6, world.folder, Preprocessing(image_size=8))
     again = [Decode(Resizing(32), 3)(name, (world.folder / name).read_bytes()) for name in pictures.names]
     assert torch.equal(pictures.pixels(32, 6), torch.stack(again))
     assert pictures.native() == 64
-    blurred = Pictures(split, torch.arange(len(split)), 6, None, Preprocessing()).pixels(32, 6)
+    blurred = Pictures(split, 6, None, Preprocessing()).pixels(32, 6)
     assert (blurred.float() - torch.stack(again).float()).abs().mean() > 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import listing, process, subprocess_environment, weights, write_config
+from conftest import data_set, listing, process, subprocess_environment, weights, write_config
 from test_method import ADVERSARY, Linear, Products, finetuned, forgotten, halves, signs
 from torch import nn
 
@@ -48,7 +48,7 @@ class CutShort(Resume):
 
 @pytest.fixture(scope="module")
 def digits() -> data.Dataset:
-    return data.load("digits", limit=120)
+    return data_set("digits", limit=120)
 
 
 def train(digits: data.Dataset, augment: str = "crop+flip", resume=None) -> tuple[str, training.History]:
@@ -101,7 +101,7 @@ def test_streamed_images_draw_from_the_same_stream_as_dropout(digits, tmp_path):
     images = Streamed(split.images.at(torch.arange(120)).pixels)
     streamed = data.Dataset("x", digits.classes, digits.classes, digits.concept_class,
                             data.Split(images, split.labels, split.labels, split.names, split.mean, split.std, ""),
-                            digits.test, digits.validation)  # fmt: skip
+                            digits.held_out, digits.test, digits.withheld)  # fmt: skip
     whole = train(streamed)
     path = tmp_path / "train.checkpoint"
     with pytest.raises(CutError):

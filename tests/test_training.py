@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import data_set
 from torch import nn
 
 from megu_cli import data, training
@@ -27,7 +28,7 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def digits() -> data.Dataset:
-    return data.load("digits", limit=300)
+    return data_set("digits", limit=300)
 
 
 def trained(digits: data.Dataset, label="train", seed=0, **changes) -> tuple[nn.Module, training.History]:

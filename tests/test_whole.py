@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import process, subprocess_environment, weights, write_config
+from conftest import data_set, process, subprocess_environment, weights, write_config
 
 from megu_cli.evaluation.verdict import verdict
 
@@ -130,9 +130,7 @@ def test_fashion_mnist_examples_on_ten_thousand_images(tmp_path, name):
     # deletion.csv names images by their place among all 60,000; with fewer, those that are left out are unknown.
     overrides = ["--set", "data.limit=10000", "--set", "train.epochs=8"]
     if name == "samples":
-        from megu_cli import data
-
-        names = data.load("fashion_mnist", limit=10000).train.names[:200]
+        names = data_set("fashion_mnist", limit=10000).train.names[:200]
         (tmp_path / "some.csv").write_text("\n".join(names))
         overrides += ["--set", f"forget.samples={tmp_path / 'some.csv'}"]
     answer = run("run", "-c", file, "-o", tmp_path / "run", "--json", *overrides)

@@ -35,7 +35,7 @@ class Task:
         split: The training images.
         retain: (N_r,) positions of D_r in it.
         forget: (N_f,) positions of D_f.
-        validation: (N_v,) held-out positions of retained images; no method trains on them.
+        validation: Held-out images of retained classes; no method trains on them.
         forgotten: Wholly forgotten classes; empty for a request of sub-classes or single images.
         classes: Number of classes K.
         fresh: Purpose -> a newly initialised model of the same architecture, on the device.
@@ -49,7 +49,7 @@ class Task:
     split: Split
     retain: Tensor
     forget: Tensor
-    validation: Tensor
+    validation: Split
     forgotten: list[int]
     classes: int
     fresh: Callable[[str], nn.Module]
@@ -90,7 +90,7 @@ class Task:
 
     def accuracy(self, model: nn.Module) -> float:
         """Accuracy on the retained validation images."""
-        return accuracy(model, self.split, self.validation, self.execution.unshared)
+        return accuracy(model, self.validation, torch.arange(len(self.validation)), self.execution.unshared)
 
     def retained(self, *path: object) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of the `steps` batches of one epoch over D_r, in an order that ``path`` draws."""

@@ -34,10 +34,10 @@ def score(model: nn.Module, work: Workspace) -> float:
     staying = labels[~torch.isin(labels, torch.tensor(request.classes, dtype=torch.int64))]
     if len(staying):  # of a class that is wholly forgotten nothing is right
         held_out = request.held_out(data)
-        same = held_out[torch.isin(data.train.labels[held_out], staying)]
+        same = held_out[torch.isin(data.held_out.labels[held_out], staying)]
         same = same if len(same) else request.validation
-        target = accuracy(model, data.train, same, execution) * len(staying) / len(labels)
-    return accuracy(model, data.train, request.validation, execution) - abs(forgotten - target)
+        target = accuracy(model, data.held_out, same, execution) * len(staying) / len(labels)
+    return accuracy(model, data.held_out, request.validation, execution) - abs(forgotten - target)
 
 
 def grid(name: str, kind: str) -> Sequence[Mapping[str, Any]]:

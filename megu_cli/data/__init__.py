@@ -1,10 +1,11 @@
 """Data sets: images as tensors or streamed from disk behind one interface, with the labels beside them."""
 
 from megu_cli.data.builtin import CIFAR20
-from megu_cli.data.decode import Resizing
-from megu_cli.data.images import Dataset, EncodedImages, Images, MemoryImages, Split
+from megu_cli.data.decode import Preprocessing, Resizing
+from megu_cli.data.images import EncodedImages, Images, MemoryImages
 from megu_cli.data.loading import NORMALISATION, SMALL, folder_of, holding_out, load, reordered, sampled
 from megu_cli.data.own import Reserved
+from megu_cli.data.splits import Dataset, Split
 
 __all__ = [
     "CIFAR20",
@@ -14,6 +15,7 @@ __all__ = [
     "EncodedImages",
     "Images",
     "MemoryImages",
+    "Preprocessing",
     "Reserved",
     "Resizing",
     "Split",

@@ -191,3 +191,29 @@ def _undecodable(name: str, error: Exception) -> DataError:
         else str(error)
     )
     return DataError(f"{name} cannot be decoded: {known}", "Repair it or take it out of the data.")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared for a model. ``None`` leaves a value to the data set.
+
+    Attributes:
+        mean: Mean of each channel (or one for all) of pixels from 0 to 1.
+        std: Standard deviation of each channel, likewise.
+        image_size: Side of the square images in pixels.
+        interpolation: Of the resizing: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box`` or ``hamming``.
+        crop: Side of the centre that is cut out, as a share of the resized image's side.
+        stretch: Resize both sides, rather than the shorter one and cut the longer one.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: int | None = None
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+    stretch: bool = False
+
+    @property
+    def resizing(self) -> Resizing | None:
+        """The resizing; ``None``: images stay as they are."""
+        return Resizing(self.image_size, self.interpolation, self.crop, self.stretch) if self.image_size else None

@@ -11,7 +11,7 @@ import numpy as np
 from megu_cli.data.decode import inspect
 from megu_cli.data.images import Raw
 from megu_cli.data.names import Names
-from megu_cli.data.own import Listing, Own, assembled, ordered
+from megu_cli.data.own import Listing, UserData, assembled, ordered
 from megu_cli.data.paths import Root, relative
 from megu_cli.errors import DataError, Faults
 
@@ -58,7 +58,7 @@ class Rows:
         return Rows(self.rows.select(index), self.column, self.names.at(index), self.root)
 
 
-def hf_dataset(own: Own) -> Raw:
+def hf_dataset(user: UserData) -> Raw:
     """The data set in ``root``: with the splits ``train`` and ``test`` (or ``validation``), or with one made here.
 
     The column of images is told by its feature, that of labels by a ``ClassLabel`` or the name ``label`` or
@@ -73,9 +73,9 @@ def hf_dataset(own: Own) -> Raw:
         raise DataError(
             "data.name: hf_dataset needs the package datasets", "Install it with: pip install 'megu-cli[datasets]'"
         ) from None
-    if own.root is None:
+    if user.settings.root is None:
         raise DataError("data.name: hf_dataset needs data.root")
-    root = Root(own.root, own.follow_links)
+    root = Root(user.settings.root, user.settings.follow_links)
     try:
         found = datasets.load_from_disk(root.path)
     except Exception as error:  # whatever datasets, pyarrow and json raise
@@ -95,7 +95,7 @@ def hf_dataset(own: Own) -> Raw:
             faults.add(f"row {row}: {columns['label']} is {v}")
     faults.check()
     labels = [known[v] if known else str(v) for v in values]
-    classes, position = ordered(dict.fromkeys(labels), own.classes or known, numeric=True)
+    classes, position = ordered(dict.fromkeys(labels), user.classes or known, numeric=True)
     people: dict[str, int] = {}
     whose = None
     if "subject" in columns:
@@ -112,7 +112,7 @@ def hf_dataset(own: Own) -> Raw:
         list(people),
     )
     source = Rows(rows, columns["image"], names, root)
-    return assembled(root.path, classes, listing, _digests(source), source, own)
+    return assembled(root.path, classes, listing, _digests(source), source, user)
 
 
 def _joined(root: Root, found: Any, datasets: Any) -> tuple[Any, list[tuple[str, int]]]:

@@ -1,10 +1,10 @@
-"""Images in memory or streamed from disk behind one interface, and the splits and data sets made of them."""
+"""Images in memory or streamed from disk behind one interface."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megu_cli.data.names import Names, picked
+from megu_cli.data.names import Names
 from megu_cli.errors import DataError, Faults
 
 
@@ -211,11 +211,34 @@ def _asked(images: Images, order: Sequence[Tensor]) -> Iterator[Tensor]:
     return iter(images.batches(order)) if order else iter(())
 
 
-def joined(first: Images, second: Images) -> Images:
-    """The images of both, one after the other."""
-    if isinstance(first, MemoryImages) and isinstance(second, MemoryImages):
-        return MemoryImages(torch.cat([first.pixels, second.pixels]))
-    return Joined(first, second)
+class Selected:
+    """Images at some positions of other images; nothing is copied or decoded twice.
+
+    Args:
+        images: The images.
+        index: (N,) int64 positions in them.
+    """
+
+    def __init__(self, images: Images, index: Tensor) -> None:
+        self.images, self.index = images, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, position: int) -> Tensor:
+        return self.images[int(self.index[position])]
+
+    def batches(self, order: Sequence[Tensor]) -> Iterable[Tensor]:
+        """See `Images.batches`."""
+        return self.images.batches([self.index[positions] for positions in order])
+
+    def at(self, index: Tensor) -> Images:
+        """The images at ``index`` alone."""
+        return self.images.at(self.index[index])
+
+    def contents(self) -> Tensor:
+        """See `Images.contents`."""
+        return self.images.contents()[self.index]
 
 
 def _all_decoded(images: Images, workers: int) -> MemoryImages:
@@ -289,103 +312,6 @@ def _attempts(images: Images, order: Sequence[Tensor], workers: int) -> Iterator
 
 def _unchanged(block: list[Tensor | str]) -> list[Tensor | str]:
     return block
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of a data set.
-
-    Attributes:
-        images: The pixels.
-        labels: (N,) int64, the class that the model predicts.
-        concepts: (N,) int64, the finest class known; equals ``labels`` where there are no superclasses.
-        names: Identity of each sample, such as its relative path.
-        mean: (C, 1, 1) for normalisation.
-        std: (C, 1, 1) for normalisation.
-        digest: sha256 of the content: names, labels and pixels.
-        subjects: (N,) int64, whose image each is, as a position in the data set's subjects; -1 where nobody's.
-    """
-
-    images: Images
-    labels: Tensor
-    concepts: Tensor
-    names: Sequence[str]
-    mean: Tensor
-    std: Tensor
-    digest: str
-    subjects: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def at(self, index: Tensor) -> Split:
-        """The images at ``index`` alone, with all that is known of them."""
-        chosen = index.numpy()
-        return replace(
-            self,
-            images=self.images.at(index),
-            labels=self.labels[index],
-            concepts=self.concepts[index],
-            names=picked(self.names, chosen),
-            digest=hashlib.sha256(self.digest.encode() + chosen.tobytes()).hexdigest(),
-            subjects=None if self.subjects is None else self.subjects[index],
-        )
-
-    def batches(self, order: Sequence[Tensor], device: torch.device | str = "cpu") -> Iterator[Tensor]:
-        """Normalised float32 images (B, C, H, W), channels_last, for each tensor of positions in ``order``."""
-        mean, std = self.mean.to(device), self.std.to(device)
-        for pixels in self.images.batches(order):
-            pixels = pixels.to(device).expand(-1, len(mean), -1, -1)
-            yield pixels.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
-
-    def pass_over(
-        self, index: Tensor, size: int, device: torch.device | str = "cpu"
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(positions, images) over ``index`` in its order, ``size`` at a time."""
-        order = list(index.split(size))
-        return zip(order, self.batches(order, device), strict=True)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set whose classes a model predicts.
-
-    Attributes:
-        name: Its name in the config.
-        classes: Names of the K classes.
-        concepts: Names of the finest classes; equals ``classes`` without superclasses.
-        concept_class: (len(concepts),) int64, the class of each concept.
-        train: All training images, and behind them those that are borrowed from the test split.
-        test: Test images.
-        validation: (N,) bool over ``train``: held out by hash of identity, never trained on by `megu train`.
-        subjects: Ids of the people, or other subjects, whose images these are; empty where that is not known.
-        test_made: The data came without a test split, and it was made here.
-        borrowed: How many images of ``train``, the last ones, came as test images and are held out instead: no model
-            was trained on them, and they are never forgotten, retained or counted as training images.
-        root: The folder that names of images are relative to; ``None`` where they are no paths.
-    """
-
-    name: str
-    classes: list[str]
-    concepts: list[str]
-    concept_class: Tensor
-    train: Split
-    test: Split
-    validation: Tensor
-    subjects: Sequence[str] = ()
-    test_made: bool = False
-    borrowed: int = 0
-    root: Path | None = None
-
-    @property
-    def own(self) -> int:
-        """Number of images that came as training images: the positions below it."""
-        return len(self.train) - self.borrowed
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images that a model sees."""
-        return len(self.train.mean)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megu_cli.config import DataConfig
 from megu_cli.data.builtin import CIFAR20, LOADERS, resized
-from megu_cli.data.decode import Resizing
+from megu_cli.data.decode import Preprocessing, Resizing
 from megu_cli.data.hub import hf_dataset
-from megu_cli.data.images import Dataset, Split, joined
-from megu_cli.data.names import chained, hashed
-from megu_cli.data.own import Own, Reserved, imagefolder, manifest
+from megu_cli.data.images import Raw
+from megu_cli.data.names import hashed
+from megu_cli.data.own import Reserved, UserData, imagefolder, manifest
+from megu_cli.data.splits import Dataset, Split
 from megu_cli.errors import DataError, Faults, brief
 from megu_cli.run.memo import Memo
 
-# Data of one's own, read with its settings.
-OWN = {"imagefolder": imagefolder, "manifest": manifest, "hf_dataset": hf_dataset}
+# The user's own data sets, by data.name.
+USER_DATA: dict[str, Callable[[UserData], Raw]] = {
+    "imagefolder": imagefolder,
+    "manifest": manifest,
+    "hf_dataset": hf_dataset,
+}
 _GRAY = ((0.5,), (0.5,))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -32,104 +38,61 @@ NORMALISATION = {
     "cifar10": _CIFAR,
     "cifar20": _CIFAR,
     "cifar100": _CIFAR,
-    **dict.fromkeys(OWN, _IMAGENET),
+    **dict.fromkeys(USER_DATA, _IMAGENET),
 }
 # Of each class, images that are borrowed from the test split at least: the accuracy on fewer is hardly known.
 _FEW = 50
+# Nothing that the model says: size and normalisation are those of the data set.
+_AS_IT_IS = Preprocessing()
 # Data sets of small images of one size, which models take as they are.
 SMALL = frozenset(LOADERS)
 
 
 def load(
-    name: str,
+    settings: DataConfig,
+    prepare: Preprocessing = _AS_IT_IS,
     *,
-    root: Path | None = None,
-    superclasses: dict[str, list[str]] | None = None,
-    validation: float = 0.05,
-    borrow: bool = False,
-    limit: int | None = None,
-    image_size: int | None = None,
-    memory_limit: float = 2.0,
-    workers: int = 0,
     channels: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    interpolation: str = "bilinear",
-    crop: float = 1.0,
-    stretch: bool = False,
-    table: Path | None = None,
     order: Sequence[str] | None = None,
-    test_fraction: float = 0.2,
-    follow_links: bool = False,
     reserved: Reserved | None = None,
     memo: Memo | None = None,
 ) -> Dataset:
     """Load a data set.
 
+    Held-out images come from the test split if ``settings.validation_from`` is ``test``: a model that was trained
+    elsewhere has not seen these. A test split that is made here is no such thing: the model may have been trained on
+    all of it.
+
     Args:
-        name: A name of the config's ``data.name``.
-        root: Where the files are, or are downloaded to.
-        superclasses: Superclass name to its member classes; every class belongs to exactly one.
-        validation: Share of the training images held out.
-        borrow: Hold out test images instead, which a model that was trained elsewhere has not seen. A test split that
-            is made here is no such thing: the model may have been trained on all of it.
-        limit: Number of training images to use.
-        image_size: Side in pixels to resize to.
-        memory_limit: GiB of decoded images to keep in memory.
-        workers: Processes that decode streamed images.
+        settings: The section ``data`` of the config.
+        prepare: Size and normalisation of the images; without a size, ``settings.image_size`` counts.
         channels: Channels that the model takes; grey images are repeated.
-        mean: Of each channel, or one for all, for pixels from 0 to 1; ``None``: the data set's own.
-        std: Likewise.
-        interpolation: Of the resizing, with ``crop`` and ``stretch``; see `Resizing`.
-        crop: Share of the resized side that is kept.
-        stretch: Both sides are resized.
-        table: The manifest of ``manifest``.
-        order: Classes of one's own data in the order of the model's outputs, also those without images; ``None``:
+        order: Classes of the user's own data in the order of the model's outputs, also those without images; ``None``:
             sorted.
-        test_fraction: Share of one's own images that become the test split where none is given.
-        follow_links: Links among one's own images may lead out of ``root``.
-        reserved: What never goes into a test split that is made here.
+        reserved: Images that never become part of a test split made here.
         memo: Remembers digests of files.
 
     Raises:
         DataError: The files are missing or damaged, or the superclasses do not fit.
     """
-    resizing = Resizing(image_size, interpolation, crop, stretch) if image_size else None
-    if name in OWN:
-        if resizing is None:
-            raise DataError(f"data.name: {name} needs data.image_size")
-        raw = OWN[name](
-            Own(
-                root,
-                resizing,
-                channels or 3,
-                memory_limit,
-                workers,
-                order,
-                table,
-                test_fraction,
-                follow_links,
-                reserved or Reserved(),
-                memo or Memo(),
-            )
-        )
-    else:
-        raw = LOADERS[name](root)
-        if resizing:
-            raw = resized(raw, resizing)
+    name = settings.name
+    if prepare.image_size is None:
+        prepare = replace(prepare, image_size=settings.image_size)
+    raw = _raw(settings, prepare.resizing, channels, order, reserved or Reserved(), memo or Memo())
+    superclasses = settings.superclasses
     if name == "cifar20" and superclasses is None:
         superclasses = CIFAR20
     classes, concept_class = _coarse(raw.classes, superclasses)
 
     there = len(NORMALISATION[name][0])
-    wanted = channels or max(there, len(mean or ()))
+    wanted = channels or max(there, len(prepare.mean or ()))
     if there > wanted:
         raise DataError(
             f"the model takes {wanted}-channel images, {name} has {there}",
             "Choose another model.name; grey images can be repeated, colours cannot be dropped.",
         )
-    means, stds = (_per_channel(given, own, wanted)
-                   for given, own in zip((mean, std), NORMALISATION[name], strict=True))  # fmt: skip
+    mean, std = NORMALISATION[name]
+    means, stds = _per_channel(prepare.mean, mean, wanted), _per_channel(prepare.std, std, wanted)
 
     splits = []
     for part in (raw.train, raw.test):
@@ -137,45 +100,57 @@ def load(
         labels = concept_class[part.labels]
         splits.append(Split(part.images, labels, part.labels, part.names, means, stds, digest, part.subjects))
     train, test = splits
-    if limit is not None and limit < len(train):
-        train = _limited(train, limit)
-    nothing = torch.zeros(len(train), dtype=torch.bool)
-    data = Dataset(name, classes, raw.classes, concept_class, train, test, nothing, raw.subjects, raw.test_made)
-    data = replace(data, root=folder_of(name, root, table))
-    return holding_out(_borrowing(data, validation) if borrow and not raw.test_made else data, validation, borrow)
+    if settings.limit is not None and settings.limit < len(train):
+        train = _limited(train, settings.limit)
+    none = torch.empty(0, dtype=torch.int64)
+    data = Dataset(
+        name, classes, raw.classes, concept_class, train, train.view(none), test, none, raw.subjects, raw.test_made,
+        folder_of(settings), train.digest,
+    )  # fmt: skip
+    if settings.validation_from == "test" and not raw.test_made:
+        return _borrowing(data, settings.validation)
+    return holding_out(data, settings.validation)
 
 
-def folder_of(name: str, root: Path | None, table: Path | None) -> Path | None:
-    """The folder that the names of images are relative to; ``None`` where they are no paths."""
-    if name == "manifest":
-        return root or (table.parent if table else None)
-    return root if name == "imagefolder" else None
+def _raw(
+    settings: DataConfig,
+    resizing: Resizing | None,
+    channels: int | None,
+    order: Sequence[str] | None,
+    reserved: Reserved,
+    memo: Memo,
+) -> Raw:
+    """Both splits as a loader gives them."""
+    if settings.name in USER_DATA:
+        if resizing is None:
+            raise DataError(f"data.name: {settings.name} needs data.image_size")
+        return USER_DATA[settings.name](UserData(settings, resizing, channels or 3, order, reserved, memo))
+    raw = LOADERS[settings.name](settings.root)
+    return resized(raw, resizing) if resizing else raw
 
 
-def holding_out(data: Dataset, share: float, borrow: bool) -> Dataset:
-    """The data set with other training images held out, beside those that are borrowed.
+def folder_of(settings: DataConfig) -> Path | None:
+    """The folder that the names of images are relative to; ``None`` if they are no paths."""
+    if settings.name == "manifest":
+        return settings.root or (settings.manifest.parent if settings.manifest else None)
+    return settings.root if settings.name == "imagefolder" else None
 
-    Args:
-        data: The data set.
-        share: Share of the training images, chosen by hash of identity.
-        borrow: Test images are held out instead, where they came with the data: no training image is.
-    """
-    held_out = torch.from_numpy(_identity(data.train, data.subjects, "validation") < share)
-    if borrow and not data.test_made:
-        held_out[:] = False
-    held_out[data.own :] = True
-    return replace(data, validation=held_out)
+
+def holding_out(data: Dataset, share: float) -> Dataset:
+    """The data set with a share of its training images held out, chosen by hash of identity."""
+    chosen = torch.from_numpy(_identity(data.train, data.subjects, "validation") < share)
+    return data.withholding(torch.where(chosen)[0])
 
 
 def _borrowing(data: Dataset, share: float) -> Dataset:
-    """The data set with a part of its test images behind its training images, to be held out.
+    """The data set with a part of its test images held out, and no training image.
 
     They leave the test split. Of each of the finest classes there are as many as ``share`` of its training images, and
     at least 50, but never more than half of its test images; by hash of identity, a person's images all or none (where
     that does not come out even, fewer).
 
     Args:
-        data: The data set, with nothing borrowed.
+        data: The data set, with nothing held out.
         share: From 0 to 1; 0: none.
     """
     train, test = data.train, data.test
@@ -198,19 +173,8 @@ def _borrowing(data: Dataset, share: float) -> Dataset:
     lent, rest = test.at(torch.where(taken)[0]), test.at(torch.where(~taken)[0])
     if not len(lent):
         return data
-    whose = train.subjects
-    if whose is not None and lent.subjects is not None:
-        whose = torch.cat([whose, lent.subjects])
-    both = replace(
-        train,
-        images=joined(train.images, lent.images),
-        labels=torch.cat([train.labels, lent.labels]),
-        concepts=torch.cat([train.concepts, lent.concepts]),
-        names=chained(train.names, lent.names),
-        digest=hashlib.sha256(f"{train.digest} {lent.digest}".encode()).hexdigest(),
-        subjects=whose,
-    )
-    return replace(data, train=both, test=rest, borrowed=len(lent))
+    digest = hashlib.sha256(f"{train.digest} {lent.digest}".encode()).hexdigest()
+    return replace(data, held_out=lent, test=rest, digest=digest)
 
 
 def _per_channel(given: Sequence[float] | None, own: Sequence[float], channels: int) -> Tensor:
@@ -245,8 +209,12 @@ def reordered(data: Dataset, order: Sequence[int]) -> Dataset:
 
     def moved(split: Split) -> Split:
         labels = new[split.labels]
-        digest = hashlib.sha256(f"{split.digest} {new.tolist()}".encode()).hexdigest()
-        return replace(split, labels=labels, concepts=labels if same else split.concepts, digest=digest)
+        return replace(
+            split, labels=labels, concepts=labels if same else split.concepts, digest=moved_digest(split.digest)
+        )
+
+    def moved_digest(digest: str) -> str:
+        return hashlib.sha256(f"{digest} {new.tolist()}".encode()).hexdigest()
 
     return replace(
         data,
@@ -254,7 +222,9 @@ def reordered(data: Dataset, order: Sequence[int]) -> Dataset:
         concepts=classes if same else data.concepts,
         concept_class=torch.arange(len(order)) if same else new[data.concept_class],
         train=moved(data.train),
+        held_out=moved(data.held_out),
         test=moved(data.test),
+        digest=moved_digest(data.digest),
     )
 
 

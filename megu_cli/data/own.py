@@ -1,4 +1,4 @@
-"""Data sets of one's own: images in folders, or named in a table."""
+"""The user's own data sets: images in folders, or named in a table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megu_cli.config import DataConfig
 from megu_cli.data.decode import Decode, Resizing, inspect
 from megu_cli.data.images import EncodedImages, Files, Part, Raw, Source
 from megu_cli.data.names import Names, alike, composed, hashed
@@ -42,32 +43,22 @@ class Reserved:
 
 
 @dataclass(frozen=True)
-class Own:
-    """How data of one's own are read.
+class UserData:
+    """The user's own data set, and how it is read.
 
     Attributes:
-        root: The folder of the images.
-        resizing: To which size, and how.
+        settings: The section ``data`` of the config.
+        resizing: The size of the images, and how they are brought to it.
         channels: 1 for grey, 3 for RGB.
-        memory_limit: GiB of decoded images to keep in memory; a larger split streams from disk.
-        workers: Processes that decode streamed images.
         classes: The classes in the order of the model's outputs, also those without images; ``None``: sorted.
-        table: The manifest.
-        test_fraction: Share of the images that become the test split where none is given.
-        follow_links: Links may lead out of the root.
-        reserved: What stays out of a test split made here.
+        reserved: Images that stay out of a test split made here.
         memo: Remembers digests of files.
     """
 
-    root: Path | None
+    settings: DataConfig
     resizing: Resizing
     channels: int = 3
-    memory_limit: float = 2.0
-    workers: int = 0
     classes: Sequence[str] | None = None
-    table: Path | None = None
-    test_fraction: float = 0.2
-    follow_links: bool = False
     reserved: Reserved = field(default_factory=Reserved)
     memo: Memo = field(default_factory=Memo)
 
@@ -83,15 +74,15 @@ class Listing:
     people: Sequence[str] = ()
 
 
-def imagefolder(own: Own) -> Raw:
+def imagefolder(user: UserData) -> Raw:
     """``root/train/CLASS/*`` with ``root/test/CLASS/*`` (or ``val``), or ``root/CLASS/*`` alone.
 
     Raises:
         DataError: The folders are not laid out so, a class has no images, or files are at fault.
     """
-    if own.root is None:
+    if user.settings.root is None:
         raise DataError("data.name: imagefolder needs data.root")
-    root = Root(own.root, own.follow_links)
+    root = Root(user.settings.root, user.settings.follow_links)
     there = root.folders()
     splits = [""]
     if "train" in there and root.folders("train"):
@@ -106,9 +97,9 @@ def imagefolder(own: Own) -> Raw:
     labels = dict.fromkeys(name for names in found.values() for name in names)
     if not labels:
         raise DataError(f"{root.path} holds no folders of classes", "An imagefolder has CLASS/ or train/CLASS/ in it.")
-    classes, position = ordered(labels, own.classes)
+    classes, position = ordered(labels, user.classes)
     test_only = sorted(set(found[splits[-1]]) - set(found[splits[0]]))
-    if test_only and own.classes is None:
+    if test_only and user.classes is None:
         raise DataError(f"{root.path}/{splits[-1]}: classes without training images: {', '.join(test_only[:5])}")
 
     counts = array("q")
@@ -126,26 +117,26 @@ def imagefolder(own: Own) -> Raw:
                 counts.append(number)
                 owner.append(position[label])
                 side.append(split == splits[-1])
-                if not number and own.classes is None and split == splits[0]:
+                if not number and user.classes is None and split == splits[0]:
                     faults.add(f"{root.path}/{folder} holds no images")
 
     names = Names.of(walk())
     faults.check("Remove the folder; or, if the model has an output for the class, list all of them in model.classes.")
     repeat = np.array(counts)
     test = np.repeat(np.array(side, dtype=bool), repeat) if len(splits) == 2 else None
-    return _files(root, classes, Listing(names, np.repeat(np.array(owner), repeat), test), own)
+    return _files(root, classes, Listing(names, np.repeat(np.array(owner), repeat), test), user)
 
 
-def manifest(own: Own) -> Raw:
+def manifest(user: UserData) -> Raw:
     """Images named in a CSV with the columns ``path, label`` and, where wanted, ``split`` and ``subject``.
 
     Raises:
         DataError: The file cannot be read or lines of it are at fault (the first five are named), or files are.
     """
-    if own.table is None:
+    if user.settings.manifest is None:
         raise DataError("data.name: manifest needs data.manifest")
-    file = own.table
-    root = Root(own.root or file.parent, own.follow_links)
+    file = user.settings.manifest
+    root = Root(user.settings.root or file.parent, user.settings.follow_links)
     faults = Faults(f"lines of {file} are at fault")
     labels: dict[str, int] = {}
     people: dict[str, int] = {}
@@ -181,7 +172,7 @@ def manifest(own: Own) -> Raw:
     faults.check("Paths are relative to data.root (without it, to the manifest's folder) and may not lead out of it.")
     if not len(names):
         raise DataError(f"{file} names no images", "It has a header path,label[,split][,subject] and a line an image.")
-    classes, position = ordered(labels, own.classes, numeric=True)
+    classes, position = ordered(labels, user.classes, numeric=True)
     to = np.array([position[name] for name in labels], dtype=np.int64)
     listing = Listing(
         names,
@@ -190,7 +181,7 @@ def manifest(own: Own) -> Raw:
         np.array(subject) if people else None,
         list(people),
     )
-    return _files(root, classes, listing, own)
+    return _files(root, classes, listing, user)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -276,13 +267,13 @@ def ordered(
     return classes, position
 
 
-def _files(root: Root, classes: list[str], listing: Listing, own: Own) -> Raw:
+def _files(root: Root, classes: list[str], listing: Listing, user: UserData) -> Raw:
     """Both splits of images that lie in files."""
-    digests = own.memo.digests((f"{root.path}/{name}" for name in listing.names), inspect)
-    return assembled(root.path, classes, listing, digests, Files(root.path, listing.names), own)
+    digests = user.memo.digests((f"{root.path}/{name}" for name in listing.names), inspect)
+    return assembled(root.path, classes, listing, digests, Files(root.path, listing.names), user)
 
 
-def assembled(where: str, classes: list[str], listing: Listing, digests: _Array, source: Source, own: Own) -> Raw:
+def assembled(where: str, classes: list[str], listing: Listing, digests: _Array, source: Source, user: UserData) -> Raw:
     """Both splits, made here where there are none.
 
     Args:
@@ -291,13 +282,13 @@ def assembled(where: str, classes: list[str], listing: Listing, digests: _Array,
         listing: Names, labels, splits and subjects.
         digests: (N, 32) sha256 of the images' bytes.
         source: Of the bytes.
-        own: The settings.
+        user: The data set that is read.
 
     Raises:
         DataError: A split has no images.
     """
     contents = np.ascontiguousarray(digests[:, :8]).view(">i8")[:, 0].astype(np.int64)
-    test = made_split(listing, contents, own) if listing.test is None else listing.test
+    test = made_split(listing, contents, user) if listing.test is None else listing.test
     parts = []
     for kind, mask in (("training", ~test), ("test", test)):
         if not mask.any():
@@ -305,34 +296,34 @@ def assembled(where: str, classes: list[str], listing: Listing, digests: _Array,
         index = np.flatnonzero(mask)
         names, labels = listing.names.at(index), listing.labels[index]
         whose = None if listing.subjects is None else listing.subjects[index]
-        total = hashlib.sha256(f"{own.resizing.key} {list(listing.people)}".encode())
+        total = hashlib.sha256(f"{user.resizing.key} {list(listing.people)}".encode())
         total.update(hashlib.sha256(names.text).digest())
         for block in (names.ends, labels, digests[index], labels if whose is None else whose):
             total.update(hashlib.sha256(block.tobytes()).digest())
         images = EncodedImages(
             source.at(index),
-            Decode(own.resizing, own.channels),
+            Decode(user.resizing, user.channels),
             torch.from_numpy(contents[index]),
-            own.workers,
-            keep=len(index) * own.channels * own.resizing.size**2 <= own.memory_limit * 2**30,
+            user.settings.workers,
+            keep=len(index) * user.channels * user.resizing.size**2 <= user.settings.memory_limit * 2**30,
         )
         subjects = None if whose is None else torch.from_numpy(whose)
         parts.append(Part(images, torch.from_numpy(labels), names, total.hexdigest(), subjects))
     return Raw(classes, parts[0], parts[1], listing.people, listing.test is None)
 
 
-def made_split(listing: Listing, contents: _Array, own: Own) -> _Array:
+def made_split(listing: Listing, contents: _Array, user: UserData) -> _Array:
     """(N,) which images are test images: by hash of whose they are, else of their name.
 
     One person is never on both sides, and what a request names is always on the side of training.
     """
-    reserved, subjects = own.reserved, listing.subjects
-    test = hashed(listing.names, "test") < own.test_fraction
+    reserved, subjects = user.reserved, listing.subjects
+    test = hashed(listing.names, "test") < user.settings.test_fraction
     named = np.fromiter((name in reserved.names for name in listing.names), dtype=bool)
     if reserved.contents:
         named |= np.isin(contents, np.fromiter(reserved.contents, dtype=np.int64))
     if subjects is not None:
-        drawn = hashed(listing.people, "test") < own.test_fraction
+        drawn = hashed(listing.people, "test") < user.settings.test_fraction
         kept = np.array([person in reserved.subjects for person in listing.people])
         whose = subjects >= 0
         kept[subjects[named & whose]] = True

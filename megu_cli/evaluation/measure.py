@@ -132,7 +132,6 @@ class EvaluationSample:
         kinds, _ = problem.probe_labels
         probed = torch.ones(len(data.train), dtype=torch.bool)
         probed[request.already] = False
-        probed[data.own :] = False
         owners = kinds[request.forget].unique()
         others = torch.tensor(sorted({*kinds.unique().tolist()} - {*owners.tolist()}), dtype=torch.int64)
         if len(others) > _PROBED_CLASSES:
@@ -246,7 +245,7 @@ class Predictions:
         data, sample = problem.data, problem.sample
         plain, masked = [], []
         kept = (
-            (data.train, data.own, problem.request.forget, sample.train),
+            (data.train, len(data.train), problem.request.forget, sample.train),
             (data.test, len(data.test), _NOBODY, sample.test),
         )
         for split, number, with_logits, with_features in kept:
@@ -335,7 +334,7 @@ class Measurement:
 def per_class(predictions: Predictions, data: Dataset) -> dict[str, dict[str, float | None]]:
     """Accuracy per class of a model on both splits."""
     sides = {
-        "train": (predictions.train, data.train.labels[: data.own]),
+        "train": (predictions.train, data.train.labels),
         "test": (predictions.test, data.test.labels),
     }
     return {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from megu_cli import training
+from megu_cli.data import Split
 from megu_cli.errors import ConfigError
 from megu_cli.execution.runtime import generator
 from megu_cli.method import proxy, unseen
@@ -53,9 +54,9 @@ def perturb(problem: UnlearningProblem, model: nn.Module, matrix: Tensor) -> Lab
     if problem.label_mode != "proxy":
         return _without_proxy(problem, model, matrix)
     held_out = _held_out(problem)
-    asked = _proxy(problem, torch.cat([problem.request.forget, held_out]))
-    said, unseen_said = asked.split([len(problem.request.forget), len(held_out)])
-    there, true = _says(problem, model, held_out).double(), problem.data.train.labels[held_out]
+    said, unseen_said = _proxy(problem, held_out)
+    unseen_images = problem.data.held_out
+    there, true = _says(problem, model, unseen_images, held_out).double(), unseen_images.labels[held_out]
     report = {}
     if len(held_out):
         report["held_out_acc"] = (unseen_said.argmax(1) == true).double().mean().item()
@@ -104,24 +105,26 @@ def _of_classes(
         ratings = min(_MOST_RATINGS, max(0.0, _RATINGS_BY_SHORTFALL * short))
     report["ratings"] = ratings
     rows = problem.rows(matrix)
-    predicted = _says(problem, model, problem.request.forget).double().index_fill(1, gone, float("-inf"))
+    predicted = (
+        _says(problem, model, problem.data.train, problem.request.forget).double().index_fill(1, gone, float("-inf"))
+    )
     scores = said + ratings * rows.clamp_min(1e-300).log()
     scores = scores + settings.prediction * predicted.log_softmax(1).clamp_min(_LEAST)
     return (scores / report["temperature"]).masked_fill(rows == 0, float("-inf")).softmax(1)
 
 
 def _held_out(problem: UnlearningProblem) -> Tensor:
-    """(V,) positions of the held-out images on which the proxy and the original model are compared.
+    """(V,) positions in the held-out split of the images on which the proxy and the original model are compared.
 
     Their kinds are known to both: held-out images of a forgotten concept, and images forgotten earlier, are left out.
 
     Raises:
         ConfigError: There are none, and the request's classes stay: nothing tells how sure a retrained model would be.
     """
-    request = problem.request
-    held_out = request.held_out(problem.data)
-    gone = torch.isin(problem.data.train.concepts[held_out], torch.tensor(request.concepts, dtype=torch.int64))
-    held_out = held_out[~gone & ~torch.isin(held_out, request.already)]
+    request, data = problem.request, problem.data
+    held_out = request.held_out(data)
+    gone = torch.isin(data.held_out.concepts, torch.tensor(request.concepts, dtype=torch.int64))
+    held_out = held_out[~(gone | data.held_out_among(request.already))[held_out]]
     return held_out if request.kind == "classes" else _needed(held_out)
 
 
@@ -134,23 +137,21 @@ def _needed(held_out: Tensor) -> Tensor:
     return held_out
 
 
-def _proxy(problem: UnlearningProblem, asked: Tensor) -> Tensor:
-    """(N, K) log-probabilities of the proxy at positions ``asked``."""
-    return proxy.answers(
-        problem.data.train,
-        problem.request.retain,
-        asked,
-        len(problem.data.classes),
-        problem.labels.proxy,
-        problem.execution,
+def _proxy(problem: UnlearningProblem, held_out: Tensor) -> tuple[Tensor, Tensor]:
+    """(N_f, K) and (V, K) log-probabilities of the proxy on D_f and on the held-out images at ``held_out``."""
+    data, request = problem.data, problem.request
+    asked = data.train.view(request.forget).followed_by(data.held_out.view(held_out))
+    answers = proxy.answers(
+        data.train, request.retain, asked, len(data.classes), problem.labels.proxy, problem.execution
     )
+    return answers[: len(request.forget)], answers[len(request.forget) :]
 
 
 def _without_proxy(problem: UnlearningProblem, model: nn.Module, matrix: Tensor) -> Labels:
     """`perturb` from the transition matrix and the original's prediction."""
     settings, mode = problem.labels, problem.plain_label_mode
     source = "transition+prediction" if settings.source == "auto" else settings.source
-    logits = _says(problem, model, problem.request.forget)
+    logits = _says(problem, model, problem.data.train, problem.request.forget)
     scores = label_scores(problem.rows(matrix), logits.log_softmax(1), source, settings.alpha)
     draw = generator(problem.execution.seed, "labels")
     hard = hard_labels(scores, source, draw)
@@ -175,8 +176,8 @@ def _keep(problem: UnlearningProblem, model: nn.Module, mode: str, logits: Tenso
     rank = unseen.ranks(logits, problem.true, problem.concepts)
     if given == "auto":
         held_out = _needed(request.held_out(data))
-        there, concepts = data.train.labels[held_out], data.train.concepts[held_out]
-        sure = _says(problem, model, held_out).double().softmax(1).gather(1, there[:, None])[:, 0]
+        there, concepts = data.held_out.labels[held_out], data.held_out.concepts[held_out]
+        sure = _says(problem, model, data.held_out, held_out).double().softmax(1).gather(1, there[:, None])[:, 0]
         if mode == "matched":
             keep = unseen.as_unseen(rank, problem.concepts, sure, concepts)
         else:
@@ -188,13 +189,13 @@ def _keep(problem: UnlearningProblem, model: nn.Module, mode: str, logits: Tenso
     return keep.masked_fill(torch.isin(problem.true, torch.tensor(request.classes, dtype=torch.int64)), 0)
 
 
-def _says(problem: UnlearningProblem, model: nn.Module, index: Tensor) -> Tensor:
-    """Logits of the original model on training images."""
+def _says(problem: UnlearningProblem, model: nn.Module, split: Split, index: Tensor) -> Tensor:
+    """Logits of the original model on images of a split."""
     if not len(index):
         return torch.empty(0, len(problem.data.classes))
     outputs = training.predict(
         model,
-        problem.data.train,
+        split,
         index,
         classes=len(problem.data.classes),
         features=False,

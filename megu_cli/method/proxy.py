@@ -57,7 +57,7 @@ class ThumbnailNet(nn.Module):
 def answers(
     split: Split,
     retain: Tensor,
-    asked: Tensor,
+    asked: Split,
     classes: int,
     settings: ProxyConfig,
     execution: Execution = LOCAL,
@@ -65,9 +65,9 @@ def answers(
     """Train the proxy on retained images and return its answers on other images.
 
     Args:
-        split: Where the images are.
+        split: The training images.
         retain: (N_r,) positions of D_r; at most ``settings.images`` of them, drawn by the seed, are read.
-        asked: (N,) positions of the images to answer for. None of them is trained on.
+        asked: The N images to answer for. None of them is trained on.
         classes: Number of classes K.
         settings: ``labels.proxy``.
         execution: Device, images per forward pass, progress, and the seed of the draw of images, the initialisation
@@ -86,7 +86,7 @@ def answers(
     networks = [_trained(shown, labels, classes, settings, number, execution) for number in range(settings.networks)]
     rows = []
     with torch.inference_mode(), execution.track("proxy: answers", math.ceil(len(asked) / batch)) as advance:
-        for x in _thumbnails(split, asked, side, batch, device):
+        for x in _thumbnails(asked, torch.arange(len(asked)), side, batch, device):
             said = [network(x).double().log_softmax(1) for network in networks]
             rows.append(torch.stack(said).mean(0).cpu())
             advance()

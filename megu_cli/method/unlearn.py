@@ -141,7 +141,7 @@ def align(
     )
 
     def validate(net: nn.Module) -> float:
-        return training.accuracy(net, data.train, request.validation, problem.execution)
+        return training.accuracy(net, data.held_out, request.validation, problem.execution)
 
     usable = {
         "reassign": settings.reassign and labels.mode == "hard" and source not in ("transition", "random"),

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from megu_cli.config import has_weights
+from megu_cli.data.decode import Preprocessing
 from megu_cli.errors import CheckpointError, ConfigError, brief
 from megu_cli.models.marks import MARK, MARK_IN_CONFIG
-from megu_cli.models.sources import HF, Preprocessing
+from megu_cli.models.sources import HF
 from megu_cli.models.weights import State
 
 _CONFIG, _PREPROCESSOR, _WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from megu_cli.data import Resizing, Split
-from megu_cli.data.decode import Decode
+from megu_cli.data.decode import Decode, Preprocessing
 from megu_cli.data.names import hashed
-from megu_cli.models.sources import Preprocessing
 
 _BATCH = 60
 _SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384)
@@ -97,14 +96,13 @@ class Pictures:
 
     Args:
         split: Training images.
-        known: Positions to choose from.
         number: Images at most.
         root: The folder that the images' names are relative to; ``None``: other sizes are made of the decoded images.
         prepared: How the images of ``split`` were made square.
     """
 
-    def __init__(self, split: Split, known: Tensor, number: int, root: Path | None, prepared: Preprocessing) -> None:
-        index, self.rounds = _in_rounds(split, known, number)
+    def __init__(self, split: Split, number: int, root: Path | None, prepared: Preprocessing) -> None:
+        index, self.rounds = _in_rounds(split, number)
         chosen = split.at(index)
         self._images = chosen.images
         self.labels, self.names = chosen.labels, list(chosen.names)
@@ -162,16 +160,16 @@ class Pictures:
         return side or None
 
 
-def _in_rounds(split: Split, known: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def _in_rounds(split: Split, number: int) -> tuple[Tensor, Tensor]:
     """Positions, and in which round each is drawn; by hash of the images' identity within a class."""
-    rank = np.argsort(np.argsort(hashed([split.names[i] for i in known.tolist()], "preflight"), kind="stable"))
-    labels = split.labels[known].numpy()
+    rank = np.argsort(np.argsort(hashed(split.names, "preflight"), kind="stable"))
+    labels = split.labels.numpy()
     order = np.lexsort((rank, labels))
     starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1]
     turn = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
     # A class has another place in each round: what is cut off falls on any of them.
     best = np.lexsort((rank[order], turn))[:number]
-    return known[torch.from_numpy(order[best])], torch.from_numpy(turn[best])
+    return torch.from_numpy(order[best]), torch.from_numpy(turn[best])
 
 
 def normalisations(

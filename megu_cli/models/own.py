@@ -10,7 +10,7 @@ from megu_cli.config import DataConfig, ModelConfig, has_weights
 from megu_cli.run import artifacts
 
 if TYPE_CHECKING:
-    from megu_cli.models.sources import Preprocessing
+    from megu_cli.data import Preprocessing
 
 
 class OwnModel:

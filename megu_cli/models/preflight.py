@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.data import Split
+from megu_cli.data.decode import Preprocessing
 from megu_cli.errors import CheckpointError
 from megu_cli.execution.runtime import Track, silent
 from megu_cli.models.features import frozen
 from megu_cli.models.looks import Look, Pictures, Seen, batches_of, normalisations, see, sizes
-from megu_cli.models.sources import Preprocessing
 
 _IMAGES = 500
 # A model that classifies this share of its training images is not looked into.
@@ -92,7 +92,6 @@ def examine(
     *,
     expected: float | None = None,
     own: tuple[Sequence[float], Sequence[float]] | None = None,
-    number: int | None = None,
     root: Path | None = None,
     prepared: Preprocessing | None = None,
     advised: Preprocessing | None = None,
@@ -107,15 +106,13 @@ def examine(
         classes: (K,) names.
         expected: Accuracy that the user expects, from 0 to 1.
         own: Mean and deviation that the data set would be normalised with by itself.
-        number: So many images of ``split``, the first ones, are training images; ``None``: all.
         root: The folder that the names of the images are relative to; other sizes are decoded from the files there.
         prepared: How the images are prepared now.
         advised: How the model itself says that they are to be prepared.
         device: Where the model is.
         track: Reports progress.
     """
-    known = torch.arange(len(split) if number is None else number)
-    pictures = Pictures(split, known, min(max(_IMAGES, 4 * len(classes)), 2000), root, prepared or Preprocessing())
+    pictures = Pictures(split, min(max(_IMAGES, 4 * len(classes)), 2000), root, prepared or Preprocessing())
     with frozen(model):
         with track("preflight", batches_of(len(pictures.labels))) as advance:
             now = see(model, pictures, pictures.now, len(pictures.labels), device, advance)
@@ -129,7 +126,7 @@ def examine(
             low = accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / len(labels))
             fine = accuracy >= _FINE
         else:
-            share = _weighted(right, labels, split.labels[known])
+            share = _weighted(right, labels, split.labels)
             low = share < expected - 0.02 - 3 * math.sqrt(expected * (1 - expected) / len(labels))
             fine = not low
         if now is None:

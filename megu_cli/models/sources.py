@@ -9,39 +9,18 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from megu_cli.data.decode import Preprocessing
 from megu_cli.errors import CheckpointError, ConfigError, brief
 from megu_cli.models.features import frozen, penultimate
 from megu_cli.models.networks import BUILTIN
 
 TORCHVISION, TIMM, PYTHON, HF = "torchvision:", "timm:", "python:", "hf:"
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images are prepared for a model, as far as it or the user says; ``None`` is left to the data set.
-
-    Attributes:
-        mean: Of each channel (or one for all), for pixels from 0 to 1.
-        std: Likewise.
-        image_size: Side in pixels of the square images.
-        interpolation: Of the resizing: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box`` or ``hamming``.
-        crop: Share of the resized image's side that the centre cut out of it has.
-        stretch: Both sides are resized, rather than the shorter one and the longer one cut.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    image_size: int | None = None
-    interpolation: str = "bilinear"
-    crop: float = 1.0
-    stretch: bool = False
 
 
 def check_name(name: str) -> None:

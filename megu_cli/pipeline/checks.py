@@ -56,7 +56,6 @@ def preflight(work: Workspace) -> Finding:
         work.data.classes,
         expected=config.model.expected_accuracy,
         own=NORMALISATION[config.data.name] if small else None,
-        number=work.data.own,
         root=None if small else work.data.root,
         prepared=work.own.preprocessing,
         advised=work.own.advised,

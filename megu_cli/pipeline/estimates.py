@@ -116,7 +116,7 @@ def estimates(work: Workspace) -> dict[str, Estimate]:
     """
     rehearsal = _Rehearsal(work)
     made = {
-        "train": rehearsal.training(len(work.data.train) - int(work.data.validation.sum()), validated=0),
+        "train": rehearsal.training(int(work.data.trainable.sum()), validated=0),
         "oracle": rehearsal.training(len(work.request.retain), validated=len(work.request.validation)),
         "similarity": rehearsal.similarity(),
         "transition": Estimate(disk_bytes=8 * len(work.request.asked) * len(work.data.classes)),
@@ -220,7 +220,7 @@ class _Rehearsal:
         number, classes = len(request.forget), len(self.work.data.classes)
         soft = 4 * classes if given.label_mode != "hard" else 0
         looks = given.label_mode == "proxy" or (given.label_mode != "hard" and given.labels.keep == "auto")
-        images = number + (int(self.work.data.validation.sum()) if looks else 0)
+        images = number + (len(self.work.data.held_out) if looks else 0)
         seconds, steps = images * self._per_sample, 0
         if given.label_mode == "proxy":
             steps, asking = self._proxy()
@@ -234,7 +234,7 @@ class _Rehearsal:
         small = settings.model_copy(update={"networks": 1, "passes": 1})
         split, classes = self.work.data.train, len(self.work.data.classes)
         # One pass over some images, and their answers.
-        seconds = _seconds(lambda: proxy.answers(split, some, some[:1], classes, small)) / len(some)
+        seconds = _seconds(lambda: proxy.answers(split, some, split.view(some[:1]), classes, small)) / len(some)
         known = min(settings.images, len(request.retain))
         samples = proxy.passes(settings, known) * known * settings.networks
         return proxy.steps(settings, known), seconds * (samples + len(request.forget))
@@ -281,14 +281,14 @@ class _Rehearsal:
         work, settings = self.work, self.work.config.eval
         oracle = settings.oracle or (work.out / files.ORACLE).exists()
         models = 3 if oracle else 2
-        images = work.data.own + len(work.data.test)
+        images = len(work.data.train) + len(work.data.test)
         seconds = (models * images + len(work.request.forget)) * self._per_sample + (models + 1) * self._metrics()
         if settings.relearn_epochs:
             batches = math.ceil(len(work.request.forget) / 64)
             per_step = 3 * 64 * self._per_sample  # forward, and backward at about twice that
             seconds += models * settings.relearn_epochs * batches * per_step
         # `measure.SplitPredictions`: four figures of every image, logits of D_f, features of a sample of each kind.
-        sampled = 4 * min(settings.probe_samples, work.data.own)
+        sampled = 4 * min(settings.probe_samples, len(work.data.train))
         numbers = len(work.request.forget) * self._outputs.logits.shape[1] + sampled * self._outputs.features.shape[1]
         kept = (models + 1) * (20 * images + 4 * numbers)
         return Estimate(0, 0, seconds, None if self._reading is None else self._reading + kept, _EVAL_BYTES)
@@ -303,7 +303,7 @@ class _Rehearsal:
         attack = _seconds(lambda: membership.mia_confidence_svc(sure[:half], sure[half : 2 * half], sure))
         probing = _seconds(lambda: probe.probe_acc(features, y, features, y)) if len(y.unique()) > 1 else 0.0
         attacked = min(settings.attack_samples, len(self.work.request.retain), len(data.test))
-        probed = min(settings.probe_samples, data.own)
+        probed = min(settings.probe_samples, len(data.train))
         # A support vector machine is quadratic in its samples, a regression linear.
         return attack * (attacked / max(half, 1)) ** 2 + probing * probed / len(y)
 

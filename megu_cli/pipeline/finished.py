@@ -32,10 +32,10 @@ def images_deleted(work: Workspace) -> str:
         data = Workspace(changed(work.config, {"forget": nothing})).data
     except MeguError:
         return ""
-    there = {data.concepts[c] for c in data.train.concepts[: data.own].unique().tolist()}
+    there = {data.concepts[c] for c in data.train.concepts.unique().tolist()}
     if there & {*forgotten.concepts}:
         return ""
     contents = torch.tensor(forgotten.contents, dtype=torch.int64)
-    if len(contents) and torch.isin(data.train.images.contents()[: data.own], contents).any():
+    if len(contents) and torch.isin(data.train.images.contents(), contents).any():
         return ""
     return f"{forgotten.words} not in the data any more"

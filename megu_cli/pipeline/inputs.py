@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _train_data(work: Workspace) -> str:
-    return work.data.train.digest
+    return work.data.digest
 
 
 def _test_data(work: Workspace) -> str:

@@ -122,28 +122,13 @@ class Workspace:
         from megu_cli.models.sources import channels_of
 
         self.known.begin()
-        settings, model, prepare = self.config.data, self.config.model, self.own.preprocessing
+        settings, model = self.config.data, self.config.model
         loaded = data.load(
-            settings.name,
-            root=settings.root,
-            superclasses=settings.superclasses,
-            validation=settings.validation,
-            borrow=settings.validation_from == "test",
-            limit=settings.limit,
-            image_size=prepare.image_size,
-            memory_limit=settings.memory_limit,
-            workers=settings.workers,
+            settings,
+            self.own.preprocessing,
             channels=channels_of(model.name, model.trust_remote_code),
-            mean=prepare.mean,
-            std=prepare.std,
-            interpolation=prepare.interpolation,
-            crop=prepare.crop,
-            stretch=prepare.stretch,
-            table=settings.manifest,
             # Of a coarse-labelled set they name the superclasses: those are put in order below.
             order=self.own.classes if settings.name not in data.SMALL and settings.superclasses is None else None,
-            test_fraction=settings.test_fraction,
-            follow_links=settings.follow_links,
             reserved=self.reserved,
             memo=self.memo,
         )
@@ -181,8 +166,7 @@ class Workspace:
         from megu_cli.request.deletion_list import paths_in
 
         asked, before = self.config.forget, self.already
-        settings = self.config.data
-        root = folder_of(settings.name, settings.root, settings.manifest)
+        root = folder_of(self.config.data)
         lists = [asked.samples, *before.lists]
         return Reserved(
             frozenset(name for path in lists if path is not None for name in paths_in(path, root)),

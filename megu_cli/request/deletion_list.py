@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -86,7 +86,7 @@ def listed(path: Path, data: Dataset, key: str, missing: Literal["error", "ignor
     """
     faults = Faults(f"lines of {path} are at fault")
     table = _read(path, key, faults)
-    if table.header and any(name == table.header for name in chain(data.train.names, data.test.names)):
+    if table.header and any(name == table.header for name in _names(data)):
         faults.add(f"{key}: line 1 of {path}: {table.header} is a header, and the name of an image")
     named, loose = _matches([cell for _, cell in table.cells], data)
     others = list(dict.fromkeys(other for row in table.beside for other in row))
@@ -107,7 +107,7 @@ def listed(path: Path, data: Dataset, key: str, missing: Literal["error", "ignor
         except DataError as error:
             faults.add(f"{key}: line {line}: {error.message}")
             continue
-        if position is None or position >= data.own:
+        if position is None or position >= len(data.train):
             what = "no image of the data" if position is None else "a test image: nothing was trained on it"
             more = f". {_NEED_HEADER}" if any(mark in cell for mark in _DELIMITERS) and not table.header else ""
             if missing == "error":
@@ -306,10 +306,15 @@ def _inside(text: str, root: Path | None) -> str:
     return text
 
 
+def _names(data: Dataset) -> Iterator[str]:
+    """Names of the training images, by position, and behind them those of the test images, also held-out ones."""
+    return chain(data.train.names, data.held_out.names if data.borrowed else (), data.test.names)
+
+
 def _matches(cells: Sequence[str], data: Dataset) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
     """For the number of a cell: positions of the images of exactly this name, and of those by a name without train/.
 
-    Test images have the positions behind the training images. All names are gone through once, and not kept: a table
+    Positions are those of `_names`. All names are gone through once, and not kept: a table
     of them would take the memory of the data set.
     """
     wanted: dict[str, list[tuple[int, int]]] = {}
@@ -327,13 +332,13 @@ def _matches(cells: Sequence[str], data: Dataset) -> tuple[dict[int, set[int]], 
             known[1].add(position)
 
     def search(table: dict[str, list[tuple[int, int]]], compose: bool) -> None:
-        for position, name in enumerate(chain(data.train.names, data.test.names)):
+        for position, name in enumerate(_names(data)):
             # A name of ASCII is composed, and was found as it is.
             known = composed(name) if compose else name
             for i, rank in table.get(known, ()):
                 note(i, rank + 100 * compose, position)
             folder, _, rest = known.partition("/")
-            if rest and folder in (("train",) if position < data.own else _TEST):
+            if rest and folder in (("train",) if position < len(data.train) else _TEST):
                 for i, _ in table.get(rest, ()):
                     loose.setdefault(i, set()).add(position)
 
@@ -361,19 +366,15 @@ def _position(cell: str, kind: _Kind, named: set[int], loose: set[int], data: Da
             raise DataError(f"{cell} is no index; call the column path if it holds names")
         # The images of train/0, train/1, ... of a library's data set are no files: there a number is an index.
         if kind != "index" and not (is_index and data.root is None):
-            trained = {position for position in loose if position < data.own}
+            trained = {position for position in loose if position < len(data.train)}
             readings |= dict.fromkeys(trained or loose, "by its name without train/")
         if is_index and data.test_made:
             raise DataError(f"{cell}: where megu makes the test split an index names nothing that lasts")
-        if is_index and not 0 <= int(cell) < data.own:
-            raise DataError(f"{cell} is no index below {data.own}")
+        if is_index and not 0 <= int(cell) < len(data.train):
+            raise DataError(f"{cell} is no index below {len(data.train)}")
         if is_index:
             readings.setdefault(int(cell), "by its index")
     if len(readings) > 1:
-        number = len(data.train.names)
-        told = [
-            f"{data.train.names[p] if p < number else data.test.names[p - number]} ({why})"
-            for p, why in sorted(readings.items())
-        ]
+        told = [f"{next(islice(_names(data), p, None))} ({why})" for p, why in sorted(readings.items())]
         raise DataError(f"{cell} may be {' or '.join(told)}; write the whole name, or a header path or index")
     return next(iter(readings), None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from megu_cli import __version__
 from megu_cli.config import Config, DataConfig, load_config
-from megu_cli.data import Dataset, holding_out
+from megu_cli.data import Dataset, Split, holding_out
 from megu_cli.data.names import composed
 from megu_cli.errors import ArtifactError, ConfigError, DataError
 from megu_cli.models.marks import mark_of, weights_digest, weights_digests
@@ -225,11 +226,13 @@ class Already:
                 result = result.joined(of_list(data, path, self.missing))
         for config, before in self.configs:
             # A random request was drawn from what was not held out then.
-            there = holding_out(data, config.data.validation, config.data.validation_from == "test")
+            borrowed = config.data.validation_from == "test" and not data.test_made
+            there = holding_out(data, 0.0 if borrowed else config.data.validation)
             then = resolve(
                 there,
                 **asked(config.forget),
-                earlier=before.resolved(data),
+                # The draw does not depend on held-out images, and these are others.
+                earlier=replace(before.resolved(data), held_out=torch.empty(0, dtype=torch.int64)),
                 seed=config.seed,
                 missing=self.missing,
             )
@@ -256,10 +259,15 @@ def of_record(data: Dataset, concepts: Sequence[str], contents: Sequence[int], m
             "Restore the name; or, if its images have left the data, set forget.already_missing: ignore.",
         )
     gone = class_positions([name for name in concepts if name not in unknown], data.concepts)
-    mask = torch.isin(data.train.concepts, torch.tensor(gone, dtype=torch.int64))
-    if contents:
-        mask |= torch.isin(data.train.images.contents(), torch.tensor(contents, dtype=torch.int64))
-    return Earlier(torch.where(mask)[0], gone)
+
+    def positions(split: Split) -> Tensor:
+        mask = torch.isin(split.concepts, torch.tensor(gone, dtype=torch.int64))
+        if contents:
+            mask |= torch.isin(split.images.contents(), torch.tensor(contents, dtype=torch.int64))
+        return torch.where(mask)[0]
+
+    earlier = Earlier(positions(data.train), gone)
+    return replace(earlier, held_out=positions(data.held_out)) if data.borrowed else earlier
 
 
 def of_list(data: Dataset, path: Path, missing: Missing = "error") -> Earlier:
@@ -289,11 +297,13 @@ def record(data: Dataset, request: Request, before: Already | None = None) -> di
 
 def recording(data: Dataset, earlier: Earlier) -> dict[str, list[str]]:
     """A `record` of what was forgotten before."""
-    gone = torch.isin(data.train.concepts[earlier.positions], torch.tensor(earlier.concepts, dtype=torch.int64))
-    single = earlier.positions[~gone]
-    # Hashing all pixels of a data set in memory is only worth it where single images were forgotten.
-    contents = data.train.images.contents()[single].unique().tolist() if len(single) else []
-    return Forgotten(tuple(data.concepts[c] for c in earlier.concepts), tuple(contents)).plain
+    contents: set[int] = set()
+    for split, positions in ((data.train, earlier.positions), (data.held_out, earlier.held_out)):
+        gone = torch.isin(split.concepts[positions], torch.tensor(earlier.concepts, dtype=torch.int64))
+        single = positions[~gone]
+        if len(single):  # to hash all pixels of a data set in memory takes long
+            contents |= {*split.images.contents()[single].tolist()}
+    return Forgotten(tuple(data.concepts[c] for c in earlier.concepts), tuple(sorted(contents))).plain
 
 
 def recorded(content: Any, where: str) -> Forgotten:

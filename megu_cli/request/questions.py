@@ -33,7 +33,6 @@ def _shown(concept: int, data: Dataset, request: Request, settings: MLLMConfig) 
     if settings.backend in ("recorded", "none") or settings.images == "none":
         return []
     shown = data.train.concepts == concept
-    shown[data.own :] = False
     whole = concept in request.concepts and not request.single
     if settings.images == "retain-only" or not whole:
         shown[request.forget] = False

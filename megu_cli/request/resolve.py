@@ -35,16 +35,17 @@ class Request:
             that there was of them.
         forget: (N_f,) int64, sorted positions of D_f in the training split. A requested image always belongs to it,
             also where it would have been held out for validation.
-        retain: (N_r,) int64, positions of D_r without the validation sample.
-        validation: (N_v,) int64, held-out positions of retained images. Images that are borrowed from the test split
-            are in here or, where they are of a class or a subject to forget or copies of what is, nowhere.
+        retain: (N_r,) int64, positions of D_r in the training split, without the held-out images.
+        validation: (N_v,) int64, positions of retained images in the held-out split: none of a class or a subject to
+            forget, and no copy of an image to forget.
         classes: Wholly forgotten classes of the model, sorted, those of earlier requests among them.
         concepts: Wholly forgotten concepts (finest classes), sorted, those of earlier requests among them.
         asked: Concepts that occur in D_f, sorted: the rows that the transition matrix needs.
         already: (N_a,) int64, positions forgotten by earlier requests: in neither D_f nor D_r nor the validation.
         copies: (N_c,) int64, positions with the same content as an image of the request: in D_f, or left in D_r.
-        known: (N_k,) int64, borrowed positions that equal single images to forget, or show the same people: no images
-            to tell by how sure the model is of what it has not seen.
+        known: (N_k,) int64, positions in the held-out split of images from the test split that equal single images to
+            forget, or show the same people: they do not show how sure the model is of unseen images.
+        train_images: Number of training images.
         section: Which of the requests was asked.
         told: What the user should know of how lists and records were read, a line each.
     """
@@ -59,6 +60,7 @@ class Request:
     already: Tensor = field(default_factory=_none)
     copies: Tensor = field(default_factory=_none)
     known: Tensor = field(default_factory=_none)
+    train_images: int = 0
     section: Kind = "classes"
     told: tuple[str, ...] = ()
 
@@ -68,8 +70,8 @@ class Request:
         return self.section not in ("classes", "subclasses")
 
     def held_out(self, data: Dataset) -> Tensor:
-        """Positions of held-out images that tell how sure the model is of what it has not seen."""
-        positions = torch.where(data.validation)[0]
+        """Positions of the held-out images that show how sure the model is of unseen images."""
+        positions = torch.arange(len(data.held_out))
         return positions[~torch.isin(positions, self.known)]
 
     @property
@@ -80,7 +82,8 @@ class Request:
         if len(self.already):
             parts.append(self.already.tolist())
         if len(self.known):
-            parts.append({"known": self.known.tolist()})
+            # Held-out positions count on from the training images, as in the keys of earlier versions.
+            parts.append({"known": (self.known + self.train_images).tolist()})
         return digest(parts)
 
 
@@ -89,19 +92,22 @@ class Earlier:
     """What earlier requests made the checkpoint forget.
 
     Attributes:
-        positions: Of images in the training split.
-        concepts: Those that are wholly forgotten.
+        positions: Positions in the training split.
+        concepts: Wholly forgotten concepts.
+        held_out: Positions in the held-out split, of images that come from the test split.
         told: What the user should know of it, a line each.
     """
 
     positions: Tensor = field(default_factory=_none)
     concepts: Sequence[int] = ()
     told: tuple[str, ...] = ()
+    held_out: Tensor = field(default_factory=_none)
 
     def joined(self, other: Earlier) -> Earlier:
         """Both together."""
         positions = torch.cat([self.positions, other.positions]).unique()
-        return Earlier(positions, sorted({*self.concepts, *other.concepts}), (*self.told, *other.told))
+        held_out = torch.cat([self.held_out, other.held_out]).unique()
+        return Earlier(positions, sorted({*self.concepts, *other.concepts}), (*self.told, *other.told), held_out)
 
 
 def resolve(
@@ -137,97 +143,165 @@ def resolve(
         DataError: A name, index or path is not in the data set, or the request is empty, or leaves nothing.
     """
     earlier = earlier or Earlier()
-    forgotten: list[int] = []
-    mask = torch.zeros(len(data.train), dtype=torch.bool)
-    lent = torch.arange(len(data.train)) >= data.own
-    same, lines = _none(), 0
-    taken: list[str] = []
     if classes is not None:
-        section: Kind = "classes"
-        chosen = torch.tensor(class_positions(classes, data.classes, taken=taken), dtype=torch.int64)
-        forgotten = torch.where(torch.isin(data.concept_class, chosen))[0].tolist()
-        mask = torch.isin(data.train.labels, chosen)
+        named = _classes(data, classes)
     elif subclasses is not None:
-        section = "subclasses"
-        if data.concepts == data.classes:
-            raise DataError(
-                "forget.subclasses needs a coarse-labelled data set", "Set data.superclasses, or use cifar20."
-            )
-        forgotten = class_positions(subclasses, data.concepts, taken=taken)
-        mask = torch.isin(data.train.concepts, torch.tensor(forgotten, dtype=torch.int64))
+        named = _subclasses(data, subclasses)
     elif samples is not None or subjects is not None:
-        if samples is not None:
-            section = "samples"
-            found = listed(samples, data, "forget.samples", missing)
-            mask[found.positions], lines = True, found.lines
-        else:
-            section = "subjects"
-            mask = torch.isin(_whose(data), torch.tensor(_known(subjects or [], data), dtype=torch.int64))
-        contents = data.train.images.contents()
-        same = torch.where(torch.isin(contents, contents[mask & ~lent]) & ~mask)[0]
-        mask[same] = copies
-        same = same[same < data.own]
+        named = _single(data, samples, subjects or [], copies, missing)
     else:
-        section = "random"
-        # Drawn among the images that `megu train` trains on: forgetting one that was held out means nothing.
-        free = ~data.validation
-        free[earlier.positions] = False
-        trained = torch.where(free)[0]
-        number = count if count is not None else round((fraction or 0) * len(trained))
-        if number > len(trained):
-            raise DataError(f"forget.random asks for {number} of {len(trained)} images")
-        order = torch.randperm(len(trained), generator=generator(seed, "forget", "random"))
-        mask[trained[order[:number]]] = True
-    told = [*(f"forget.{section}: {line}" for line in taken), *earlier.told]
-    if lines:
-        told.insert(0, f"forget.samples: {len(found.positions):,} of {lines:,} lines matched, "
-                       f"{int((mask & ~lent).sum()):,} images with copies")  # fmt: skip
-    before = torch.zeros_like(mask)
-    before[earlier.positions] = True
-    borrowed = lent & (mask | before)
-    mask &= ~lent
-    # A list may hold all that there was of a concept: a model that never saw it does not know it.
-    trained_on = data.train.concepts[~mask & ~before & ~data.validation]
-    emptied = {*data.train.concepts[(mask | before) & ~lent].tolist()} - {*trained_on.unique().tolist()}
-    forgotten = sorted({*forgotten, *emptied, *earlier.concepts})
-    # What is borrowed was never trained on: of what is forgotten it is no part, nor of what is kept.
-    nowhere = borrowed | torch.isin(data.train.concepts, torch.tensor(forgotten, dtype=torch.int64))
+        named = _random(data, fraction, count, earlier, seed)
+    mask, section = named.mask, named.section
     if not mask.any():
         raise DataError(f"the forget set is empty: forget.{section} matches no training image")
+    before = torch.zeros_like(mask)
+    before[earlier.positions] = True
     if not (mask & ~before).any():
         raise DataError(f"forget.{section} names nothing that forget.already does not name")
-    before &= ~mask & ~lent
-    gone = torch.ones(len(data.classes), dtype=torch.bool)
+    # A list may hold all that there was of a concept: a model that never saw it does not know it.
+    trained_on = data.train.concepts[~mask & ~before & data.trainable]
+    emptied = {*data.train.concepts[mask | before].tolist()} - {*trained_on.unique().tolist()}
+    forgotten = sorted({*named.concepts, *emptied, *earlier.concepts})
+    before &= ~mask
     kept = torch.ones(len(data.concepts), dtype=torch.bool)
     kept[torch.tensor(forgotten, dtype=torch.int64)] = False
+    gone = _gone(data, kept, section)
+    retain = torch.where(~mask & ~before & data.trainable)[0]
+    if not len(retain):
+        raise DataError(f"forget.{section} leaves no training image")
+    known = named.held_out.clone()
+    known[earlier.held_out] = True
+    excluded = known | data.held_out_among(torch.where(mask | before)[0]) | ~kept[data.held_out.concepts]
+    return Request(
+        kind=_kind(data, section, mask, gone, kept),
+        forget=torch.where(mask)[0],
+        retain=retain,
+        validation=torch.where(~excluded)[0],
+        classes=torch.where(gone)[0].tolist(),
+        concepts=forgotten,
+        asked=data.train.concepts[mask].unique().tolist(),
+        already=torch.where(before)[0],
+        copies=named.copies,
+        known=torch.where(known)[0] if section in ("samples", "subjects") else _none(),
+        train_images=len(data.train),
+        section=section,
+        told=(*named.told, *earlier.told),
+    )
+
+
+def _gone(data: Dataset, kept: Tensor, section: Kind) -> Tensor:
+    """(K,) bool: classes without a concept that is kept.
+
+    Args:
+        data: The data set.
+        kept: (len(concepts),) bool.
+        section: Named in errors.
+
+    Raises:
+        DataError: Fewer than two classes remain.
+    """
+    gone = torch.ones(len(data.classes), dtype=torch.bool)
     gone[data.concept_class[kept]] = False
     if int((~gone).sum()) < 2:
         raise DataError(
             f"forget.{section} leaves {int((~gone).sum())} of {len(data.classes)} classes",
             "At least two must remain for a classifier to be one.",
         )
-    retain = torch.where(~mask & ~before & ~data.validation)[0]
-    if not len(retain):
-        raise DataError(f"forget.{section} leaves no training image")
-    kind = section
+    return gone
+
+
+def _kind(data: Dataset, section: Kind, mask: Tensor, gone: Tensor, kept: Tensor) -> Kind:
+    """The kind of a request: also that of a list or a draw that holds all images of its classes or sub-classes."""
     if section != "subclasses" and gone[data.train.labels[mask]].all():
-        kind = "classes"
-    elif not kept[data.train.concepts[mask]].any():
-        kind = "subclasses"
-    return Request(
-        kind=kind,
-        forget=torch.where(mask)[0],
-        retain=retain,
-        validation=torch.where(~mask & ~before & ~nowhere & data.validation)[0],
-        classes=torch.where(gone)[0].tolist(),
-        concepts=forgotten,
-        asked=data.train.concepts[mask].unique().tolist(),
-        already=torch.where(before)[0],
-        copies=same,
-        known=torch.where(borrowed)[0] if section in ("samples", "subjects") else _none(),
-        section=section,
-        told=tuple(told),
-    )
+        return "classes"
+    return section if kept[data.train.concepts[mask]].any() else "subclasses"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The images that a request names.
+
+    Attributes:
+        section: The kind of the request.
+        mask: (N,) bool: training images, with the copies that are forgotten with them.
+        held_out: (N_h,) bool: held-out images from the test split that equal these, or show the same people.
+        concepts: Wholly forgotten concepts.
+        copies: Positions of copies in the training split.
+        told: What the user should know, a line each.
+    """
+
+    section: Kind
+    mask: Tensor
+    held_out: Tensor
+    concepts: Sequence[int] = ()
+    copies: Tensor = field(default_factory=_none)
+    told: tuple[str, ...] = ()
+
+
+def _nothing(data: Dataset) -> tuple[Tensor, Tensor]:
+    """Masks over the training and the held-out images that name none of them."""
+    return torch.zeros(len(data.train), dtype=torch.bool), torch.zeros(len(data.held_out), dtype=torch.bool)
+
+
+def _classes(data: Dataset, classes: Sequence[str | int]) -> _Named:
+    taken: list[str] = []
+    chosen = torch.tensor(class_positions(classes, data.classes, taken=taken), dtype=torch.int64)
+    concepts = torch.where(torch.isin(data.concept_class, chosen))[0].tolist()
+    told = tuple(f"forget.classes: {line}" for line in taken)
+    return _Named("classes", torch.isin(data.train.labels, chosen), _nothing(data)[1], concepts, told=told)
+
+
+def _subclasses(data: Dataset, subclasses: Sequence[str]) -> _Named:
+    if data.concepts == data.classes:
+        raise DataError("forget.subclasses needs a coarse-labelled data set", "Set data.superclasses, or use cifar20.")
+    taken: list[str] = []
+    concepts = class_positions(subclasses, data.concepts, taken=taken)
+    mask = torch.isin(data.train.concepts, torch.tensor(concepts, dtype=torch.int64))
+    told = tuple(f"forget.subclasses: {line}" for line in taken)
+    return _Named("subclasses", mask, _nothing(data)[1], concepts, told=told)
+
+
+def _single(
+    data: Dataset,
+    samples: Path | None,
+    subjects: Sequence[str | int],
+    copies: bool,
+    missing: Literal["error", "ignore"],
+) -> _Named:
+    """The images of a deletion list or of people."""
+    mask, held_out = _nothing(data)
+    lines, matched = 0, 0
+    if samples is not None:
+        section: Kind = "samples"
+        found = listed(samples, data, "forget.samples", missing)
+        mask[found.positions], lines, matched = True, found.lines, len(found.positions)
+    else:
+        section = "subjects"
+        mask = torch.isin(_whose(data), torch.tensor(known := _known(subjects, data), dtype=torch.int64))
+        if data.borrowed and data.held_out.subjects is not None:
+            held_out = torch.isin(data.held_out.subjects, torch.tensor(known, dtype=torch.int64))
+    contents = data.train.images.contents()
+    named = contents[mask]
+    same = torch.where(torch.isin(contents, named) & ~mask)[0]
+    mask[same] = copies
+    if copies and data.borrowed:
+        held_out = held_out | torch.isin(data.held_out.images.contents(), named)
+    told = f"forget.samples: {matched:,} of {lines:,} lines matched, {int(mask.sum()):,} images with copies"
+    return _Named(section, mask, held_out, copies=same, told=(told,) if lines else ())
+
+
+def _random(data: Dataset, fraction: float | None, count: int | None, earlier: Earlier, seed: int) -> _Named:
+    """Random images among those that `megu train` trains on: forgetting a held-out image means nothing."""
+    mask, held_out = _nothing(data)
+    free = data.trainable
+    free[earlier.positions] = False
+    trained = torch.where(free)[0]
+    number = count if count is not None else round((fraction or 0) * len(trained))
+    if number > len(trained):
+        raise DataError(f"forget.random asks for {number} of {len(trained)} images")
+    order = torch.randperm(len(trained), generator=generator(seed, "forget", "random"))
+    mask[trained[order[:number]]] = True
+    return _Named("random", mask, held_out)
 
 
 def asked(settings: ForgetConfig) -> dict[str, Any]:

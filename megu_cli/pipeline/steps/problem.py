@@ -24,7 +24,7 @@ def task(work: Workspace) -> Task:
         split=work.data.train,
         retain=request.retain,
         forget=request.forget,
-        validation=request.validation,
+        validation=work.data.held_out.view(request.validation),
         forgotten=request.classes,
         classes=len(work.data.classes),
         fresh=lambda purpose: fresh(work, purpose),

@@ -17,7 +17,7 @@ from megu_cli.run.artifacts import Artifact
 def train(work: Workspace, inputs: Inputs) -> Product:
     """Train the original model on all training images but the held-out ones."""
     model = fresh(work, "train")
-    index = torch.where(~work.data.validation)[0]
+    index = torch.where(work.data.trainable)[0]
     history = training.train_classifier(
         model,
         work.data.train,
