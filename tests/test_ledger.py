@@ -41,7 +41,7 @@ def write_list(path: Path, names: list[str]) -> Path:
 def names_of(file: Path, digit: str, number: int, skip: int = 0) -> list[str]:
     """Names of training images of a digit."""
     data = Workspace(load_config(file, ["forget={classes: ['0']}"])).data
-    chosen = torch.where(data.train.labels[: data.own] == data.classes.index(digit))[0][skip : skip + number]
+    chosen = torch.where(data.train.labels == data.classes.index(digit))[0][skip : skip + number]
     return [data.train.names[i] for i in chosen.tolist()]
 
 

@@ -193,7 +193,7 @@ def test_lasting_trouble_ends_the_stage_and_keeps_what_was_answered(
 ) -> None:
     server.answer = lambda a: trouble if len(server.asked) > 3 else proper(a)
     with pytest.raises(MLLMError, match=says):
-        endpoint(timeout=0.2, retries=1, concurrency=1).rate([question(10, 8)])
+        endpoint(timeout=1.0, retries=1, concurrency=1).rate([question(10, 8)])
     assert len((tmp_path / "similarity.answers.jsonl").read_text().splitlines()) == 3
     sent = len(server.asked)
     server.answer = proper

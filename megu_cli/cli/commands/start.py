@@ -119,8 +119,8 @@ def init(options: InitOptions) -> None:
         raise ConfigError("give only one of --data, --images")
     made = first_config.FirstConfig(given)
     make(config.parent)
+    beside_it = write_schema(config.parent)  # first: a file of the user's in its place is refused
     made.write()
-    beside_it = write_schema(config.parent)
     said = made.complete() if given.images else []
     said += made.earlier()
     for line in said:
