@@ -218,3 +218,10 @@ def answers(model: nn.Module, work: Workspace, index: torch.Tensor) -> torch.Ten
     (images,) = work.data.train.batches([index])
     with torch.inference_mode():
         return model(images)
+
+
+def test_a_list_that_is_not_there_is_refused(megu, tmp_path):
+    answer = megu("ledger", "add", tmp_path / "ledger.jsonl", "--request", "r1", "--samples", tmp_path / "gone.csv")
+    assert answer.code == 2, answer.err
+    assert "gone.csv" in answer.err
+    assert not (tmp_path / "ledger.jsonl").exists()

@@ -11,7 +11,7 @@ from conftest import write_config
 from safetensors.torch import load_file
 
 from megu_cli.config import load_config
-from megu_cli.config.schema import SHIPPED_RATINGS
+from megu_cli.config.sources import SHIPPED_RATINGS
 from megu_cli.errors import ConfigError, DataError
 from megu_cli.mllm.base import Question
 from megu_cli.mllm.recorded import Recorded

@@ -1,26 +1,21 @@
 """The configuration: every setting declared once (schema), read from YAML (loading), in presets and templates."""
 
+from megu_cli.config.base import checked_path
 from megu_cli.config.loading import changed, load_config, section
 from megu_cli.config.presets import PRESETS, preset_settings
 from megu_cli.config.schema import (
     CompareConfig,
     Config,
-    DataConfig,
     EvalConfig,
     FinetuneConfig,
-    ForgetConfig,
     LabelsConfig,
-    MLLMConfig,
-    ModelConfig,
     NoiseConfig,
     ProxyConfig,
-    RandomForget,
     TrainConfig,
     TransitionConfig,
-    checked_path,
     get,
-    has_weights,
 )
+from megu_cli.config.sources import DataConfig, ForgetConfig, MLLMConfig, ModelConfig, RandomForget, has_weights
 
 __all__ = [
     "PRESETS", "CompareConfig", "Config", "DataConfig", "EvalConfig", "FinetuneConfig", "ForgetConfig",

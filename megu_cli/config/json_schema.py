@@ -28,7 +28,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a megu.yaml, made from the declarations in schema.py."""
+    """Return the JSON schema of a megu.yaml, made from the declared settings."""
     described = Config.model_json_schema(schema_generator=_Generator)
     # Names are text, but YAML reads 7 as a number, and the config takes it for the name 7.
     forget = described["$defs"]["ForgetConfig"]["properties"]["subclasses"]

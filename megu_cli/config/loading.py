@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from megu_cli.config.base import Section, alternatives, checked_path, is_path
 from megu_cli.config.presets import PRESETS
-from megu_cli.config.schema import Config, Section, alternatives, checked_path, is_path
+from megu_cli.config.schema import Config
 from megu_cli.errors import ConfigError, brief
 from megu_cli.run import reading
 

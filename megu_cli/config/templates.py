@@ -1,4 +1,4 @@
-"""The configs that `megu init` and `megu demo` write, made from the declarations in schema.py."""
+"""The configs that `megu init` and `megu demo` write, made from the declared settings."""
 
 from __future__ import annotations
 

@@ -104,7 +104,8 @@ def sent(forget: ForgetConfig) -> dict[str, Any]:
     if forget.samples is not None:
         from megu_cli.request.deletion_list import cells
 
-        return {"list": artifacts.file_digest(forget.samples), "items": len(cells(forget.samples))}
+        number = len(cells(forget.samples))  # first: a list that is not there is refused in its own words
+        return {"list": artifacts.file_digest(forget.samples), "items": number}
     named = forget.model_dump(mode="json", include={"classes", "subclasses", "subjects", "random"}, exclude_none=True)
     return {"named": artifacts.digest(named), "items": len(items(forget))}
 

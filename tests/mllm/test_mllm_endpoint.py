@@ -184,7 +184,7 @@ def test_passing_trouble_is_sat_out(endpoint: Any, server: Server, trouble: Repl
         (Reply(b"", 429), "HTTP status 429"),
         (Reply(b"who?", 401), "HTTP status 401: who?"),
         (Reply(completion("{}"), cut=True), "no connection"),
-        (Reply(completion("{}"), delay=0.5), "no answer within 0.2 seconds, 2 times over"),
+        (Reply(completion("{}"), delay=2.0), "no answer within 1.5 seconds, 2 times over"),
     ],
     ids=["500", "429", "401", "cut", "time-out"],
 )
@@ -193,7 +193,7 @@ def test_lasting_trouble_ends_the_stage_and_keeps_what_was_answered(
 ) -> None:
     server.answer = lambda a: trouble if len(server.asked) > 3 else proper(a)
     with pytest.raises(MLLMError, match=says):
-        endpoint(timeout=1.0, retries=1, concurrency=1).rate([question(10, 8)])
+        endpoint(timeout=1.5, retries=1, concurrency=1).rate([question(10, 8)])
     assert len((tmp_path / "similarity.answers.jsonl").read_text().splitlines()) == 3
     sent = len(server.asked)
     server.answer = proper
