@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from megu_cli.baselines.task import Task
@@ -229,3 +231,25 @@ def trained(task: Task) -> nn.Module:
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     return model.eval()
+
+
+def refused(answer: Called, *parts: str) -> None:
+    """See that a call was refused as input at fault, in words that have these parts."""
+    assert answer.code == 2, answer.err
+    assert answer.out == ""
+    assert "\nerror: " in f"\n{answer.err}"
+    assert "Traceback" not in answer.err
+    for part in parts:
+        assert part in answer.err
+
+
+def write_folder(root: Path, classes=("cat", "dog", "eel"), number: int = 5) -> None:
+    """Write ``train`` and ``test`` with a folder of PNGs for each class."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(number):
+                Image.fromarray(rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(
+                    root / split / name / f"{i}.png"
+                )

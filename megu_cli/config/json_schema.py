@@ -46,6 +46,17 @@ def schema_text() -> str:
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
+def refuse_foreign_schema(folder: Path) -> None:
+    """See that no file of the user's stands where the JSON schema would.
+
+    Raises:
+        ConfigError: One does.
+    """
+    file = folder / SCHEMA_FILE
+    if file.exists() and not _is_ours(file):
+        raise ConfigError(f"{file} was not written by megu and would be replaced", "Move it elsewhere.")
+
+
 def write_schema(folder: Path) -> Path:
     """Write the JSON schema into the folder of a config, so that an editor finds it without a network.
 
@@ -53,9 +64,8 @@ def write_schema(folder: Path) -> Path:
         ConfigError: Another file has its name.
         ArtifactError: The folder cannot be written.
     """
+    refuse_foreign_schema(folder)
     file = folder / SCHEMA_FILE
-    if file.exists() and not _is_ours(file):
-        raise ConfigError(f"{file} was not written by megu and would be replaced", "Move it elsewhere.")
     with replacing(file) as temporary:
         temporary.write_text(schema_text(), encoding="utf-8")
     return file

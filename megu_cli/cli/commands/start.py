@@ -106,7 +106,7 @@ def init(options: InitOptions) -> None:
     Example: megu init --images photos --checkpoint weights.pth --samples delete.csv
     """
     from megu_cli.cli import first_config
-    from megu_cli.config.json_schema import write_schema
+    from megu_cli.config.json_schema import refuse_foreign_schema, write_schema
     from megu_cli.errors import ConfigError
 
     given, config = options, options.config
@@ -119,8 +119,9 @@ def init(options: InitOptions) -> None:
         raise ConfigError("give only one of --data, --images")
     made = first_config.FirstConfig(given)
     make(config.parent)
-    beside_it = write_schema(config.parent)  # first: a file of the user's in its place is refused
+    refuse_foreign_schema(config.parent)
     made.write()
+    beside_it = write_schema(config.parent)
     said = made.complete() if given.images else []
     said += made.earlier()
     for line in said:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import subprocess_environment, write_config
 
-sys.path.insert(0, str(Path(__file__).parent / "mllm"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "mllm"))
 
 from server import Asked, Reply, Server, proper
 

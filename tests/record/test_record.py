@@ -24,7 +24,7 @@ pytest.importorskip("securesystemslib", reason="the extra `sign`, which is a par
 serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
 ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
 
-SCHEMA = Path(__file__).parent.parent / "docs" / "schemas" / statement.SCHEMA
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / statement.SCHEMA
 REFERENCE = "ticket 4711 of J. Doe"
 DATES = ["--received", "2026-11-02", "--due", "2026-12-02", "--done", "2026-11-25"]
 

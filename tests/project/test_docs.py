@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md"),
      *(ROOT / "benchmarks" / "cifar").glob("*.md")]

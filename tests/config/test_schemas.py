@@ -14,7 +14,7 @@ from megu_cli.config.json_schema import MODELINE, SCHEMA_FILE, json_schema, sche
 from megu_cli.config.templates import DEMO, template
 from megu_cli.errors import ConfigError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "docs" / "schemas"
 CONFIGS = sorted(
     path

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_config
+from conftest import refused, write_config
 from safetensors.torch import save_file
-from test_bad_input import refused
 from transformers import ViTConfig
 
 from megu_cli.config import changed, load_config

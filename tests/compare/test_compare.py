@@ -28,7 +28,7 @@ from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
 
 pytestmark = pytest.mark.slow
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 FEW = ["original", "retrain", "megu", "finetune", "mask"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import data_set, process
+from conftest import data_set, process, write_folder
 from PIL import Image
 
 from megu_cli import data
@@ -56,17 +56,6 @@ def write_cifar(folder: Path, kind: type, monkeypatch: pytest.MonkeyPatch) -> No
     )
     name, md5 = put(kind.meta["filename"], {kind.meta["key"]: sorted(names)})
     monkeypatch.setattr(kind, "meta", {**kind.meta, "filename": name, "md5": md5})
-
-
-def write_folder(root: Path, classes=("cat", "dog", "eel"), number: int = 5) -> None:
-    rng = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for i in range(number):
-                Image.fromarray(rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(
-                    root / split / name / f"{i}.png"
-                )
 
 
 def test_digits_are_whole_and_the_split_is_stable():

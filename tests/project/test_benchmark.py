@@ -16,7 +16,7 @@ from megu_cli.config import changed, load_config
 from megu_cli.errors import MeguError
 from megu_cli.mllm.recorded import Recorded
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import ablations  # noqa: E402
 import benchmark  # noqa: E402

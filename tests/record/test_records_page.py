@@ -14,7 +14,7 @@ from conftest import write_config
 from test_returned import draw
 
 pytest.importorskip("securesystemslib", reason="the extra `sign`, which is a part of `test`")
-PAGE = Path(__file__).parent.parent / "docs" / "records.md"
+PAGE = Path(__file__).parents[2] / "docs" / "records.md"
 CLASSES = ("meadow", "street", "wolf")
 
 

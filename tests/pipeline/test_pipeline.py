@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import listing, weights, write_config
-from test_data import write_folder
+from conftest import listing, weights, write_config, write_folder
 
 import megu_cli
 from megu_cli.config import load_config

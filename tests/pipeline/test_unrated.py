@@ -21,7 +21,7 @@ FOLDER = {"name": "imagefolder", "root": "photos", "image_size": 8}
 
 
 def test_the_default_follows_the_data(tmp_path):
-    ratings = Path(__file__).parent.parent / "megu_cli" / "mllm" / "ratings"
+    ratings = Path(__file__).parents[2] / "megu_cli" / "mllm" / "ratings"
     assert sorted(SHIPPED_RATINGS) == sorted(file.stem for file in ratings.glob("*.json"))
     assert load_config(write_config(tmp_path)).mllm.backend == "recorded"
     assert load_config(write_config(tmp_path, data=FOLDER)).mllm.backend == "none"

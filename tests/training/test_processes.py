@@ -22,7 +22,7 @@ from megu_cli.execution.processes import SINGLE, Processes
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.workspace import Workspace
 
-SCRIPT = Path(__file__).parent / "launched.py"
+SCRIPT = Path(__file__).parents[1] / "launched.py"
 
 
 def launched(*arguments: object, number: int = 2) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import process
 
-PACKAGE = Path(__file__).parent.parent / "megu_cli"
+PACKAGE = Path(__file__).parents[2] / "megu_cli"
 PURE = {"method", "baselines", "evaluation"}
 
 

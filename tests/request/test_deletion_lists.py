@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Megu, write_config
+from conftest import Megu, refused, write_config
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_bad_input import refused
 from torch import nn
 
 from megu_cli.config import load_config

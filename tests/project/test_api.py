@@ -18,7 +18,7 @@ from megu_cli.errors import ConfigError, DataError
 from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run.artifacts import state_digest
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 SHIPPED = Path(megu_cli.__file__).parent / "mllm" / "ratings" / "digits.json"
 SHORT = {"finetune": {"epochs": 1, "retain_fraction": 1.0, "batch": 12, "forget_batch": 6}, "noise": {"steps": 3}}
 

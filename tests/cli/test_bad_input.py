@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import listing, process, write_config
+from conftest import listing, process, refused, write_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,15 +19,6 @@ import megu_cli
 from megu_cli.run import writing
 
 SHIPPED = Path(megu_cli.__file__).parent / "mllm" / "ratings" / "digits.json"
-
-
-def refused(answer, *parts: str) -> None:
-    assert answer.code == 2, answer.err
-    assert answer.out == ""
-    assert "\nerror: " in f"\n{answer.err}"
-    assert "Traceback" not in answer.err
-    for part in parts:
-        assert part in answer.err
 
 
 def test_no_config(megu, tmp_path, monkeypatch):

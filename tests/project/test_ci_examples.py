@@ -16,7 +16,7 @@ from conftest import TINY, Megu, subprocess_environment
 from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.pipeline.stages import STAGES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".github" / "action.sh"
 WORKFLOWS = [ROOT / "examples" / "github-actions.yml", *sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
 # What a user already has, or what has a command of its own.

@@ -18,7 +18,7 @@ from conftest import data_set, process, subprocess_environment, weights, write_c
 from megu_cli.evaluation.verdict import verdict
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MEGU = [sys.executable, "-m", "megu_cli"]
 
 

@@ -16,7 +16,7 @@ import yaml
 from conftest import TINY, Megu, data_set, subprocess_environment
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("accelerate", "bash", "docker", "lint-imports", "megu", "mkdocs", "mypy", "openssl", "pip", "pre-commit",
             "pytest", "python", "ruff", "vllm", ".ci/run")  # fmt: skip

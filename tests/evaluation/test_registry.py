@@ -14,7 +14,7 @@ from megu_cli.compare.statistics import distances
 from megu_cli.evaluation.registry import Metric, find, loaded, metrics, register, registered
 from megu_cli.evaluation.requirements import names
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def _surprise(measurement):
