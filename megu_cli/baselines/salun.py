@@ -2,15 +2,19 @@
 
 Paper: Fan et al., 2024, SalUn, arXiv:2310.12508.
 Reference: https://github.com/OPTML-Group/Unlearn-Saliency
-Notes: Labels are drawn anew for each epoch, evenly over all classes, and one relabelled data set is shuffled, as in the
-reference. The gradients of the batches are summed in eval mode. There is no weight decay, which in the reference moves
-the masked weights too; here they stay exactly as they were.
+Notes: An epoch is a pass over D_f, with labels drawn anew evenly over all classes, and then one over D_r, as in the
+reference for CIFAR-10. The learning rate falls as a cosine. The gradients of the batches are summed in eval mode. There
+is no weight decay, which in the reference moves the masked weights too; here they stay exactly as they were.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from megu_cli.baselines.task import BASELINE_EPOCHS, Task, summed
 from megu_cli.execution.runtime import generator
@@ -27,13 +31,26 @@ def salun(model: nn.Module, task: Task, *, epochs: int = BASELINE_EPOCHS, lr: fl
         lr: SGD learning rate at the start.
         share: Of the weights that may move.
     """
+    passes = math.ceil(len(task.forget) / task.batch)
 
-    def labels(epoch: int) -> Tensor:
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         draw = generator(task.seed, "salun", "labels", epoch)
-        return torch.randint(0, task.classes, (len(task.forget),), generator=draw)
+        wrong = torch.randint(0, task.classes, (len(task.forget),), generator=draw)
+        for gone, slots in task.forgets(len(task.forget), "salun", epoch, batch=task.batch):
+            yield gone, wrong[slots].to(gone.device)
+        yield from task.retained("salun", epoch)
 
     with masked_gradients(model, saliency_mask(forget_gradient(model, task), share)):
-        task.fit_relabelled(model, "salun", labels, epochs=epochs, lr=lr, weight_decay=0.0)
+        task.fit(
+            model,
+            "salun",
+            epochs=epochs,
+            steps=passes + task.steps,
+            batches=batches,
+            loss=lambda net, batch: functional.cross_entropy(net(batch[0]), batch[1]),
+            lr=lr,
+            weight_decay=0.0,
+        )
 
 
 def forget_gradient(model: nn.Module, task: Task) -> dict[str, Tensor]:
