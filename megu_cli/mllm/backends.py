@@ -53,13 +53,16 @@ def backend(
     assert settings.model is not None  # the config has seen to it
     if settings.backend == "endpoint":
         from megu_cli.mllm.endpoint import Endpoint
+        from megu_cli.mllm.masking import Key
 
         return Endpoint(
             str(settings.model),
             settings.base_url or "",
-            key=os.environ.get(settings.key_env, "").strip(),
-            key_env=settings.key_env,
-            key_needed=settings.key_env != MLLMConfig.model_fields["key_env"].default,
+            key=Key(
+                os.environ.get(settings.key_env, "").strip(),
+                settings.key_env,
+                needed=settings.key_env != MLLMConfig.model_fields["key_env"].default,
+            ),
             allow_remote=settings.allow_remote,
             show=show,
             answers=kept,

@@ -31,7 +31,7 @@ from megu_cli.mllm.base import (
     schema,
     unrated,
 )
-from megu_cli.mllm.masking import masked
+from megu_cli.mllm.masking import Key, masked
 
 # Names asked about in one call.
 CHUNK = 50
@@ -71,8 +71,6 @@ class Endpoint:
         model: The model's name at the server.
         base_url: The server's address.
         key: Its key, if it wants one.
-        key_env: The environment variable that the key comes from, for messages.
-        key_needed: Whether there must be a key.
         allow_remote: Whether the server may be on another machine.
         show: Gives the pictures.
         answers: Where raw answers are kept.
@@ -87,9 +85,7 @@ class Endpoint:
         model: str,
         base_url: str,
         *,
-        key: str | None,
-        key_env: str,
-        key_needed: bool = False,
+        key: Key,
         allow_remote: bool,
         show: Show,
         answers: Answers,
@@ -101,7 +97,7 @@ class Endpoint:
         self.model, self.base_url, self.show, self.answers = model, base_url, show, answers
         self.concurrency, self.timeout, self.retries, self.track = concurrency, timeout, retries, track
         self.allow_remote = allow_remote
-        self._key, self._key_env, self._key_needed = key, key_env, key_needed
+        self._key = key
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._refused = 0  # how many of _OPTIONS the server refused: they are not sent again
@@ -251,15 +247,15 @@ class Endpoint:
                 f"mllm.base_url: {self.host} is not this machine, and images would be sent to it",
                 "Set mllm.allow_remote: true if they may; `megu similarity --dry-run` shows how many.",
             )
-        if self._key_needed and not self._key:
+        if self._key.needed and not self._key.value:
             raise ConfigError(
-                f"mllm.key_env: the environment variable {self._key_env} is not set",
+                f"mllm.key_env: the environment variable {self._key.variable} is not set",
                 "Set it to the key, or leave mllm.key_env out if the server wants none.",
             )
         # http.client would repeat the whole header in its message.
-        if self._key and not (self._key.isascii() and self._key.isprintable()):
+        if self._key.value and not (self._key.value.isascii() and self._key.value.isprintable()):
             raise ConfigError(
-                f"mllm.key_env: the key in the environment variable {self._key_env} has characters that cannot be sent",
+                f"mllm.key_env: the key in the variable {self._key.variable} has characters that cannot be sent",
                 "A key is one line of ASCII characters.",
             )
 
@@ -338,7 +334,7 @@ class Endpoint:
         Raises:
             MLLMError: There was none.
         """
-        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"authorization": f"Bearer {self._key.value}"} if self._key.value else {}
         url = self.base_url.rstrip("/") + "/chat/completions"
         for left in range(self.retries, -1, -1):
             pause = min(_FIRST_WAIT * 2.0 ** (self.retries - left), _LAST_WAIT)
@@ -374,8 +370,8 @@ class Endpoint:
                 "Set mllm.base_url to the address itself, if images may be sent there.",
             )
         hints = {
-            401: f"It wants a key: set the environment variable {self._key_env}.",
-            403: f"It wants another key: see the environment variable {self._key_env}.",
+            401: f"It wants a key: set the environment variable {self._key.variable}.",
+            403: f"It wants another key: see the environment variable {self._key.variable}.",
             404: "Check mllm.base_url (most end in /v1) and mllm.model.",
             429: "Lower mllm.concurrency, or come back later; what was answered is kept.",
         }
@@ -392,7 +388,7 @@ class Endpoint:
 
     def _masked(self, text: str) -> str:
         """A text from outside without the key."""
-        return masked(text, self._key or "")
+        return masked(text, self._key.value or "")
 
 
 def _retry_after(response: http.Response) -> float | None:

@@ -25,6 +25,21 @@ _ESCAPE = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class Key:
+    """The key of a server.
+
+    Attributes:
+        value: The key; empty or ``None`` without one.
+        variable: The environment variable that it comes from, for messages.
+        needed: Whether there must be one.
+    """
+
+    value: str | None
+    variable: str
+    needed: bool = False
+
+
 def masked(text: str, key: str) -> str:
     """A text with `MASK` in place of everything that decodes to the key.
 

@@ -115,7 +115,6 @@ def flow(paths: list[tuple[str, str | None, str, int]], look: Look) -> Figure:
     total = sum(grouped.values())
     names = [name for name, _ in _tally(grouped, len(stages) - 1)]
     colour = dict(zip((n for n in names if n != "others"), look.palette, strict=False))
-
     most = max(len({key[i] for key in grouped}) for i in range(len(stages)))
     figure = Figure(figsize=(look.width, max(2.6, 0.42 * most + 1.4)), layout="constrained")
     axes = figure.subplots()

@@ -19,6 +19,7 @@ from megu_cli.errors import ConfigError, MLLMError
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import Question
 from megu_cli.mllm.endpoint import Endpoint
+from megu_cli.mllm.masking import Key
 
 KEY = "sk-test-Very/Secret+Key-0123456789"
 
@@ -31,14 +32,13 @@ def picture(position: int) -> Image.Image:
 def endpoint(server: Server, tmp_path: Path) -> Callable[..., Endpoint]:
     def make(**over: Any) -> Endpoint:
         settings = {
-            "key": None,
-            "key_env": "MEGU_API_KEY",
             "allow_remote": False,
             "show": picture,
             "answers": Answers(tmp_path / "similarity.answers.jsonl"),
             "retries": 2,
             "timeout": 5.0,
             **over,
+            "key": Key(over.get("key"), "MEGU_API_KEY"),
         }
         return Endpoint("tiny", settings.pop("base_url", server.url), **settings)
 
