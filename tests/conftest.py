@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
+import megu_cli
 from megu_cli.baselines.task import Task
 from megu_cli.config import DataConfig
 from megu_cli.data import Dataset, MemoryImages, Preprocessing, Split, load
@@ -137,8 +138,8 @@ def listing(folder: Path) -> set[str]:
 
 
 def subprocess_environment() -> dict[str, str]:
-    """The environment for a megu in a process of its own."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    """The environment for a megu in a process of its own: the same files as in this one, installed or not."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(megu_cli.__file__).parents[1])}
 
 
 def process(
