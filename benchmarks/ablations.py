@@ -135,7 +135,7 @@ def ablated(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         label: {seed: distances(row, floor[seed]) for seed, row in by_seed.items()} for label, by_seed in cells.items()
     }
     return {
-        "request": described(base),
+        "request": described(base.data, base.request),
         "images": len(base.data.train),
         "seeds": [arena.seed for arena in arenas],
         "seconds": round(time.perf_counter() - started, 1),
