@@ -20,7 +20,7 @@ from megu_cli.data.names import hashed
 _BATCH = 60
 _SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384)
 # Images are not scaled by more than this.
-_SCALE = 8
+_SCALE = 4
 # Images whose mean and deviation are taken.
 _MEASURED = 120
 _USUAL = {
