@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from megu_cli.pipeline.freshness import flat
 from megu_cli.report.parts import Section, Table, View
 from megu_cli.report.words import DIGESTED
 
@@ -44,16 +42,9 @@ def settings(view: View) -> Section:
     meta = view.sources.evaluation.meta
     rows = []
     for stage, recorded in {**meta["lineage"], "eval": meta}.items():
-        for key, value in _flat(recorded["settings"]).items():
+        for key, value in flat(recorded["settings"]).items():
             rows.append([stage, key, str(value)])
     lead = "The settings that this result was made with, stage by stage."
     return Section(
         "settings", "Settings", lead, tables=[Table(["stage", "setting", "value"], rows, folded="All settings")]
     )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
