@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import subprocess_environment, write_config
+from conftest import process, write_config
 from PIL import Image
 
 from megu_cli.config import load_config
@@ -30,10 +28,10 @@ except SystemExit as stop:
 """
 
 
-def called(*arguments: object) -> tuple[int, list[str]]:
+def called(command: str, config: Path, *arguments: object) -> tuple[int, list[str]]:
     """Exit code, and the heavy packages that were imported."""
-    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=subprocess_environment(), check=False)
+    # Python puts the working directory before PYTHONPATH: in a clone, its files would hide the installed ones.
+    done = process("-c", SCRIPT, command, "-c", config, *arguments, cwd=config.parent)
     line = next(line for line in done.stderr.splitlines() if line.startswith("HEAVY"))
     _, code, *heavy = line.split()
     return int(code), heavy
@@ -42,10 +40,10 @@ def called(*arguments: object) -> tuple[int, list[str]]:
 def test_status_and_a_second_run_import_nothing_heavy(megu, finished):
     assert megu("run", "-c", finished, "--force", "--set", "eval.oracle=true").code == 0  # this copy has no memory yet
     assert (finished.parent / "run" / files.INPUT_DIGESTS).is_file()
-    assert called("status", "-c", finished) == (0, [])
-    assert called("run", "-c", finished) == (0, [])
+    assert called("status", finished) == (0, [])
+    assert called("run", finished) == (0, [])
     # Other data have to be read.
-    assert "torch" in called("status", "-c", finished, "--set", "data.limit=390")[1]
+    assert "torch" in called("status", finished, "--set", "data.limit=390")[1]
 
 
 def folder_config(folder: Path) -> Path:
