@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from megu_cli import training
-from megu_cli.config import FinetuneConfig, LabelsConfig, NoiseConfig, TransitionConfig, section
+from megu_cli.config import FinetuneConfig, LabelsConfig, NoiseConfig, Section, TransitionConfig, section
 from megu_cli.data import Dataset, Split
 from megu_cli.errors import ConfigError, DataError
 from megu_cli.execution import Execution
@@ -30,6 +30,12 @@ from megu_cli.training import History
 
 Samples = TorchDataset[Any] | tuple[Tensor, Tensor]
 Scores = Mapping[str, Mapping[str, float]]
+_SECTIONS: dict[str, type[Section]] = {
+    "transition": TransitionConfig,
+    "labels": LabelsConfig,
+    "noise": NoiseConfig,
+    "finetune": FinetuneConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,7 @@ def unlearn(
     classes: Sequence[str] | None = None,
     forgotten: Sequence[str | int] | None = None,
     seed: int = 0,
-    transition: TransitionConfig | Mapping[str, Any] | None = None,
-    labels: LabelsConfig | Mapping[str, Any] | None = None,
-    noise: NoiseConfig | Mapping[str, Any] | None = None,
-    finetune: FinetuneConfig | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Section | Mapping[str, Any]] | None = None,
     workers: int = 0,
     track: Track = silent,
 ) -> Unlearned:
@@ -87,10 +90,8 @@ def unlearn(
         classes: Names of the K classes; without them they are called "0" to "K-1".
         forgotten: Classes that are wholly forgotten, by name or index; without it those with no retained sample.
         seed: Of everything random.
-        transition: Settings, as in the config's section of that name; what is not given has its default.
-        labels: The same.
-        noise: The same.
-        finetune: The same.
+        settings: Sections ``transition``, ``labels``, ``noise`` and ``finetune``, as in the config file: a mapping of
+            settings each, or an object such as `FinetuneConfig`. What is not given has its default.
         workers: Processes that read from Datasets.
         track: Reports progress.
 
@@ -109,10 +110,7 @@ def unlearn(
     problem = UnlearningProblem(
         data=data,
         request=_request(data, sizes, forgotten),
-        transition=section(TransitionConfig, "transition", transition),
-        labels=section(LabelsConfig, "labels", labels),
-        noise=section(NoiseConfig, "noise", noise),
-        finetune=section(FinetuneConfig, "finetune", finetune),
+        **_sections(settings or {}),
         execution=Execution(device, seed, training.eval_batch(parts[0].image(0).shape[-2:]), track=track),
     )
     candidates = _candidates(problem)
@@ -124,6 +122,16 @@ def unlearn(
         ours.requires_grad_(own.requires_grad)
         ours.grad = None
     return Unlearned(changed, chosen, matrix, pair, history)
+
+
+def _sections(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's sections of the config, validated, by name."""
+    if unknown := settings.keys() - _SECTIONS.keys():
+        raise ConfigError(
+            f"settings: unknown section {', '.join(sorted(map(str, unknown)))}",
+            f"The sections are {', '.join(_SECTIONS)}.",
+        )
+    return {name: section(kind, name, settings.get(name)) for name, kind in _SECTIONS.items()}
 
 
 class _Part:

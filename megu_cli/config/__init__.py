@@ -1,6 +1,6 @@
 """The configuration: every setting declared once (schema), read from YAML (loading), in presets and templates."""
 
-from megu_cli.config.base import checked_path
+from megu_cli.config.base import Section, checked_path
 from megu_cli.config.loading import changed, load_config, section
 from megu_cli.config.presets import PRESETS, preset_settings
 from megu_cli.config.schema import (
@@ -19,6 +19,6 @@ from megu_cli.config.sources import DataConfig, ForgetConfig, MLLMConfig, ModelC
 
 __all__ = [
     "PRESETS", "CompareConfig", "Config", "DataConfig", "EvalConfig", "FinetuneConfig", "ForgetConfig",
-    "LabelsConfig", "MLLMConfig", "ModelConfig", "NoiseConfig", "ProxyConfig", "RandomForget", "TrainConfig",
+    "LabelsConfig", "MLLMConfig", "ModelConfig", "NoiseConfig", "ProxyConfig", "RandomForget", "Section", "TrainConfig",
     "TransitionConfig", "changed", "checked_path", "get", "has_weights", "load_config", "preset_settings", "section",
 ]  # fmt: skip

@@ -20,7 +20,15 @@ from megu_cli.run.artifacts import state_digest
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHIPPED = Path(megu_cli.__file__).parent / "mllm" / "ratings" / "digits.json"
-SHORT = {"finetune": {"epochs": 1, "retain_fraction": 1.0, "batch": 12, "forget_batch": 6}, "noise": {"steps": 3}}
+FINETUNE = {"epochs": 1, "retain_fraction": 1.0, "batch": 12, "forget_batch": 6}
+
+
+def short(**sections):
+    """Settings that take no time, with sections laid over them."""
+    return {"settings": {"finetune": FINETUNE, "noise": {"steps": 3}, **sections}}
+
+
+SHORT = short()
 
 
 def same_as_run(megu, file: Path, parts: tuple[str, str, str], **more):
@@ -33,8 +41,9 @@ def same_as_run(megu, file: Path, parts: tuple[str, str, str], **more):
 
     result = unlearn(
         work.original(), retain=samples(work.request.retain), forget=samples(work.request.forget),
-        similarity=SHIPPED, seed=config.seed, transition=config.transition, labels=config.labels, noise=config.noise,
-        finetune=config.finetune, **{name: samples(index, held_out) for name, index in more.items()},
+        similarity=SHIPPED, seed=config.seed,
+        settings={name: getattr(config, name) for name in ("transition", "labels", "noise", "finetune")},
+        **{name: samples(index, held_out) for name, index in more.items()},
     )  # fmt: skip
     made = [load_file(work.out / name) for name in parts]
     return result, made
@@ -110,7 +119,7 @@ def test_datasets_and_tensors_give_the_same(trained, samples):
     assert state_digest(trained.state_dict()) == before
     assert all(p.grad is None for p in trained.parameters())
     assert not tensors.model.training
-    other = unlearn(trained, **samples, **{**SHORT, "finetune": FinetuneConfig(**SHORT["finetune"], lr=0.03)})
+    other = unlearn(trained, **samples, **short(finetune=FinetuneConfig(**FINETUNE, lr=0.03)))
     assert state_digest(dict(other.model.state_dict())) != first
     assert state_digest(dict(unlearn(trained, **samples, **SHORT, seed=1).model.state_dict())) != first
 
@@ -143,7 +152,7 @@ def test_every_form_of_similarity(trained, samples, tmp_path):
     expected = torch.tensor([0.0, *torch.tensor([9 / 3, 1 / 3]).double().softmax(0)]).double()
     assert all(torch.allclose(matrix[0], expected) for matrix in matrices)
     # Without any: every class is as near as any other, and labels are what the model predicts.
-    result = unlearn(trained, **samples, **SHORT, labels={"source": "transition+prediction"})
+    result = unlearn(trained, **samples, **short(labels={"source": "transition+prediction"}))
     assert result.transition.tolist() == [[0, 0.5, 0.5]]
     with torch.no_grad():
         logits = trained(samples["forget"][0])
@@ -160,7 +169,7 @@ def test_which_classes_are_forgotten(trained, task, samples):
     assert set(result.labels.keep) == {"1", "2"}
     with pytest.raises(ConfigError, match="held-out"):
         unlearn(trained, **some, **SHORT)
-    unlearn(trained, **some, labels={"keep": 0.5}, **SHORT)
+    unlearn(trained, **some, **short(labels={"keep": 0.5}))
     with pytest.raises(ConfigError, match="retain holds samples of 1"):
         unlearn(trained, **some, forgotten=[1], **SHORT)
     assert unlearn(trained, **samples, forgotten=["0"], **SHORT).labels.mode == "proxy"
@@ -169,8 +178,9 @@ def test_which_classes_are_forgotten(trained, task, samples):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"finetune": {"epoch": 1}}, ConfigError, "finetune.epoch: unknown key; did you mean epochs"),
-        ({"noise": {"steps": 0, "lr": -1}}, ConfigError, "noise.steps.*noise.lr"),
+        ({"settings": {"finetune": {"epoch": 1}}}, ConfigError, "finetune.epoch: unknown key; did you mean epochs"),
+        ({"settings": {"noise": {"steps": 0, "lr": -1}}}, ConfigError, "noise.steps.*noise.lr"),
+        ({"settings": {"model": {}}}, ConfigError, "settings: unknown section model"),
         ({"classes": ["a", "b"]}, ConfigError, "2 names, and the model predicts 3"),
         ({"classes": ["a", "b", "a"]}, ConfigError, "twice"),
         ({"forgotten": ["x"]}, ConfigError, "no class 'x'"),
@@ -216,6 +226,6 @@ def test_fewer_retained_samples_than_forgotten_classes():
     gone = classes < 4
     result = unlearn(
         model, retain=(images[~gone], classes[~gone]), forget=(images[gone], classes[gone]),
-        noise={"steps": 3, "use": "both"}, labels={"source": "transition+prediction"}, finetune=SHORT["finetune"],
+        **short(noise={"steps": 3, "use": "both"}, labels={"source": "transition+prediction"}),
     )  # fmt: skip
     assert len(result.noise["negative"]) == 4
