@@ -31,8 +31,8 @@ from megu_cli.data import Dataset
 from megu_cli.evaluation.measure import described
 from megu_cli.execution.runtime import generator
 from megu_cli.mllm.recorded import Recorded
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts, writing
 
 HERE = Path(__file__).parent
@@ -109,7 +109,8 @@ def ablated(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of every setting for one request, and beside them how each differs from the default's."""
     config = configured(name, arguments)
     varied = settings(config, GRIDS[name], arguments.keys)
-    base = Workspace(config)
+    base = RunContext.open(config)
+    base.runtime.start()
     started = time.perf_counter()
     with writing.locked(config.out):
         Pipeline(base, print).run(goals=["transition"])
@@ -135,8 +136,8 @@ def ablated(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         label: {seed: distances(row, floor[seed]) for seed, row in by_seed.items()} for label, by_seed in cells.items()
     }
     return {
-        "request": described(base.data, base.request),
-        "images": len(base.data.train),
+        "request": described(base.inputs.data, base.inputs.request),
+        "images": len(base.inputs.data.train),
         "seeds": [arena.seed for arena in arenas],
         "seconds": round(time.perf_counter() - started, 1),
         "retrain": summary(list(floor.values())),
@@ -183,7 +184,10 @@ def figures(arena: Arena, cell: artifacts.Artifact) -> dict[str, Any]:
 
 def share_original(arena: Arena, store: Path) -> None:
     """Hand the original of a seed from one request to the next: it does not depend on what is forgotten."""
-    mine, kept = arena.work.checkpoint_file, store / f"{arena.seed}-{len(arena.work.data.train)}.safetensors"
+    mine, kept = (
+        arena.work.inputs.original.path,
+        store / f"{arena.seed}-{len(arena.work.inputs.data.train)}.safetensors",
+    )
     mine.parent.mkdir(parents=True, exist_ok=True)
     if not mine.exists() and kept.exists():
         shutil.copy(kept, mine)
@@ -202,8 +206,8 @@ def hand_over(source: Path, target: Path) -> None:
 
 def ratings(arena: Arena, kind: str) -> Path:
     """A file of ratings that no MLLM gave: all alike, the recorded ones shuffled, or the original's confusions."""
-    data = arena.work.data
-    recorded = Recorded(arena.work.ratings_file)
+    data = arena.work.inputs.data
+    recorded = Recorded(arena.work.inputs.ratings_file)
     if kind == "uniform":
         scores = {c: {k: 5.0 for k in data.classes if k != c} for c in data.classes}
     elif kind == "shuffled":

@@ -95,20 +95,23 @@ def noise_floor(out: Path, limit: int | None) -> dict | None:
 
     from megu_cli.config import load_config
     from megu_cli.evaluation import distance
-    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.pipeline.context import RunContext
     from megu_cli.training import predict
 
     folders = [out / f"megu-{seed}" for seed in range(3)]
     if not all((folder / "eval.json").exists() for folder in folders):
         return None
     overrides = [f"data.limit={limit}"] if limit else []
-    work = Workspace(load_config(EXAMPLES / "megu.yaml", overrides, {"out": out / "megu-0"}))
+    work = RunContext.open(load_config(EXAMPLES / "megu.yaml", overrides, {"out": out / "megu-0"}))
+    work.runtime.start()
     says, metrics = [], []
     for folder in folders:
         from safetensors.torch import load_file
 
         model = work.load(load_file(folder / "oracle.safetensors"), "oracle")
-        logits = predict(model, work.data.train, work.request.forget, classes=len(work.data.classes)).logits
+        logits = predict(
+            model, work.inputs.data.train, work.inputs.request.forget, classes=len(work.inputs.data.classes)
+        ).logits
         says.append(logits.softmax(1))
         metrics.append(json.loads((folder / "eval.json").read_text())["oracle"])
     pairs = list(itertools.combinations(range(3), 2))

@@ -38,11 +38,11 @@ from megu_cli.config import Config
 from megu_cli.errors import MeguError
 from megu_cli.execution import Execution
 from megu_cli.method import unlearn as unlearning
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.stages import in_group
 from megu_cli.pipeline.steps.problem import fresh
 from megu_cli.pipeline.steps.problem import problem as problem_of
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.request.resolve import resolve
 from megu_cli.run import artifacts, writing
 
@@ -90,7 +90,7 @@ def main(words: list[str] | None = None) -> None:
     print(f"wrote {target} and {drawing}")
 
 
-def prepared(arguments: argparse.Namespace) -> Workspace:
+def prepared(arguments: argparse.Namespace) -> RunContext:
     """A run directory with an original of one epoch: what things cost does not depend on its accuracy."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     config = Config.model_validate(
@@ -104,9 +104,10 @@ def prepared(arguments: argparse.Namespace) -> Workspace:
     )
     # JSON is YAML: what the processes of `overheads` read.
     (config.out / "speed.yaml").write_text(config.model_dump_json(), encoding="utf-8")
-    work = Workspace(config)
+    work = RunContext.open(config)
     with writing.locked(config.out):
         Pipeline(work, print).run(goals=["finetune"])
+    work.runtime.start()
     work.preload()
     return work
 
@@ -127,14 +128,14 @@ def overheads(out: Path, repeat: int) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def loop(work: Workspace, samples: int, repeat: int) -> dict[str, Any]:
+def loop(work: RunContext, samples: int, repeat: int) -> dict[str, Any]:
     """Seconds of `train_classifier` and of a bare loop over the same tensors in the same order, and their ratio.
 
     Raises:
         MeguError: The two end with different weights: they would not have done the same work.
     """
-    split, recipe, seed = work.data.train, work.config.train, work.config.seed
-    index = torch.where(work.data.trainable)[0][:samples]
+    split, recipe, seed = work.inputs.data.train, work.config.train, work.config.seed
+    index = torch.where(work.inputs.data.trainable)[0][:samples]
     pixels = torch.cat(list(split.images.batches([torch.arange(len(split))])))
     settings = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     once = recipe.model_copy(update={"epochs": 1, "augment": "none"})
@@ -171,11 +172,11 @@ def loop(work: Workspace, samples: int, repeat: int) -> dict[str, Any]:
     return {**seconds, "images": len(index), "throughput": ratios, "median": statistics.median(ratios)}
 
 
-def noise(work: Workspace, sizes: list[int], repeat: int) -> dict[int, list[float]]:
+def noise(work: RunContext, sizes: list[int], repeat: int) -> dict[int, list[float]]:
     """Number of forgotten images -> seconds of the noise stage, both noises trained; the labels are arbitrary."""
-    problem, model, classes = problem_of(work), work.original(), len(work.data.classes)
+    problem, model, classes = problem_of(work), work.original(), len(work.inputs.data.classes)
     settings = problem.noise.model_copy(update={"use": "both"})
-    problems = {n: replace(problem, noise=settings, request=resolve(work.data, count=n)) for n in sizes}
+    problems = {n: replace(problem, noise=settings, request=resolve(work.inputs.data, count=n)) for n in sizes}
     seconds: dict[int, list[float]] = {n: [] for n in sizes}
     for _ in range(repeat):
         for n, own in problems.items():
@@ -184,9 +185,9 @@ def noise(work: Workspace, sizes: list[int], repeat: int) -> dict[int, list[floa
     return seconds
 
 
-def finetune(work: Workspace, budgets: list[int], repeat: int) -> dict[int, list[float]]:
+def finetune(work: RunContext, budgets: list[int], repeat: int) -> dict[int, list[float]]:
     """Retained images per epoch -> seconds of the finetuning, without the validation after each epoch."""
-    problem, out = problem_of(work), work.out
+    problem, out = problem_of(work), work.directory.out
     made = {name: artifacts.read(out / f"{name}.safetensors") for name in ("transition", "labels", "noise")}
     labels = unlearning.Labels(made["labels"].body["mode"], made["labels"].tensors["perturbing"])
     matrix, request = made["transition"].tensors["transition"], problem.request

@@ -102,14 +102,14 @@ def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny config and a complete run with an oracle; not to be changed."""
     torch.set_num_threads(1)
     from megu_cli.config import load_config
+    from megu_cli.pipeline.context import RunContext
     from megu_cli.pipeline.engine import Pipeline
-    from megu_cli.pipeline.workspace import Workspace
 
     folder = tmp_path_factory.mktemp("finished")
     file = write_config(folder, eval={"oracle": True})
     settings = load_config(file)
     settings.out.mkdir()
-    Pipeline(Workspace(settings)).run()
+    Pipeline(RunContext.open(settings)).run()
     return folder
 
 

@@ -10,7 +10,7 @@ from megu_cli.errors import ConfigError, MeguError
 
 if TYPE_CHECKING:
     from megu_cli.cli.commands.start import InitOptions
-    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.pipeline.context import RunContext
 
 # A size to begin with where nothing tells one: it takes no time, and the preflight tries the others.
 _FIRST = 64
@@ -81,7 +81,7 @@ class FirstConfig:
         known = self.given.image_size or self._of_model()
         size = known or self._native
         said: list[str] = []
-        if self.given.check and self._work(size or _FIRST).checkpoint_file.exists():
+        if self.given.check and self._work(size or _FIRST).inputs.original.path.exists():
             found, said = self._tried(size or _FIRST)
             if found == _FIRST and size is None:
                 said.append(f"data.image_size: {_FIRST} works; see that the model was trained with it")
@@ -93,22 +93,22 @@ class FirstConfig:
         self.write()
         return said
 
-    def _work(self, size: int) -> Workspace:
+    def _work(self, size: int) -> RunContext:
         from megu_cli.config import load_config
-        from megu_cli.pipeline.workspace import Workspace
+        from megu_cli.pipeline.context import RunContext
 
         # The request is not looked at: a list that is still to be written is no reason not to check the model.
         flags = {"forget": {"random": {"count": 1}, "already": []}, "data": {"image_size": size}}
         config = load_config(self.given.config, None, flags)
         from megu_cli.cli.progress import tracker
 
-        return Workspace(config, tracker(quiet=False))
+        return RunContext.open(config, tracker(quiet=False))
 
     def _of_model(self) -> int | None:
         """The size that a Hugging Face model says itself; other models say none that one could rely on."""
         if not self.given.model.startswith("hf:"):
             return None
-        return self._work(_FIRST).own.advised.image_size
+        return self._work(_FIRST).inputs.user_model.advised.image_size
 
     @cached_property
     def _native(self) -> int | None:

@@ -16,9 +16,9 @@ from megu_cli.compare.statistics import Row
 from megu_cli.config import changed
 from megu_cli.errors import ArtifactError, ConfigError, MeguError
 from megu_cli.pipeline import times
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.stages import STAGES
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts, files, ownership
 from megu_cli.run.artifacts import Artifact
 
@@ -38,7 +38,7 @@ class Arena:
     """Where methods meet for one seed: one original, one oracle.
 
     Args:
-        base: The config's workspace.
+        base: The config's run.
         seed: Of the original, the oracle and the methods; the request is the config's for every seed.
         say: Told what is done.
         apart: Settings are chosen here and nothing is judged, so there is no oracle; request and original are drawn
@@ -48,9 +48,9 @@ class Arena:
         ConfigError: The original cannot be trained on fewer images.
     """
 
-    def __init__(self, base: Workspace, seed: int, say: Say, apart: bool = False) -> None:
+    def __init__(self, base: RunContext, seed: int, say: Say, apart: bool = False) -> None:
         self.base, self.seed, self.say, self.apart = base, seed, say, apart
-        self.folder = base.out / files.COMPARE_FOLDER / (f"tune-{seed}" if apart else str(seed))
+        self.folder = base.directory.out / files.COMPARE_FOLDER / (f"tune-{seed}" if apart else str(seed))
         if apart:
             self.work = self._smaller()
         elif seed == base.config.seed:
@@ -58,8 +58,8 @@ class Arena:
         else:
             self.work = base.sibling(changed(base.config, {"seed": seed, "out": self.folder}))
 
-    def _smaller(self) -> Workspace:
-        config, request = self.base.config, self.base.request
+    def _smaller(self) -> RunContext:
+        config, request = self.base.config, self.base.inputs.request
         limits = [limit for limit in (config.compare.tune_limit, config.data.limit) if limit is not None]
         limit = min(limits, default=None)
         settings: dict[str, Any] = {"seed": self.seed, "out": self.folder, "data.limit": limit}
@@ -70,13 +70,13 @@ class Arena:
             share = len(request.forget) / (len(request.forget) + len(request.retain))
             named: dict[str, Any] = {
                 "classes": {"classes": self._owners},
-                "subclasses": {"subclasses": [self.base.data.concepts[c] for c in request.asked]},
+                "subclasses": {"subclasses": [self.base.inputs.data.concepts[c] for c in request.asked]},
             }.get(request.kind, {"random": {"fraction": share}})
             settings["forget"] = {**named, **self._before}
         work = self.base.sibling(changed(config, settings), request=False, data=limit == config.data.limit)
-        if config.compare.tune_limit is not None and work.own_checkpoint:
+        if config.compare.tune_limit is not None and work.inputs.user_model.checkpoint:
             raise ConfigError(
-                f"compare.tune_limit: {work.own_checkpoint} holds weights, and they have seen all images",
+                f"compare.tune_limit: {work.inputs.user_model.checkpoint} holds weights, and they have seen all images",
                 "Leave compare.tune_limit out, or name a directory without weights in model.name.",
             )
         return work
@@ -84,7 +84,7 @@ class Arena:
     @property
     def _goals(self) -> list[str]:
         goals = ["train"] if self.apart else ["train", "oracle"]
-        return goals[1:] if self.work.own_checkpoint else goals
+        return goals[1:] if self.work.inputs.user_model.checkpoint else goals
 
     def refuse_foreign(self, names: Sequence[str], force: bool) -> None:
         """See that the files of these methods, where they are there, were written by megu.
@@ -95,7 +95,9 @@ class Arena:
         Pipeline(self.work).refuse_foreign(self._goals)
         for name in names:
             folder = self.folder / name
-            ownership.refuse_foreign(self.base.out, _file(folder).relative_to(self.base.out).as_posix())
+            ownership.refuse_foreign(
+                self.base.directory.out, _file(folder).relative_to(self.base.directory.out).as_posix()
+            )
             if name in OURS and folder.exists():
                 ours = self._ours(name, {}, folder, self.work)
                 ours.refuse_foreign(ours.all_before(["finetune"]), force)
@@ -109,7 +111,7 @@ class Arena:
 
     @cached_property
     def _oracle(self) -> Artifact:
-        return artifacts.read(self.work.out / STAGES["oracle"].file)
+        return artifacts.read(self.work.directory.out / STAGES["oracle"].file)
 
     def oracle_model(self) -> nn.Module:
         """The oracle, in eval mode."""
@@ -164,7 +166,7 @@ class Arena:
         name: str,
         given: Mapping[str, Any],
         folder: Path,
-        work: Workspace,
+        work: RunContext,
         rival: Arena | None = None,
         score: bool = False,
     ) -> tuple[str, str, Artifact | None]:
@@ -236,15 +238,15 @@ class Arena:
         return self.folder / "tune" / f"{name}-{number}"
 
     @cached_property
-    def _tuning(self) -> Workspace:
+    def _tuning(self) -> RunContext:
         config = self.work.config
-        if self.work.request.kind != "subclasses":
+        if self.work.inputs.request.kind != "subclasses":
             return self.work
         settings = {
             "seed": self.seed,
             "forget": {"classes": self._owners, **self._before},
             "out": self.folder / "tune",
-            "model.checkpoint": self.work.checkpoint_file,
+            "model.checkpoint": self.work.inputs.original.path,
         }
         return self.work.sibling(changed(config, settings), request=False)
 
@@ -256,22 +258,24 @@ class Arena:
     @property
     def _owners(self) -> list[str]:
         """The classes of what is asked for."""
-        data, request = self.base.data, self.base.request
+        data, request = self.base.inputs.data, self.base.inputs.request
         return sorted({data.classes[int(data.concept_class[c])] for c in request.asked})
 
     def _made(
-        self, name: str, given: Mapping[str, Any], work: Workspace, folder: Path
+        self, name: str, given: Mapping[str, Any], work: RunContext, folder: Path
     ) -> tuple[nn.Module, float | None, str]:
         """The model that a method makes, the seconds it took, and where."""
         from megu_cli.execution.runtime import machine
 
         if name == "retrain":
-            known = times.seconds(self.work.out, self.work.log, "oracle")
+            known = times.seconds(self.work.directory.out, self.work.directory.log, "oracle")
             return self.oracle_model(), *(known or (None, ""))
         if name in OURS:
             ours = self._ours(name, given, folder, work)
             ours.run(goals=["finetune"])
-            return ours.work.unlearned(), *(times.method_seconds(ours.work.out, ours.work.log) or (None, ""))
+            return ours.work.unlearned(), *(
+                times.method_seconds(ours.work.directory.out, ours.work.directory.log) or (None, "")
+            )
         from megu_cli.pipeline.steps.problem import task
 
         method = methods()[name]
@@ -285,9 +289,9 @@ class Arena:
             raise MeguError(f"{name} left NaN or infinite weights in {', '.join(broken[:3])}")
         return model.eval(), seconds, machine()
 
-    def _ours(self, name: str, given: Mapping[str, Any], folder: Path, work: Workspace) -> Pipeline:
+    def _ours(self, name: str, given: Mapping[str, Any], folder: Path, work: RunContext) -> Pipeline:
         """MeGU's pipeline from this arena's original, in a folder of its own."""
-        settings = {**OURS[name], **given, "out": folder, "model.checkpoint": self.work.checkpoint_file}
+        settings = {**OURS[name], **given, "out": folder, "model.checkpoint": self.work.inputs.original.path}
         config = changed(work.config, {"seed": self.seed, **settings})
         folder.mkdir(parents=True, exist_ok=True)
         return Pipeline(work.sibling(config))
@@ -303,9 +307,11 @@ class Arena:
             "metrics": measurement.figures,
             "comparison": measurement.beside(judge.oracle) if judge else {},
             "entanglement": measurement.entanglement,
-            "per_class": per_class(measurement.predictions, self.work.data),
+            "per_class": per_class(measurement.predictions, self.work.inputs.data),
             # Of each forgotten image, for the attacks that need several seeds.
-            CONFIDENCES: scaled(measurement.predictions.train.loss[self.work.request.forget].numpy()).round(4).tolist(),
+            CONFIDENCES: scaled(measurement.predictions.train.loss[self.work.inputs.request.forget].numpy())
+            .round(4)
+            .tolist(),
         }
 
     def _parts(
@@ -313,7 +319,7 @@ class Arena:
         name: str,
         given: Mapping[str, Any],
         folder: Path,
-        work: Workspace,
+        work: RunContext,
         rival: Arena | None = None,
         score: bool = False,
     ) -> dict[str, Any]:
@@ -322,9 +328,9 @@ class Arena:
 
         version, own = "1", dict(given)
         judging = STAGES["eval"]
-        settings = {"seed": self.seed, **work.settings(("model.name",) if score else judging.settings)}
-        inputs = {key: work.digest(key) for key in ("train_data", "test_data", "forget")}
-        inputs["checkpoint"] = self.work.digest("checkpoint")
+        settings = {"seed": self.seed, **work.inputs.settings(("model.name",) if score else judging.settings)}
+        inputs = {key: work.inputs.digest(key) for key in ("train_data", "test_data", "forget")}
+        inputs["checkpoint"] = self.work.inputs.digest("checkpoint")
         if name == "retrain":
             own = work.config.train.model_dump()
             inputs["rival"] = rival._oracle_content if rival else ""
@@ -362,12 +368,12 @@ class Arena:
     def _log(self, parts: Mapping[str, Any], seconds: float | None, machine: str) -> None:
         if seconds is not None:
             entry = {"stage": parts["stage"], "fingerprint": artifacts.digest(parts), "seconds": round(seconds, 6)}
-            self.base.log.append({**entry, "machine": machine})
+            self.base.directory.log.append({**entry, "machine": machine})
 
     def clock(self, cell: Artifact) -> Row:
         """Seconds of a cell, and as a share of retraining where both were measured on one machine."""
-        own = self.base.log.seconds(cell.meta["fingerprint"])
-        oracle = times.seconds(self.work.out, self.work.log, "oracle")
+        own = self.base.directory.log.seconds(cell.meta["fingerprint"])
+        oracle = times.seconds(self.work.directory.out, self.work.directory.log, "oracle")
         same = own and oracle and own[1] == oracle[1] and oracle[0]
         return {
             "seconds": own[0] if own else None,

@@ -20,8 +20,8 @@ from megu_cli.compare.equivalence import equivalences
 from megu_cli.compare.methods import OURS, chosen
 from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
 from megu_cli.errors import ConfigError, MeguError
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts, files, ownership, writing
 from megu_cli.run.artifacts import Artifact
 
@@ -33,14 +33,14 @@ class Comparison:
     """One request, several methods and seeds.
 
     Args:
-        base: The config's workspace; its run directory holds all results.
+        base: The config's run; its run directory holds all results.
         say: Told in a line what is computed, kept and failed.
 
     Raises:
         ConfigError: A method or one of its settings does not exist.
     """
 
-    def __init__(self, base: Workspace, say: Say = lambda line: None) -> None:
+    def __init__(self, base: RunContext, say: Say = lambda line: None) -> None:
         self.base, self.say = base, say
         settings = base.config.compare
         self.names = chosen(settings.methods, rated=base.config.mllm.backend != "none")
@@ -67,8 +67,8 @@ class Comparison:
             ForeignFileError: A file that megu did not write stands where a result would.
         """
         Pipeline(self.base).refuse_foreign(["similarity", "transition"])
-        for name in (files.COMPARISON, self.base.log.file.name):
-            ownership.refuse_foreign(self.base.out, name)
+        for name in (files.COMPARISON, self.base.directory.log.file.name):
+            ownership.refuse_foreign(self.base.directory.out, name)
         for arena in dict.fromkeys([*self.arenas, *([self.tuning] if tune else [])]):
             arena.refuse_foreign(self.names, force)
 
@@ -106,6 +106,7 @@ class Comparison:
         Returns:
             The body of compare.json.
         """
+        self.base.runtime.start()
         Pipeline(self.base, self.say).preflight()
         if set(OURS) & set(self.names):
             # All seeds share these ratings. First, since they may fail for reasons outside.
@@ -147,10 +148,10 @@ class Comparison:
 
         body = self._body(cells) | {"failed": failed, "tuned": trials, "ulira": attacks(confidences, "retrain")}
         if tune:
-            body["tuning"] = {"seed": self.tuning.seed, "images": len(self.tuning.work.data.train)}
+            body["tuning"] = {"seed": self.tuning.seed, "images": len(self.tuning.work.inputs.data.train)}
         parts = {"stage": "compare", "version": VERSION, "inputs": contents}
         meta = {**parts, "fingerprint": artifacts.digest(parts), "seed": self.base.config.seed, "megu": __version__}
-        artifacts.write(self.base.out / files.COMPARISON, artifacts.seal(Artifact(body), meta))
+        artifacts.write(self.base.directory.out / files.COMPARISON, artifacts.seal(Artifact(body), meta))
         return body
 
     def _failure(self, what: str, error: Exception) -> str:
@@ -160,9 +161,9 @@ class Comparison:
         else:
             name = re.sub(r"[^\w.=]+", "-", what)
             log = f"{files.COMPARE_FOLDER}/{name}.error.txt"
-            ownership.refuse_foreign(self.base.out, log)
-            (self.base.out / files.COMPARE_FOLDER).mkdir(exist_ok=True)
-            with writing.replacing(self.base.out / log) as temporary:
+            ownership.refuse_foreign(self.base.directory.out, log)
+            (self.base.directory.out / files.COMPARE_FOLDER).mkdir(exist_ok=True)
+            with writing.replacing(self.base.directory.out / log) as temporary:
                 temporary.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({log})"
         self.say(f"{what}: FAILED: {message}")
@@ -175,7 +176,8 @@ class Comparison:
         """The points that are tried for a method; what the config gives it is not varied."""
         given = self._given(name)
         points = [
-            {k: v for k, v in point.items() if k not in given} for point in tuning.grid(name, self.base.request.kind)
+            {k: v for k, v in point.items() if k not in given}
+            for point in tuning.grid(name, self.base.inputs.request.kind)
         ]
         return [point for place, point in enumerate(points) if point and point not in points[:place]]
 
@@ -220,7 +222,7 @@ class Comparison:
                     "seeds": by_seed,
                 }
         return {
-            "request": described(self.base.data, self.base.request),
+            "request": described(self.base.inputs.data, self.base.inputs.request),
             "seeds": [arena.seed for arena in self.arenas],
             "methods": rows,
             "noise_floor": noise_floor([cell["metrics"] for cell in cells.get("retrain", {}).values()]),

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from megu_cli.baselines import methods
 from megu_cli.compare.methods import OURS
 from megu_cli.errors import ConfigError, MeguError
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def score(model: nn.Module, work: Workspace) -> float:
+def score(model: nn.Module, work: RunContext) -> float:
     """What tuning maximises; see `Arena.trial`.
 
     Raises:
@@ -25,7 +25,7 @@ def score(model: nn.Module, work: Workspace) -> float:
 
     from megu_cli.training import accuracy
 
-    data, request, execution = work.data, work.request, work.execution.unshared
+    data, request, execution = work.inputs.data, work.inputs.request, work.execution.unshared
     if not len(request.validation):
         raise ConfigError("--tune selects on held-out images, and there are none", "Raise data.validation.")
     forgotten = accuracy(model, data.train, request.forget, execution)

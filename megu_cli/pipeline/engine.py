@@ -8,17 +8,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from megu_cli import __version__
 from megu_cli.errors import ArtifactError, CheckpointError, MeguError
 from megu_cli.pipeline import checks
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.freshness import Freshness
 from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.pipeline.resume import Resume
 from megu_cli.pipeline.stages import STAGES, Stage
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts, files, ownership, writing
 from megu_cli.run.artifacts import Artifact
 
@@ -30,11 +31,11 @@ class Pipeline(Freshness):
     """The stages of one run directory.
 
     Args:
-        work: The inputs, and the run directory.
+        work: The run.
         say: Called with a line for each stage that is skipped or rebuilt, and the reason.
     """
 
-    def __init__(self, work: Workspace, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, work: RunContext, say: Callable[[str], None] = lambda line: None) -> None:
         super().__init__(work)
         self.say = say
 
@@ -106,7 +107,7 @@ class Pipeline(Freshness):
     def _check_first(self, names: Iterable[str]) -> None:
         for given in dict.fromkeys(given for name in names for given in self._given(STAGES[name])):
             if INPUTS[given].checked_first:
-                self.work.digest(given)
+                self.work.inputs.digest(given)
 
     def preflight(self, force: bool = False) -> None:
         """See that a checkpoint of the user's classifies the data, where anything is to be computed from it.
@@ -116,10 +117,12 @@ class Pipeline(Freshness):
         Raises:
             CheckpointError: It does not; the likeliest cause is named.
         """
-        if not self.work.unproven or not (force or any(self.state(name).status != "fresh" for name in self.goals())):
+        if not self.work.inputs.unproven or not (
+            force or any(self.state(name).status != "fresh" for name in self.goals())
+        ):
             return
         failure = None
-        if self.work.crew.first:
+        if self.work.runtime.processes.first:
             try:
                 found = checks.preflight(self.work)
                 if found.fault:
@@ -127,7 +130,7 @@ class Pipeline(Freshness):
                 self.say(f"preflight: {found.line}")
             except MeguError as error:
                 failure = error
-        if not self.work.crew.agreed(failure is None):
+        if not self.work.runtime.processes.agreed(failure is None):
             raise failure or CheckpointError("the preflight of the first process failed")
 
     def plan(self, names: Iterable[str] | None = None, force: bool = False) -> list[tuple[str, str, str]]:
@@ -160,19 +163,22 @@ class Pipeline(Freshness):
     def _skip(self, name: str) -> bool:
         if self.state(name).status == "fresh":
             self.say(f"{name}: fresh")
-            if self.work.crew.first:
-                (self.work.out / files.resume_file(name)).unlink(missing_ok=True)  # killed just before it was deleted
+            if self.work.runtime.processes.first:
+                (self.work.directory.out / files.resume_file(name)).unlink(
+                    missing_ok=True
+                )  # killed just before it was deleted
             return True
         return False
 
     def _given_or_raise(self, stage: Stage) -> None:
         for name in self._given(stage):
-            self.work.digest(name)
+            self.work.inputs.digest(name)
 
     def _run(self, name: str) -> None:
         """Run one stage whose inputs are all fresh, and write what it makes."""
         self.work.ready()
-        stage, crew = STAGES[name], self.work.crew
+        self.work.runtime.start()
+        stage, crew = STAGES[name], self.work.runtime.processes
         before = self.state(name)
         why = f" ({before.status}: {before.reason})" if before.status in ("stale", "corrupt") else ""
         self.say(f"{name}: running{why}")
@@ -180,7 +186,7 @@ class Pipeline(Freshness):
         inputs: dict[str, Artifact] = {}
         lineage: dict[str, Any] = {}
         for upstream in self._upstream(stage):
-            path = self.work.out / STAGES[upstream].file
+            path = self.work.directory.out / STAGES[upstream].file
             if upstream in stage.optional and not path.exists():
                 continue
             artifact = inputs[upstream] = artifacts.read(path)
@@ -191,26 +197,21 @@ class Pipeline(Freshness):
         crew.wait()  # all processes have read what is there, before anything changes
         started = time.perf_counter()
         resume = Resume(
-            self.work.out / files.resume_file(name),
+            self.work.directory.out / files.resume_file(name),
             artifacts.digest([parts, crew.world]),
             self.work.config.checkpoint_seconds,
             self.say,
         )
-        self.work.checkpoints = resume
         product = None
-        try:
-            if crew.first or stage.shared:
-                product = stage.load()(self.work, inputs)
-        finally:
-            self.work.checkpoints = None
+        if crew.first or stage.shared:
+            product = stage.load()(replace(self.work, resume=resume), inputs)
         # What was done before a kill counts: a time is that of the whole stage.
         seconds = resume.seconds + time.perf_counter() - started
         if crew.first and product is not None:
             self._write(stage, product, parts, lineage, seconds)
             resume.path.unlink(missing_ok=True)
         crew.wait()
-        for loaded in stage.frees:
-            self.work.drop(loaded)
+        stage.done(self.work.inputs)
         self._states.clear()
 
     def _write(
@@ -224,7 +225,7 @@ class Pipeline(Freshness):
         """Write what a stage has made, its artifact last, and log it."""
         from megu_cli.execution.runtime import machine
 
-        out, written = self.work.out, {}
+        out, written = self.work.directory.out, {}
         with contextlib.ExitStack() as stack:
             # Entered first, so that it takes its place last.
             for file in (stage.file, *product.weights, *product.files):
@@ -249,18 +250,18 @@ class Pipeline(Freshness):
             sealed = artifacts.seal(Artifact(product.artifact.body, product.artifact.tensors), meta)
             artifacts.save(written[stage.file], sealed)
             # Before any file takes its place, so that a run that is killed now knows them as its own later.
-            self.work.log.append(
+            self.work.directory.log.append(
                 {
                     "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     "stage": stage.name,
                     "fingerprint": meta["fingerprint"],
                     "content": sealed.content,
                     "seconds": round(seconds, 3),
-                    "device": str(self.work.device),
+                    "device": str(self.work.runtime.device),
                     "machine": machine(),
                     "files": {file: ownership.parts(path) for file, path in written.items()},
                 }
             )
-        self.work.keep_memo()
+        self.work.directory.keep_digests()
         for note in product.notes:
             self.say(f"{stage.name}: {note}")

@@ -25,9 +25,9 @@ from megu_cli.execution.runtime import generator
 from megu_cli.method import proxy
 from megu_cli.method import unlearn as unlearning
 from megu_cli.method.unlearn import Labels, UnlearningProblem
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.stages import in_group
 from megu_cli.pipeline.steps.problem import fresh, problem
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import files
 
 # What is timed: a first step that warms up, then so many, or as many as there is patience for.
@@ -108,7 +108,7 @@ def _few(index: torch.Tensor, number: int) -> torch.Tensor:
     return index[torch.randperm(len(index), generator=generator(0, "plan"))[:number]].sort().values
 
 
-def estimates(work: Workspace) -> dict[str, Estimate]:
+def estimates(work: RunContext) -> dict[str, Estimate]:
     """Stage -> what it takes; ``oracle`` is there whether or not the config asks for it.
 
     Raises:
@@ -116,16 +116,16 @@ def estimates(work: Workspace) -> dict[str, Estimate]:
     """
     rehearsal = _Rehearsal(work)
     made = {
-        "train": rehearsal.training(int(work.data.trainable.sum()), validated=0),
-        "oracle": rehearsal.training(len(work.request.retain), validated=len(work.request.validation)),
+        "train": rehearsal.training(int(work.inputs.data.trainable.sum()), validated=0),
+        "oracle": rehearsal.training(len(work.inputs.request.retain), validated=len(work.inputs.request.validation)),
         "similarity": rehearsal.similarity(),
-        "transition": Estimate(disk_bytes=8 * len(work.request.asked) * len(work.data.classes)),
+        "transition": Estimate(disk_bytes=8 * len(work.inputs.request.asked) * len(work.inputs.data.classes)),
         "labels": rehearsal.labels(),
         "noise": rehearsal.noise(),
         "finetune": rehearsal.finetune(),
         "eval": rehearsal.evaluation(),
     }
-    if work.own_checkpoint:
+    if work.inputs.user_model.checkpoint:
         del made["train"]
     return made
 
@@ -159,11 +159,12 @@ def described(rows: list[dict[str, Any]], made: Mapping[str, Estimate]) -> dict[
 class _Rehearsal:
     """Each stage in small, on a model of random weights: time and memory do not depend on them."""
 
-    def __init__(self, work: Workspace) -> None:
+    def __init__(self, work: RunContext) -> None:
+        work.runtime.start()
         self.work = work
         self.problem: UnlearningProblem = problem(work)
-        self.device = work.device
-        self._some = _few(torch.arange(len(work.data.train)), 2 * _SAMPLED)
+        self.device = work.runtime.device
+        self._some = _few(torch.arange(len(work.inputs.data.train)), 2 * _SAMPLED)
         self._per_sample, self._outputs, self._reading = self._prediction()
         state = self._model().state_dict().values()
         self.model_bytes = sum(value.numel() * value.element_size() for value in state)
@@ -173,8 +174,8 @@ class _Rehearsal:
 
     def _prediction(self) -> tuple[float, training.Outputs, int | None]:
         """Seconds per image of a prediction, some outputs, and the memory it takes."""
-        split, model, classes = self.work.data.train, self._model().eval(), len(self.work.data.classes)
-        size = min(self.work.eval_batch, len(split))
+        split, model, classes = self.work.inputs.data.train, self._model().eval(), len(self.work.inputs.data.classes)
+        size = min(self.work.inputs.eval_batch, len(split))
         index = torch.arange(size).repeat(1 + _STEPS)
 
         def few(watch: _Stopwatch) -> None:
@@ -189,7 +190,7 @@ class _Rehearsal:
 
     def training(self, samples: int, validated: int) -> Estimate:
         """`megu train`, or the oracle."""
-        settings, model, split = self.work.config.train, self._model(), self.work.data.train
+        settings, model, split = self.work.config.train, self._model(), self.work.inputs.data.train
         brief = settings.model_copy(update={"epochs": 1, "lr": 1e-6, "weight_decay": 0.0})
         index = torch.arange(len(split)).repeat(1 + _STEPS * settings.batch // len(split))
 
@@ -207,20 +208,20 @@ class _Rehearsal:
         """The ratings: calls only; to time one would mean to make it."""
         if self.work.config.mllm.backend in ("none", "recorded"):
             return Estimate(disk_bytes=self._rated_bytes)
-        cost = self.work.rating_cost()
+        cost = self.work.inputs.rating_cost()
         return Estimate(0, cost.calls, None if cost.calls else 0.0, None, self._rated_bytes)
 
     @property
     def _rated_bytes(self) -> int:
-        return sum(len(candidate) + 10 for question in self.work.questions for candidate in question.candidates)
+        return sum(len(candidate) + 10 for question in self.work.inputs.questions for candidate in question.candidates)
 
     def labels(self) -> Estimate:
         """Predictions on D_f and, where labels look at them, on held-out images; and the proxy."""
-        given, request = self.problem, self.work.request
-        number, classes = len(request.forget), len(self.work.data.classes)
+        given, request = self.problem, self.work.inputs.request
+        number, classes = len(request.forget), len(self.work.inputs.data.classes)
         soft = 4 * classes if given.label_mode != "hard" else 0
         looks = given.label_mode == "proxy" or (given.label_mode != "hard" and given.labels.keep == "auto")
-        images = number + (len(self.work.data.held_out) if looks else 0)
+        images = number + (len(self.work.inputs.data.held_out) if looks else 0)
         seconds, steps = images * self._per_sample, 0
         if given.label_mode == "proxy":
             steps, asking = self._proxy()
@@ -229,10 +230,10 @@ class _Rehearsal:
 
     def _proxy(self) -> tuple[int, float]:
         """Steps and seconds of the proxy."""
-        settings, request = self.problem.labels.proxy, self.work.request
+        settings, request = self.problem.labels.proxy, self.work.inputs.request
         some = _few(request.retain, _SAMPLED)
         small = settings.model_copy(update={"networks": 1, "passes": 1})
-        split, classes = self.work.data.train, len(self.work.data.classes)
+        split, classes = self.work.inputs.data.train, len(self.work.inputs.data.classes)
         # One pass over some images, and their answers.
         seconds = _seconds(lambda: proxy.answers(split, some, split.view(some[:1]), classes, small)) / len(some)
         known = min(settings.images, len(request.retain))
@@ -250,10 +251,10 @@ class _Rehearsal:
         model, labels = self._model(), self._labels()
         with _peak(self.device) as memory:
             step = _timed(lambda watch: unlearning.noise_pair(_watched(small, watch), model, labels))
-        image = self.work.data.train.images[0].shape[1:].numel() * self.work.data.channels
+        image = self.work.inputs.data.train.images[0].shape[1:].numel() * self.work.inputs.data.channels
         groups = given.true.unique().numel()
         if use in ("both", "positive"):
-            groups += min(len(self.work.data.classes) - 1, len(given.true))
+            groups += min(len(self.work.inputs.data.classes) - 1, len(given.true))
         steps = kinds * given.noise.steps
         return Estimate(steps, 0, steps * step, memory(), 4 * groups * given.noise.batch * image)
 
@@ -273,36 +274,40 @@ class _Rehearsal:
         with _peak(self.device) as memory:
             step = _timed(lambda watch: unlearning.align(_watched(few, watch), model, matrix, labels, pair))
         epochs = math.ceil(steps * settings.epochs / whole)
-        seconds = steps * step + epochs * len(self.work.request.validation) * self._per_sample
+        seconds = steps * step + epochs * len(self.work.inputs.request.validation) * self._per_sample
         return Estimate(steps, 0, seconds, memory(), self.model_bytes)
 
     def evaluation(self) -> Estimate:
         """Predictions and metrics of two models, or three with an oracle, and of the mask."""
         work, settings = self.work, self.work.config.eval
-        oracle = settings.oracle or (work.out / files.ORACLE).exists()
+        oracle = settings.oracle or (work.directory.out / files.ORACLE).exists()
         models = 3 if oracle else 2
-        images = len(work.data.train) + len(work.data.test)
-        seconds = (models * images + len(work.request.forget)) * self._per_sample + (models + 1) * self._metrics()
+        images = len(work.inputs.data.train) + len(work.inputs.data.test)
+        seconds = (models * images + len(work.inputs.request.forget)) * self._per_sample + (
+            models + 1
+        ) * self._metrics()
         if settings.relearn_epochs:
-            batches = math.ceil(len(work.request.forget) / 64)
+            batches = math.ceil(len(work.inputs.request.forget) / 64)
             per_step = 3 * 64 * self._per_sample  # forward, and backward at about twice that
             seconds += models * settings.relearn_epochs * batches * per_step
         # `measure.SplitPredictions`: four figures of every image, logits of D_f, features of a sample of each kind.
-        sampled = 4 * min(settings.probe_samples, len(work.data.train))
-        numbers = len(work.request.forget) * self._outputs.logits.shape[1] + sampled * self._outputs.features.shape[1]
+        sampled = 4 * min(settings.probe_samples, len(work.inputs.data.train))
+        numbers = (
+            len(work.inputs.request.forget) * self._outputs.logits.shape[1] + sampled * self._outputs.features.shape[1]
+        )
         kept = (models + 1) * (20 * images + 4 * numbers)
         return Estimate(0, 0, seconds, None if self._reading is None else self._reading + kept, _EVAL_BYTES)
 
     def _metrics(self) -> float:
         """Seconds of the two slow metrics of one model: timed on a few samples, and scaled to all of them."""
-        settings, data = self.work.config.eval, self.work.data
+        settings, data = self.work.config.eval, self.work.inputs.data
         y = data.train.labels[self._some]
         sure = self._outputs.logits.softmax(1).gather(1, y[:, None])[:, 0]
         half = len(sure) // 2
         features = self._outputs.features
         attack = _seconds(lambda: membership.mia_confidence_svc(sure[:half], sure[half : 2 * half], sure))
         probing = _seconds(lambda: probe.probe_acc(features, y, features, y)) if len(y.unique()) > 1 else 0.0
-        attacked = min(settings.attack_samples, len(self.work.request.retain), len(data.test))
+        attacked = min(settings.attack_samples, len(self.work.inputs.request.retain), len(data.test))
         probed = min(settings.probe_samples, len(data.train))
         # A support vector machine is quadratic in its samples, a regression linear.
         return attack * (attacked / max(half, 1)) ** 2 + probing * probed / len(y)
@@ -310,19 +315,19 @@ class _Rehearsal:
     # -- stand-ins for what earlier stages make --------------------------------------------------------------------
 
     def _matrix(self) -> torch.Tensor:
-        candidates = {question.concept: question.candidates for question in self.work.questions}
+        candidates = {question.concept: question.candidates for question in self.work.inputs.questions}
         level = {concept: dict.fromkeys(compared, 0.0) for concept, compared in candidates.items()}
         return unlearning.transition(self.problem, candidates, level)
 
     def _labels(self) -> Labels:
-        given, classes = self.problem, len(self.work.data.classes)
+        given, classes = self.problem, len(self.work.inputs.data.classes)
         labels = (given.true + 1) % classes
         target = None if given.label_mode == "hard" else functional.one_hot(labels, classes).float()
         return Labels(given.label_mode, labels, target)
 
     def _pair(self) -> dict[str, torch.Tensor]:
         given, labels = self.problem, self._labels().perturbing
-        first = next(self.work.data.train.batches([self.work.request.retain[:1]]))
+        first = next(self.work.inputs.data.train.batches([self.work.inputs.request.retain[:1]]))
         use = given.noise_use(given.label_mode)
         values = {"positive": labels, "negative": given.true}
         pair: dict[str, torch.Tensor] = {}
@@ -366,16 +371,16 @@ def _resident() -> int | None:
 
 
 def planned(
-    work: Workspace, rows: list[dict[str, Any]], say: Callable[[str], None] = lambda line: None
+    work: RunContext, rows: list[dict[str, Any]], say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """`described` of a plan, with what is to be forgotten; nothing is timed where nothing would run.
 
     Raises:
         MeguError: The data or the request are at fault.
     """
-    names, request = work.data.train.names, work.request
+    names, request = work.inputs.data.train.names, work.inputs.request
     first = [names[position] for position in request.forget[:_NAMED].tolist()]
-    asked = {"notes": work.notes, "forget": {"images": len(request.forget), "first": first}}
+    asked = {"notes": work.inputs.notes, "forget": {"images": len(request.forget), "first": first}}
     if all(row["action"] == "keep" for row in rows):
         total = {"calls": 0, "seconds": 0.0, "untimed": [], "memory_bytes": 0, "disk_bytes": 0}
         return {"plan": rows, "total": total, "note": "Everything is fresh: nothing would run.", **asked}

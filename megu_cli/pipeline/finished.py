@@ -7,20 +7,20 @@ import torch
 from megu_cli.config import changed
 from megu_cli.errors import MeguError
 from megu_cli.pipeline import purge
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 from megu_cli.request.earlier import recorded
 from megu_cli.run import files
 from megu_cli.run.artifacts import read_body
 
 
-def images_deleted(work: Workspace) -> str:
+def images_deleted(work: RunContext) -> str:
     """How it is known that all forgotten images have left the data of a finished run; empty if they have not.
 
     The request itself is not read: its list may be deleted as well.
     """
     try:
-        purge.check(work.out)
-        forgotten = recorded(read_body(work.out / files.FINETUNE)["forgotten"], files.FINETUNE)
+        purge.check(work.directory.out)
+        forgotten = recorded(read_body(work.directory.out / files.FINETUNE)["forgotten"], files.FINETUNE)
     except (MeguError, KeyError):
         return ""
     settings = work.config.data
@@ -29,7 +29,7 @@ def images_deleted(work: Workspace) -> str:
         return f"{place.name} is not there"
     nothing = {"random": {"count": 1}, "already": []}
     try:
-        data = Workspace(changed(work.config, {"forget": nothing})).data
+        data = RunContext.open(changed(work.config, {"forget": nothing})).inputs.data
     except MeguError:
         return ""
     there = {data.concepts[c] for c in data.train.concepts.unique().tolist()}

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from megu_cli.config import get
 from megu_cli.errors import ArtifactError, ForeignFileError, MeguError
 from megu_cli.pipeline import bodies
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.pipeline.stages import STAGES, Stage
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts, files, ownership
 
 Status = Literal["fresh", "absent", "stale", "missing", "corrupt", "blocked"]
@@ -49,10 +49,10 @@ class Freshness:
     """Compares the artifacts of a run directory with what the config and the inputs ask for.
 
     Args:
-        work: The inputs, and the run directory.
+        work: The run.
     """
 
-    def __init__(self, work: Workspace) -> None:
+    def __init__(self, work: RunContext) -> None:
         self.work = work
         self._states: dict[str, State] = {}
 
@@ -73,7 +73,7 @@ class Freshness:
 
     def order(self) -> list[str]:
         """The stages that this config has."""
-        given = {row.made_by for row in INPUTS.values() if row.made_by and row.applies(self.work)}
+        given = {row.made_by for row in INPUTS.values() if row.made_by and row.applies(self.work.inputs)}
         return [
             stage.name
             for stage in STAGES.values()
@@ -98,7 +98,7 @@ class Freshness:
     # -- the graph -------------------------------------------------------------------------------------------------
 
     def _there(self, stage: Stage) -> bool:
-        return (self.work.out / stage.file).exists()
+        return (self.work.directory.out / stage.file).exists()
 
     def _wanted(self, stage: Stage) -> bool:
         """True if the config asks for a stage."""
@@ -110,7 +110,7 @@ class Freshness:
         for need in stage.needs:
             if need in STAGES:
                 names.append(need)
-            elif INPUTS[need].made_by and not INPUTS[need].applies(self.work):
+            elif INPUTS[need].made_by and not INPUTS[need].applies(self.work.inputs):
                 names.append(INPUTS[need].made_by)
         return names + [name for name in stage.optional if STAGES[name].switch and self._wanted(STAGES[name])]
 
@@ -121,7 +121,7 @@ class Freshness:
 
     def _given(self, stage: Stage) -> list[str]:
         """The inputs of a stage that no stage makes."""
-        needed = (need for need in stage.needs if need in INPUTS and INPUTS[need].applies(self.work))
+        needed = (need for need in stage.needs if need in INPUTS and INPUTS[need].applies(self.work.inputs))
         return [*stage.inputs, *stage.by_config(self.work.config)[1], *needed]
 
     def _covered(self, name: str, states: Mapping[str, State]) -> bool:
@@ -146,7 +146,7 @@ class Freshness:
         return state
 
     def _compared(self, stage: Stage) -> State:
-        path = self.work.out / stage.file
+        path = self.work.directory.out / stage.file
         meta: dict[str, Any] | None = None
         trouble: State | None = None
         if not path.exists():
@@ -154,7 +154,7 @@ class Freshness:
         else:
             try:
                 meta = artifacts.read_meta(path, artifacts.STAGE_KEYS)
-                artifacts.check_products(self.work.out, meta)
+                artifacts.check_products(self.work.directory.out, meta)
                 if fault := bodies.fault(stage.name, artifacts.read_body(path)):
                     trouble = State("corrupt", f"{stage.file} is damaged: {fault}")
             except ForeignFileError as error:
@@ -189,8 +189,8 @@ class Freshness:
         return {
             "stage": stage.name,
             "version": stage.version,
-            "settings": self.work.settings([*stage.settings, *stage.by_config(self.work.config)[0]]),
-            "inputs": {name: self.work.digest(name) for name in self._given(stage)},
+            "settings": self.work.inputs.settings([*stage.settings, *stage.by_config(self.work.config)[0]]),
+            "inputs": {name: self.work.inputs.digest(name) for name in self._given(stage)},
         }
 
     def _fits_without(self, name: str, meta: Mapping[str, Any]) -> bool:
@@ -224,25 +224,25 @@ class Freshness:
         for stage in running:
             self._refuse_foreign(stage)
         if running:
-            ownership.refuse_foreign(self.work.out, self.work.log.file.name)
+            ownership.refuse_foreign(self.work.directory.out, self.work.directory.log.file.name)
 
     def _refuse_foreign(self, stage: Stage) -> None:
         recorded = self._recorded(stage)
         for name in self._written(stage):
-            path = self.work.out / name
+            path = self.work.directory.out / name
             if name in recorded and path.is_file() and not path.is_symlink():
                 digest = artifacts.tensor_digest if name in stage.weights else artifacts.file_digest
                 with contextlib.suppress(OSError, ArtifactError):
                     if digest(path) == recorded[name]:
                         continue
-            ownership.refuse_foreign(self.work.out, name, self.work.log.written(name))
+            ownership.refuse_foreign(self.work.directory.out, name, self.work.directory.log.written(name))
 
     def _recorded(self, stage: Stage) -> dict[str, str]:
         """Digests of the files beside an artifact, as the artifact records them; it may be damaged."""
         if not stage.weights:
             return {}
         try:
-            with artifacts.opened(self.work.out / stage.file) as stream:
+            with artifacts.opened(self.work.directory.out / stage.file) as stream:
                 meta = artifacts.strict_json(stream.read())["meta"]
             return {**meta["weights"], **meta.get("files", {})}
         except (OSError, ValueError, KeyError, TypeError, ArtifactError):
@@ -250,7 +250,7 @@ class Freshness:
 
     def _written(self, stage: Stage) -> list[str]:
         """The files that a stage may write, relative to the run directory."""
-        return [stage.file, *stage.weights, files.resume_file(stage.name), *stage.also_writes(self.work)]
+        return [stage.file, *stage.weights, files.resume_file(stage.name), *stage.also_writes(self.work.inputs)]
 
 
 def _difference(recorded: Mapping[str, Any], parts: Mapping[str, Any]) -> str:

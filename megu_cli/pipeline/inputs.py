@@ -13,27 +13,27 @@ from megu_cli.run.memo import Memo
 
 if TYPE_CHECKING:
     from megu_cli.mllm.recorded import Recorded
-    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.pipeline.run_inputs import RunInputs
 
 
-def _train_data(work: Workspace) -> str:
-    return work.data.digest
+def _train_data(inputs: RunInputs) -> str:
+    return inputs.data.digest
 
 
-def _test_data(work: Workspace) -> str:
-    return work.data.test.digest
+def _test_data(inputs: RunInputs) -> str:
+    return inputs.data.test.digest
 
 
-def _forget(work: Workspace) -> str:
-    return work.request.digest
+def _forget(inputs: RunInputs) -> str:
+    return inputs.request.digest
 
 
-def _concepts(work: Workspace) -> str:
-    asked = [[q.concept, q.candidates] for q in work.questions]
-    return artifacts.digest([asked, work.data.concept_class.tolist(), work.request.kind])
+def _concepts(inputs: RunInputs) -> str:
+    asked = [[q.concept, q.candidates] for q in inputs.questions]
+    return artifacts.digest([asked, inputs.data.concept_class.tolist(), inputs.request.kind])
 
 
-def recorded(work: Workspace) -> Recorded:
+def recorded(inputs: RunInputs) -> Recorded:
     """The recorded ratings.
 
     Raises:
@@ -41,24 +41,24 @@ def recorded(work: Workspace) -> Recorded:
     """
     from megu_cli.mllm.recorded import Recorded
 
-    if not work.ratings_file.exists():
-        raise DataError(f"no recorded ratings at {work.ratings_file}", "Set mllm.ratings to a file that is there.")
-    return Recorded(work.ratings_file)
+    if not inputs.ratings_file.exists():
+        raise DataError(f"no recorded ratings at {inputs.ratings_file}", "Set mllm.ratings to a file that is there.")
+    return Recorded(inputs.ratings_file)
 
 
-def _ratings(work: Workspace) -> str:
-    recorded(work).rate(work.questions)  # a rating that is missing shows before anything runs
-    return _files([work.ratings_file], work.memo)[0]
+def _ratings(inputs: RunInputs) -> str:
+    recorded(inputs).rate(inputs.questions)  # a rating that is missing shows before anything runs
+    return _files([inputs.ratings_file], inputs.directory.file_digests)[0]
 
 
-def _prompt(work: Workspace) -> str:
+def _prompt(inputs: RunInputs) -> str:
     from megu_cli.mllm import base
 
     return artifacts.digest(["prompt", base.PROMPT_VERSION])
 
 
-def _rater_model(work: Workspace) -> str:
-    settings = work.config.mllm
+def _rater_model(inputs: RunInputs) -> str:
+    settings = inputs.config.mllm
     if isinstance(settings.model, str):
         return artifacts.digest([settings.model, settings.revision])
     folder = settings.model
@@ -67,26 +67,30 @@ def _rater_model(work: Workspace) -> str:
     files = {n: p for n, p in found.items() if p.is_file() and not any(part[0] == "." for part in n.parts)}
     if not files:
         raise DataError(f"mllm.model: {folder} is no directory of a model")
-    return artifacts.digest([[name.as_posix() for name in files], _files(list(files.values()), work.memo)])
+    return artifacts.digest(
+        [[name.as_posix() for name in files], _files(list(files.values()), inputs.directory.file_digests)]
+    )
 
 
-def _checkpoint(work: Workspace) -> str:
-    path = work.checkpoint_file
+def _checkpoint(inputs: RunInputs) -> str:
+    from megu_cli.models.weights import load_state
+
+    path = inputs.original.path
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}", "Set model.checkpoint, or make one with `megu train`.")
     # Weights are digested as tensors, so that a .pth file and its safetensors twin are the same input. Fitting
     # them now means that a wrong checkpoint is refused before any stage has run.
-    work.original()
-    return artifacts.state_digest(work.checkpoint)
+    load_state(inputs.original.network(), inputs.original.weights, path.name)
+    return artifacts.state_digest(inputs.original.weights)
 
 
-def _wrapping(work: Workspace) -> str:
+def _wrapping(inputs: RunInputs) -> str:
     """Of all that the user's file or directory has beside the weights: it is written beside the unlearned ones."""
-    if work.checkpoint_file.is_dir():
+    if inputs.original.path.is_dir():
         from megu_cli.models.huggingface import names_in_file
 
-        return artifacts.digest(names_in_file(work.checkpoint_file))
-    return artifacts.digest(work.file.described)
+        return artifacts.digest(names_in_file(inputs.original.path))
+    return artifacts.digest(inputs.original.file.described)
 
 
 def _files(files: Sequence[Path], memo: Memo) -> list[str]:
@@ -94,7 +98,7 @@ def _files(files: Sequence[Path], memo: Memo) -> list[str]:
     return [bytes(digest).hex() for digest in memo.digests(map(str, files))]
 
 
-def _always(work: Workspace) -> bool:
+def _always(inputs: RunInputs) -> bool:
     return True
 
 
@@ -113,8 +117,8 @@ class Input:
 
     name: str
     words: str
-    digest: Callable[[Workspace], str]
-    applies: Callable[[Workspace], bool] = _always
+    digest: Callable[[RunInputs], str]
+    applies: Callable[[RunInputs], bool] = _always
     made_by: str = ""
     checked_first: bool = False
 
@@ -131,14 +135,14 @@ _ROWS = (
         "checkpoint",
         "the checkpoint",
         _checkpoint,
-        applies=lambda work: work.own_checkpoint is not None,
+        applies=lambda inputs: inputs.user_model.checkpoint is not None,
         made_by="train",
     ),
     Input(
         "wrapping",
         "what stands beside the weights in the checkpoint",
         _wrapping,
-        applies=lambda work: work.wrapped,
+        applies=lambda inputs: inputs.wrapped,
     ),
 )
 INPUTS = {row.name: row for row in _ROWS}

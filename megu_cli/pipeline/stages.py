@@ -15,8 +15,9 @@ from megu_cli.run import files
 
 if TYPE_CHECKING:
     from megu_cli.config import Config
+    from megu_cli.pipeline.context import RunContext
+    from megu_cli.pipeline.run_inputs import RunInputs
     from megu_cli.pipeline.steps.product import Product
-    from megu_cli.pipeline.workspace import Workspace
     from megu_cli.run.artifacts import Artifact
 
 Names = tuple[str, ...]
@@ -26,8 +27,12 @@ def _none(config: Config) -> tuple[Names, Names]:
     return (), ()
 
 
-def _no_files(work: Workspace) -> Sequence[str]:
+def _no_files(inputs: RunInputs) -> Sequence[str]:
     return ()
+
+
+def _nothing(inputs: RunInputs) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Stage:
         switch: Boolean setting that asks for the stage; empty: the stage belongs to every run.
         goal: True if the artifact must be there at the end of `megu run`.
         group: Kind of work, for sums of seconds.
-        frees: Attributes of the workspace to drop when the stage is done.
+        done: Called with the inputs after the stage has run, to drop what it has replaced or no longer needs.
         version: Raised when the same inputs give another result.
         shared: True if several processes share the work; otherwise the first one does it and the others wait.
     """
@@ -66,18 +71,18 @@ class Stage:
     optional: Names = ()
     by_config: Callable[[Config], tuple[Names, Names]] = _none
     weights: Names = ()
-    also_writes: Callable[[Workspace], Sequence[str]] = _no_files
+    also_writes: Callable[[RunInputs], Sequence[str]] = _no_files
     switch: str = ""
     goal: bool = False
     group: Literal["training", "ratings", "method", "evaluation"] = "training"
-    frees: Names = ()
+    done: Callable[[RunInputs], None] = _nothing
     version: int = 1
     shared: bool = False
 
-    def load(self) -> Callable[[Workspace, Mapping[str, Artifact]], Product]:
+    def load(self) -> Callable[[RunContext, Mapping[str, Artifact]], Product]:
         """Import the function that makes the artifact."""
         module, _, name = self.function.partition(":")
-        function: Callable[[Workspace, Mapping[str, Artifact]], Product] = getattr(
+        function: Callable[[RunContext, Mapping[str, Artifact]], Product] = getattr(
             importlib.import_module(f"megu_cli.pipeline.steps.{module}"), name
         )
         return function
@@ -108,12 +113,12 @@ def _rating(config: Config) -> tuple[Names, Names]:
     return (*settings, *_SHOWING[0]), (*inputs, *_SHOWING[1])
 
 
-def _answers(work: Workspace) -> Sequence[str]:
-    return () if work.config.mllm.backend in ("none", "recorded") else (files.ANSWERS,)
+def _answers(inputs: RunInputs) -> Sequence[str]:
+    return () if inputs.config.mllm.backend in ("none", "recorded") else (files.ANSWERS,)
 
 
-def _unlearned(work: Workspace) -> Sequence[str]:
-    return work.unlearned_files
+def _unlearned(inputs: RunInputs) -> Sequence[str]:
+    return inputs.unlearned_files
 
 
 _TRAIN = ("seed", "model.name", "train")
@@ -128,7 +133,7 @@ _ROWS = (
         command="megu train",
         settings=(*_TRAIN, "data.validation"),
         inputs=("train_data",),
-        frees=("checkpoint",),
+        done=lambda inputs: inputs.checkpoint_replaced(),
         version=2,
         shared=True,
     ),
@@ -154,7 +159,7 @@ _ROWS = (
         by_config=_rating,
         also_writes=_answers,
         group="ratings",
-        frees=("rater",),
+        done=lambda inputs: inputs.free_rater(),
     ),
     Stage(
         name="transition",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from megu_cli.config import ForgetConfig
     from megu_cli.data.images import Images
-    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.pipeline.context import RunContext
     from megu_cli.request.resolve import Request
 
 FILE = files.FINGERPRINTS
@@ -33,7 +33,7 @@ _AUDIBLE = 24.0
 _FEWEST = 20
 
 
-def keep(work: Workspace, requests: Sequence[dict[str, Any]] | None = None) -> Path:
+def keep(work: RunContext, requests: Sequence[dict[str, Any]] | None = None) -> Path:
     """Write forgotten.json for a finished finetuning, unless it is there.
 
     Args:
@@ -43,8 +43,8 @@ def keep(work: Workspace, requests: Sequence[dict[str, Any]] | None = None) -> P
     Raises:
         ArtifactError: finetune.json cannot be read, or forgotten.json cannot be written.
     """
-    path = work.out / FILE
-    made = artifacts.read_meta(work.out / files.FINETUNE)
+    path = work.directory.out / FILE
+    made = artifacts.read_meta(work.directory.out / files.FINETUNE)
     kind = work.config.record.fingerprints
     requests = [sent(work.config.forget)] if requests is None else list(requests)
     origin = {
@@ -52,21 +52,21 @@ def keep(work: Workspace, requests: Sequence[dict[str, Any]] | None = None) -> P
         "settings": {"record.fingerprints": kind},
         "inputs": {"finetune": made["content"], "requests": artifacts.digest(requests)},
     }
-    if not work.crew.first or _holds(path, origin):
+    if not work.runtime.processes.first or _holds(path, origin):
         return path
     import torch  # `megu run` with nothing to do does not need it
 
-    images, copies = work.request.forget.tolist(), _copies(work.request)
+    images, copies = work.inputs.request.forget.tolist(), _copies(work.inputs.request)
     body = {
         "requests": requests,
-        "kind": work.request.section,
+        "kind": work.inputs.request.section,
         "images": len(images),
         "copies": len(copies),
-        "fingerprints": _fingerprints(work.data.train.images, images, copies, kind),
+        "fingerprints": _fingerprints(work.inputs.data.train.images, images, copies, kind),
         "parent": _parent(work),
         "torch": torch.__version__,
     }
-    ownership.refuse_foreign(work.out, FILE)
+    ownership.refuse_foreign(work.directory.out, FILE)
     artifacts.write(path, artifacts.seal(artifacts.Artifact(body), origin))
     return path
 
@@ -119,9 +119,9 @@ def items(forget: ForgetConfig) -> list[str]:
     return [str(name) for name in forget.classes or forget.subclasses or forget.subjects or []]
 
 
-def _parent(work: Workspace) -> dict[str, str]:
+def _parent(work: RunContext) -> dict[str, str]:
     """sha256 of each file of the model that was unlearned, by a name that tells nothing of the user's."""
-    parent = work.checkpoint_file
+    parent = work.inputs.original.path
     if not parent.is_dir():
         return {f"checkpoint{parent.suffix}": artifacts.file_digest(parent)} if parent.exists() else {}
     beside = sorted(path for path in parent.iterdir() if path.is_file() and not path.name.startswith("."))

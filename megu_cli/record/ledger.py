@@ -13,7 +13,7 @@ from typing import Any
 
 from megu_cli.config import Config, ForgetConfig, section
 from megu_cli.errors import ArtifactError, ConfigError
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 from megu_cli.record import fingerprints, records
 from megu_cli.record.statement import Asked, Statement
 from megu_cli.request import deletion_list
@@ -282,8 +282,8 @@ def together(ledger: Ledger, entries: Sequence[Entry], config: Config, out: Path
 def _names(config: Config, forget: ForgetConfig) -> list[str]:
     """Names of the training images of classes or people."""
     own = forget.model_copy(update={"already_missing": config.forget.already_missing})
-    work = Workspace(config.model_copy(update={"forget": own}))
-    return [work.data.train.names[position] for position in work.request.forget.tolist()]
+    work = RunContext.open(config.model_copy(update={"forget": own}))
+    return [work.inputs.data.train.names[position] for position in work.inputs.request.forget.tolist()]
 
 
 def _write(out: Path, content: bytes) -> Path:

@@ -13,8 +13,8 @@ import torch
 from megu_cli import __version__
 from megu_cli.config import Config, changed
 from megu_cli.execution.runtime import Track, silent
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.record import collect, fingerprints
 from megu_cli.record.statement import Statement
 from megu_cli.run import artifacts, files
@@ -50,7 +50,7 @@ def rerun(
         if config.mllm.backend not in ("none", "recorded") and ratings.is_file():
             shutil.copy2(ratings, out)
         judged = files.ORACLE in predicate.files or "oracle" in (predicate.figures or {})
-        pipeline = Pipeline(Workspace(changed(config, {"out": out, "eval.oracle": judged}), track), say)
+        pipeline = Pipeline(RunContext.open(changed(config, {"out": out, "eval.oracle": judged}), track), say)
         pipeline.run(goals=None if predicate.figures is not None else ["finetune"])
         fingerprints.keep(pipeline.work, requests)
         for name, digest in predicate.files.items():

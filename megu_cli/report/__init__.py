@@ -24,7 +24,7 @@ from megu_cli.text import markdown, printable, shown
 
 if TYPE_CHECKING:
     from megu_cli.config import ForgetConfig
-    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.pipeline.context import RunContext
     from megu_cli.report.parts import Report, Sources
 
 FORMATS = ("html", "md", "json")
@@ -35,7 +35,7 @@ _EXAMPLES = 8
 
 
 def write(
-    work: Workspace,
+    work: RunContext,
     outcomes: Sequence[Outcome],
     *,
     form: str = "html",
@@ -62,23 +62,23 @@ def write(
     sources = _sources(work, outcomes, show_forgotten, notices)
     report = gather(sources if form == "json" else _readable(sources))
     text = _RENDER[form](report)
-    path = work.out / f"{files.REPORT}.{form}"
+    path = work.directory.out / f"{files.REPORT}.{form}"
     with writing.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
-def _sources(work: Workspace, outcomes: Sequence[Outcome], show_forgotten: bool, notices: Sequence[str]) -> Sources:
+def _sources(work: RunContext, outcomes: Sequence[Outcome], show_forgotten: bool, notices: Sequence[str]) -> Sources:
     from megu_cli.report.parts import Sources
 
-    evaluation = artifacts.read(work.out / files.EVALUATION)
+    evaluation = artifacts.read(work.directory.out / files.EVALUATION)
     digests: dict[str, str] = {}
     for recorded in (*evaluation.meta["lineage"].values(), evaluation.meta):
         digests |= recorded["inputs"]
     found = {}
     for stage in _SHOWN:
         try:
-            artifact = artifacts.read(work.out / STAGES[stage].file)
+            artifact = artifacts.read(work.directory.out / STAGES[stage].file)
         except ArtifactError:
             continue
         # Another process may be at work here: only what this evaluation was made from is shown beside it.
@@ -86,9 +86,9 @@ def _sources(work: Workspace, outcomes: Sequence[Outcome], show_forgotten: bool,
             found[stage] = artifact
     comparison = None
     with contextlib.suppress(ArtifactError):
-        beside = artifacts.read(work.out / files.COMPARISON)
+        beside = artifacts.read(work.directory.out / files.COMPARISON)
         comparison = beside if beside.body.get("request") == evaluation.body["request"] else None
-    entry = work.log.last(evaluation.meta["fingerprint"])
+    entry = work.directory.log.last(evaluation.meta["fingerprint"])
     shown, scale = _examples(work, found) if show_forgotten else ([], 1.0)
     notices = list(notices)
     if show_forgotten and not shown:
@@ -100,7 +100,7 @@ def _sources(work: Workspace, outcomes: Sequence[Outcome], show_forgotten: bool,
         evaluation,
         found,
         outcomes,
-        _files(work.out, found),
+        _files(work.directory.out, found),
         finished,
         shown,
         scale,
@@ -135,11 +135,11 @@ def _asked(settings: ForgetConfig) -> str:
     return f"forget.{kind}: " + ", ".join(map(str, getattr(settings, kind)))
 
 
-def _model(work: Workspace) -> str:
+def _model(work: RunContext) -> str:
     """The model and its checkpoint by name, without folders."""
     from megu_cli.models.sources import shown
 
-    name, checkpoint = shown(work.config.model.name), work.own_checkpoint
+    name, checkpoint = shown(work.config.model.name), work.inputs.user_model.checkpoint
     return f"{name} ({checkpoint.name})" if checkpoint is not None else f"{name}, trained by megu"
 
 
@@ -158,14 +158,14 @@ def _readable(sources: Sources) -> Sources:
     )
 
 
-def _examples(work: Workspace, found: dict[str, Artifact]) -> tuple[list[tuple[Any, int, int]], Any]:
+def _examples(work: RunContext, found: dict[str, Artifact]) -> tuple[list[tuple[Any, int, int]], Any]:
     """A few forgotten images as (image from 0 to 1, class, perturbing label), and the unit of the noises in images."""
-    split = work.data.train
+    split = work.inputs.data.train
     scale = split.std.numpy()
     if "labels" not in found or not found.get("noise", Artifact({})).tensors:
         return [], scale
     chosen = found["labels"].tensors["perturbing"]
-    index = work.request.forget
+    index = work.inputs.request.forget
     # One for each perturbing label first: variety tells more than order.
     first = [int((chosen == k).nonzero()[0, 0]) for k in chosen.unique()]
     places = list(dict.fromkeys([*first, *range(len(index))]))[:_EXAMPLES]

@@ -65,6 +65,7 @@ class Already:
         within: The configs that led here, from one's ``forget.already`` to the next one's.
         out: The run directory, whose earlier result the checkpoint may be.
         missing: Whether lines and concepts that match nothing are refused.
+        records: Further records.
     """
 
     def __init__(
@@ -75,16 +76,15 @@ class Already:
         within: Sequence[Path] = (),
         out: Path | None = None,
         missing: Missing = "error",
+        records: Sequence[Forgotten] = (),
     ) -> None:
         self.given, self.checkpoint, self.data, self.within = given, checkpoint, data, within
-        self.out, self.missing = out, missing
+        self.out, self.missing, self._records = out, missing, records
 
     @classmethod
     def told(cls, record: Mapping[str, Any]) -> Already:
         """What a `record` tells, for other data."""
-        made = cls(None, missing="ignore")
-        made.__dict__["records"] = [recorded(record, "the record")]
-        return made
+        return cls(None, missing="ignore", records=[recorded(record, "the record")])
 
     @cached_property
     def own(self) -> Forgotten:
@@ -206,7 +206,7 @@ class Already:
         runs = [
             recorded(artifacts.read(folder / files.FINETUNE).body.get("forgotten"), str(folder)) for folder in self.runs
         ]
-        return [*([self.own] if self.own != Forgotten() else []), *runs]
+        return [*self._records, *([self.own] if self.own != Forgotten() else []), *runs]
 
     def resolved(self, data: Dataset) -> Earlier:
         """All of it, in a data set. Recorded images that are no longer in the data need no mention.

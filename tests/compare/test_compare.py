@@ -22,9 +22,9 @@ from megu_cli.errors import ConfigError
 from megu_cli.evaluation import probe
 from megu_cli.evaluation.measure import Measurement, Predictions, per_class
 from megu_cli.models.weights import like
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.problem import evaluation_problem, fresh
 from megu_cli.pipeline.times import reached
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def small(tmp_path):
 def comparison(file, said=None, **settings):
     config = changed(load_config(file), {f"compare.{key}": value for key, value in settings.items()})
     config.out.mkdir(exist_ok=True)
-    return Comparison(Workspace(config), said.append if said is not None else lambda line: None)
+    return Comparison(RunContext.open(config), said.append if said is not None else lambda line: None)
 
 
 def ran(said):
@@ -177,20 +177,20 @@ def test_a_subclass_request_is_tuned_on_classes(tmp_path):
     assert [tuning.data.classes[c] for c in tuning.request.classes] == ["high"]
     assert arena.trial("ssd", 0, {"alpha": 1.0}).body["score"] <= 1
     assert arena.trial("megu", 0, {}).body["score"] <= 1
-    assert built.base.request.kind == "subclasses"
+    assert built.base.inputs.request.kind == "subclasses"
 
 
 def test_the_score_by_hand(small, monkeypatch):
-    work = Workspace(load_config(small))
-    retained, gone = work.request.validation, work.request.forget
+    work = RunContext.open(load_config(small))
+    retained, gone = work.inputs.request.validation, work.inputs.request.forget
     monkeypatch.setattr("megu_cli.training.accuracy", lambda model, split, index, execution: {len(retained): 0.9,
                         len(gone): 0.2}[len(index)])  # fmt: skip
     assert score(nn.Identity(), work) == pytest.approx(0.9 - 0.2)
     monkeypatch.undo()
-    single = Workspace(changed(load_config(small), {"forget": {"random": {"count": 40}}}))
+    single = RunContext.open(changed(load_config(small), {"forget": {"random": {"count": 40}}}))
 
     def says(model, split, index, execution):
-        return 0.3 if torch.equal(index, single.request.forget) else 0.8
+        return 0.3 if torch.equal(index, single.inputs.request.forget) else 0.8
 
     monkeypatch.setattr("megu_cli.training.accuracy", says)
     assert score(nn.Identity(), single) == pytest.approx(0.8 - abs(0.3 - 0.8))
@@ -198,13 +198,13 @@ def test_the_score_by_hand(small, monkeypatch):
     # A class that was forgotten before changes nothing; of one that a list holds all of, nothing is to be right.
     small.with_name("eights.yaml").write_text(small.read_text())
     before = {"random": {"count": 40}, "already": [str(small.with_name("eights.yaml"))]}
-    single = Workspace(changed(load_config(small), {"forget": before}))
-    assert single.request.classes
+    single = RunContext.open(changed(load_config(small), {"forget": before}))
+    assert single.inputs.request.classes
     assert score(nn.Identity(), single) == pytest.approx(0.8 - abs(0.3 - 0.8))
-    labels, held = single.data.train.labels, ~single.data.trainable
+    labels, held = single.inputs.data.train.labels, ~single.inputs.data.trainable
     listed = torch.cat([torch.where((labels == 3) & ~held)[0], torch.where((labels == 5) & ~held)[0][:10]])
     small.with_name("list.csv").write_text("\n".join(map(str, listed.tolist())))
-    single = Workspace(changed(load_config(small), {"forget": {"samples": small.with_name("list.csv")}}))
+    single = RunContext.open(changed(load_config(small), {"forget": {"samples": small.with_name("list.csv")}}))
     assert score(nn.Identity(), single) == pytest.approx(0.8 - abs(0.3 - 0.8 * 10 / len(listed)))
 
 
@@ -217,10 +217,9 @@ def test_every_seed_has_the_same_request(tmp_path):
 
 
 def test_the_oracle_differs_from_the_original_in_every_layer_at_initialisation(small):
-    work = Workspace(load_config(small))
+    work = RunContext.open(load_config(small))
     for name in ("small_cnn", "small_resnet", "resnet18"):
         net = work.sibling(changed(work.config, {"model.name": name}))
-        net.__dict__["data"] = work.data
         original, oracle, again = (fresh(net, purpose) for purpose in ("train", "oracle", "oracle"))
         for (key, one), two in zip(original.named_modules(), oracle.modules(), strict=True):
             if isinstance(one, (nn.Conv2d, nn.Linear)):
@@ -234,7 +233,7 @@ def test_the_oracle_stage_starts_from_that_initialisation(small, monkeypatch):
     from megu_cli.training import History
 
     config = load_config(small)
-    work = Workspace(config)
+    work = RunContext.open(config)
     monkeypatch.setattr("megu_cli.baselines.retrain.train_classifier", lambda *a, **k: History([0.0], [], 0))
     product = train.oracle(work, {})
     expected = fresh(work, "oracle").state_dict()
@@ -246,7 +245,7 @@ def test_the_oracle_stage_starts_from_that_initialisation(small, monkeypatch):
 )
 def test_a_probe_for_a_forgotten_sub_class_tells_sub_classes_apart(tmp_path, monkeypatch, forget, told_apart, asked_of):
     coarse = {"superclasses": {"low": ["0", "1", "2", "3"], "middle": ["4", "5", "6"], "high": ["7", "8", "9"]}}
-    work = Workspace(load_config(write_config(tmp_path, data=coarse, forget=forget)))
+    work = RunContext.open(load_config(write_config(tmp_path, data=coarse, forget=forget)))
     problem = evaluation_problem(work)
     predictions = Predictions.of(fresh(work, "train").eval(), problem, "x")
     asked = []
@@ -258,7 +257,7 @@ def test_a_probe_for_a_forgotten_sub_class_tells_sub_classes_apart(tmp_path, mon
 
 
 def test_an_evaluation_never_changes_a_model(small):
-    work = Workspace(changed(load_config(small), {"eval.relearn_epochs": 2}))
+    work = RunContext.open(changed(load_config(small), {"eval.relearn_epochs": 2}))
     model, judge = fresh(work, "train").train(), fresh(work, "oracle").eval()
 
     def digest():
@@ -274,7 +273,7 @@ def test_an_evaluation_never_changes_a_model(small):
         "figures": lambda: measured.figures,  # relearning among them
         "beside": lambda: measured.beside(oracle),
         "entanglement": lambda: measured.entanglement,
-        "per_class": lambda: per_class(seen, work.data),
+        "per_class": lambda: per_class(seen, work.inputs.data),
         "score": lambda: score(judge, work),
     }
     logits = seen.train.logits.clone()

@@ -15,8 +15,8 @@ from megu_cli.compare.methods import OURS, chosen
 from megu_cli.compare.tuning import grid, winner
 from megu_cli.config import FinetuneConfig, load_config
 from megu_cli.errors import ConfigError, MeguError
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.problem import problem, task
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
 
 APART = {"methods": ["original", "retrain", "megu", "ssd"], "seeds": 2, "tune_limit": 200, "tune_seed": 7}
@@ -25,7 +25,7 @@ APART = {"methods": ["original", "retrain", "megu", "ssd"], "seeds": 2, "tune_li
 def comparison(file, said=None):
     config = load_config(file)
     config.out.mkdir(exist_ok=True)
-    return Comparison(Workspace(config), said.append if said is not None else lambda line: None)
+    return Comparison(RunContext.open(config), said.append if said is not None else lambda line: None)
 
 
 def test_paired_differences_are_those_of_a_paired_t_test():
@@ -92,16 +92,18 @@ def test_what_was_forgotten_before_is_the_same_among_fewer_images(tmp_path):
     forget = {"classes": ["3"], "already": [str(before)]}
     built = comparison(write_config(tmp_path / "b", forget=forget, compare=APART))
     there, base = built.tuning.work, built.base
-    gone = {base.data.train.names[i] for i in base.request.already.tolist()}
-    assert {there.data.train.names[i] for i in there.request.already.tolist()} == gone & {*there.data.train.names}
-    assert len(there.request.already)
+    gone = {base.inputs.data.train.names[i] for i in base.inputs.request.already.tolist()}
+    assert {there.inputs.data.train.names[i] for i in there.inputs.request.already.tolist()} == gone & {
+        *there.inputs.data.train.names
+    }
+    assert len(there.inputs.request.already)
 
 
 def test_a_list_of_all_of_a_class_is_tuned_on_that_class(tmp_path):
-    eights = Workspace(load_config(write_config(tmp_path))).request.forget.tolist()
+    eights = RunContext.open(load_config(write_config(tmp_path))).inputs.request.forget.tolist()
     (tmp_path / "list.csv").write_text("\n".join(map(str, eights)))
     built = comparison(write_config(tmp_path, forget={"samples": "list.csv"}, compare=APART))
-    request = built.tuning.work.request
+    request = built.tuning.work.inputs.request
     assert (request.kind, request.classes) == ("classes", [8])
     assert len(request.forget) < len(eights)
 
@@ -136,15 +138,15 @@ def test_but_in_batches_of_8_to_64_a_baselines_two_epochs_may_see_it_twice_as_of
 
 def passes_over_the_forget_set(tmp_path, **settings):
     """Of megu's finetuning, and of a baseline of the usual epochs."""
-    work = Workspace(load_config(write_config(tmp_path, **settings)))
+    work = RunContext.open(load_config(write_config(tmp_path, **settings)))
     own, theirs = problem(work), task(work)
     assert theirs.samples == own.retain_samples
-    steps = theirs.steps / len(work.request.forget)
+    steps = theirs.steps / len(work.inputs.request.forget)
     return own.finetune.epochs * steps * own.forget_batch, BASELINE_EPOCHS * steps * theirs.forget_batch
 
 
 def test_a_size_that_the_config_gives_holds_for_the_baselines_too(tmp_path):
-    work = Workspace(load_config(write_config(tmp_path, finetune={"forget_batch": 24})))
+    work = RunContext.open(load_config(write_config(tmp_path, finetune={"forget_batch": 24})))
     assert problem(work).forget_batch == task(work).forget_batch == 24
 
 
@@ -153,25 +155,26 @@ def test_settings_are_chosen_on_fewer_images_another_seed_and_another_draw(tmp_p
     work, base = built.tuning.work, built.base
     assert built.tuning not in built.arenas
     assert work.config.seed == 7
-    assert len(work.data.train) == 200
-    assert len(base.data.train) == 400
+    assert len(work.inputs.data.train) == 200
+    assert len(base.inputs.data.train) == 400
     forgotten, those = (
-        {w.data.train.names[i] for i in w.request.forget.tolist()} & set(work.data.train.names) for w in (work, base)
+        {w.inputs.data.train.names[i] for i in w.inputs.request.forget.tolist()} & set(work.inputs.data.train.names)
+        for w in (work, base)
     )
     assert forgotten != those
     assert built.tuning._goals == ["train"]  # no oracle
-    assert work.out == base.out / "compare" / "tune-7"
+    assert work.directory.out == base.directory.out / "compare" / "tune-7"
 
 
 def test_listed_images_are_tuned_on_as_large_a_share_of_fewer_images(tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(map(str, range(40))))
     built = comparison(write_config(tmp_path, forget={"samples": "list.csv"}, compare=APART))
-    request, base = built.tuning.work.request, built.base.request
+    request, base = built.tuning.work.inputs.request, built.base.inputs.request
     assert request.kind == "random"
     assert len(request.forget) / len(request.retain) == pytest.approx(len(base.forget) / len(base.retain), abs=0.02)
     # With a seed alone the images stay those that are listed.
     built = comparison(write_config(tmp_path, forget={"samples": "list.csv"}, compare={**APART, "tune_limit": None}))
-    assert built.tuning.work.request.forget.tolist() == base.forget.tolist()
+    assert built.tuning.work.inputs.request.forget.tolist() == base.forget.tolist()
 
 
 def test_an_original_of_ones_own_is_replaced_by_one_that_has_seen_fewer_images(tmp_path):

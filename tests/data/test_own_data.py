@@ -23,7 +23,7 @@ from megu_cli.data.decode import Decode, Resizing
 from megu_cli.data.names import Names, hashed
 from megu_cli.data.own import ordered
 from megu_cli.errors import DataError
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 from megu_cli.run.memo import Memo
 
 
@@ -133,9 +133,9 @@ def test_a_made_test_split_is_said_of_a_model_that_may_have_seen_it(tmp_path):
         model={"name": "small_cnn", "checkpoint": "mine.pth"},
         forget={"classes": ["cat"]},
     )
-    assert not any("the test split" in line for line in Workspace(load_config(file)).notes)
+    assert not any("the test split" in line for line in RunContext.open(load_config(file)).inputs.notes)
     (tmp_path / "mine.pth").write_bytes(b"")
-    assert any("the test split was made here" in line for line in Workspace(load_config(file)).notes)
+    assert any("the test split was made here" in line for line in RunContext.open(load_config(file)).inputs.notes)
 
 
 def test_the_models_classes_may_lack_images(tmp_path):
@@ -147,16 +147,18 @@ def test_the_models_classes_may_lack_images(tmp_path):
         model={"name": "small_cnn", "classes": order},
         forget={"classes": ["cat"]},
     )
-    work = Workspace(load_config(file))
-    assert work.data.classes == work.data.concepts == order
-    assert sorted(set(work.data.train.labels.tolist())) == [0, 2, 3]
-    assert [work.data.train.names[i][:3] for i in work.request.forget] == ["cat"] * len(work.request.forget)
+    work = RunContext.open(load_config(file))
+    assert work.inputs.data.classes == work.inputs.data.concepts == order
+    assert sorted(set(work.inputs.data.train.labels.tolist())) == [0, 2, 3]
+    assert [work.inputs.data.train.names[i][:3] for i in work.inputs.request.forget] == ["cat"] * len(
+        work.inputs.request.forget
+    )
     # Of a coarse-labelled set the model's outputs are the superclasses.
     coarse = {"pet": ["cat", "dog"], "fish": ["eel"], "wild": []}
     settings = [f"data.superclasses={json.dumps(coarse)}", "model.classes=[fish, wild, pet]", "forget.subclasses=[cat]"]
-    work = Workspace(load_config(file, settings))
-    assert work.data.classes == ["fish", "wild", "pet"]
-    assert [work.data.concepts[c] for c in work.request.concepts] == ["cat"]
+    work = RunContext.open(load_config(file, settings))
+    assert work.inputs.data.classes == ["fish", "wild", "pet"]
+    assert [work.inputs.data.concepts[c] for c in work.inputs.request.concepts] == ["cat"]
 
 
 def test_a_manifest(tmp_path):

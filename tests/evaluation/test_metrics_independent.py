@@ -24,8 +24,8 @@ from sklearn.svm import SVC
 from megu_cli.config import load_config
 from megu_cli.evaluation.registry import metrics
 from megu_cli.execution.runtime import generator
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.problem import fresh
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
 
 PRECISE = 1e-8
@@ -35,7 +35,7 @@ class Derived:
     """Logits, features and figures of one model."""
 
     def __init__(self, model, work):
-        data, self.request = work.data, work.request
+        data, self.request = work.inputs.data, work.inputs.request
         self.y, self.y_test = data.train.labels.numpy(), data.test.labels.numpy()
         head = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
         sides = []
@@ -43,8 +43,8 @@ class Derived:
             features = []
             hook = head.register_forward_pre_hook(lambda _, given, into=features: into.append(given[0]))
             with torch.inference_mode():
-                x = torch.cat(list(split.batches(list(torch.arange(number).split(work.eval_batch)))))
-                logits = torch.cat([model(part) for part in x.split(work.eval_batch)])
+                x = torch.cat(list(split.batches(list(torch.arange(number).split(work.inputs.eval_batch)))))
+                logits = torch.cat([model(part) for part in x.split(work.inputs.eval_batch)])
             hook.remove()
             sides.append((logits.double().numpy(), torch.cat(features).double().numpy()))
         (self.logits, self.features), (self.logits_test, self.features_test) = sides
@@ -135,20 +135,20 @@ class Derived:
 def test_every_figure_is_derived_again(finished, megu):
     settings = ["eval.probe_samples=1000", "eval.attack_samples=1000"]
     assert megu("eval", "-c", finished, *(part for setting in settings for part in ("--set", setting))).code == 0
-    work = Workspace(load_config(finished, settings))
-    evaluation = json.loads((work.out / "eval.json").read_text())
+    work = RunContext.open(load_config(finished, settings))
+    evaluation = json.loads((work.directory.out / "eval.json").read_text())
     untrained = fresh(work, "zrf").eval()
     models = {"original": work.original(), "unlearned": work.unlearned(), "oracle": work.build().eval()}
-    models["oracle"].load_state_dict(artifacts.read(work.out / "oracle.safetensors").tensors)
+    models["oracle"].load_state_dict(artifacts.read(work.directory.out / "oracle.safetensors").tensors)
     derived = {name: Derived(model, work) for name, model in models.items()}
     derived["mask"] = derived["original"].masked()
     random = Derived(untrained, work).p
     retained = int((~derived["original"].gone).sum())
-    number, draw = min(len(work.request.retain), retained), generator(work.config.seed, "eval", "attack")
-    members = work.request.retain[torch.randperm(len(work.request.retain), generator=draw)[:number]]
+    number, draw = min(len(work.inputs.request.retain), retained), generator(work.config.seed, "eval", "attack")
+    members = work.inputs.request.retain[torch.randperm(len(work.inputs.request.retain), generator=draw)[:number]]
     sample = members, torch.randperm(retained, generator=draw)[:number]
     alone = {name: found.alone(random, sample) for name, found in derived.items()}
-    labels = artifacts.read(work.out / "labels.safetensors").tensors["perturbing"].numpy()
+    labels = artifacts.read(work.directory.out / "labels.safetensors").tensors["perturbing"].numpy()
     agreement = accuracy_score(derived["oracle"].p.argmax(1), labels)
     checked = set()
     for name, found in derived.items():

@@ -75,10 +75,10 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run on the photos, in a directory of its own; not to be changed."""
     folder = tmp_path_factory.mktemp("whole")
     from megu_cli.config import load_config
+    from megu_cli.pipeline.context import RunContext
     from megu_cli.pipeline.engine import Pipeline
-    from megu_cli.pipeline.workspace import Workspace
 
-    Pipeline(Workspace(load_config(photos / "megu.yaml", [], {"out": folder}))).run()
+    Pipeline(RunContext.open(load_config(photos / "megu.yaml", [], {"out": folder}))).run()
     # What libraries start when they are first used is not what an input starts.
     assert call("report", "-c", photos / "megu.yaml", "-o", folder, user=photos, run=folder, writes=True).code == 0
     return folder

@@ -10,7 +10,7 @@ from megu_cli.config import ProxyConfig, load_config
 from megu_cli.data import MemoryImages, Split
 from megu_cli.execution import Execution
 from megu_cli.method import proxy
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 from megu_cli.run import artifacts
 
 FAST = ProxyConfig(networks=1, passes=6)
@@ -61,8 +61,8 @@ def test_it_trains_on_no_image_but_the_retained(megu, tmp_path, monkeypatch):
     (tmp_path / "list.csv").write_text("3\n4\n")
     (tmp_path / "earlier.csv").write_text("7\n")
     settings = {"forget": {"samples": "list.csv", "already": [str(tmp_path / "earlier.csv")]}}
-    work = Workspace(load_config(write_config(tmp_path, **settings)))
-    work.data.train.images.pixels[9] = work.data.train.images.pixels[3]  # a copy that nobody listed
+    work = RunContext.open(load_config(write_config(tmp_path, **settings)))
+    work.inputs.data.train.images.pixels[9] = work.inputs.data.train.images.pixels[3]  # a copy that nobody listed
     read: list[int] = []
     trained = proxy._trained
 
@@ -79,11 +79,11 @@ def test_it_trains_on_no_image_but_the_retained(megu, tmp_path, monkeypatch):
 
     monkeypatch.setattr(proxy, "_trained", spied)
     monkeypatch.setattr(Split, "batches", noted)
-    request = work.request
+    request = work.inputs.request
     assert 9 in request.forget.tolist()
-    proxy.answers(work.data.train, request.retain, work.data.train.view(request.forget), 10, FAST)
+    proxy.answers(work.inputs.data.train, request.retain, work.inputs.data.train.view(request.forget), 10, FAST)
     assert set(read) == set(request.retain.tolist())
-    assert not set(read) & {3, 4, 7, 9, *work.data.withheld.tolist()}
+    assert not set(read) & {3, 4, 7, 9, *work.inputs.data.withheld.tolist()}
 
 
 def test_the_temperature_makes_it_as_sure_as_the_original():

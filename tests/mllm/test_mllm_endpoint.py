@@ -502,18 +502,18 @@ def test_a_random_request_asks_only_for_rows_in_the_forget_set_and_shows_no_forg
 ) -> None:
     from megu_cli.config import load_config
     from megu_cli.mllm.pictures import data_url
-    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.pipeline.context import RunContext
 
     file = write_config(forget={"random": {"count": 6}}, mllm=settings(server, images_per_class=3))
-    work = Workspace(load_config(file))
-    rows = {work.data.concepts[c] for c in work.request.asked}
+    work = RunContext.open(load_config(file))
+    rows = {work.inputs.data.concepts[c] for c in work.inputs.request.asked}
     assert 1 < len(rows) < 10
     code, _, err = megu("similarity", "-c", file)
     assert code == 0, err
     assert len(server.asked) == 3 * len(rows)
     scores = json.loads((tmp_path / "run" / "similarity.json").read_text())["scores"]
     assert scores.keys() == rows
-    forgotten = {data_url(work.picture(i)) for i in work.request.forget.tolist()}
+    forgotten = {data_url(work.inputs.picture(i)) for i in work.inputs.request.forget.tolist()}
     assert not forgotten & {asked.image for asked in server.asked}
 
 
@@ -531,10 +531,10 @@ def test_all_images_of_a_class_listed_one_by_one_are_not_shown(
     megu: Any, write_config: Any, server: Server, tmp_path: Path
 ) -> None:
     from megu_cli.config import load_config
-    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.pipeline.context import RunContext
 
-    work = Workspace(load_config(write_config()))
-    (tmp_path / "list.csv").write_text("\n".join(map(str, work.request.forget.tolist())))
+    work = RunContext.open(load_config(write_config()))
+    (tmp_path / "list.csv").write_text("\n".join(map(str, work.inputs.request.forget.tolist())))
     code, _, err = megu("similarity", "-c", write_config(forget={"samples": "list.csv"}, mllm=settings(server)))
     assert code == 2
     assert "mllm.images" in err

@@ -17,7 +17,7 @@ from megu_cli import data
 from megu_cli.config import load_config
 from megu_cli.errors import CheckpointError, ConfigError
 from megu_cli.models import class_names, huggingface, sources
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 
 transformers = pytest.importorskip("transformers")
 
@@ -69,7 +69,7 @@ def test_a_directory_is_unlearned_and_written_as_one(megu, tmp_path, kind):
     )
     for name in ("v2", "v3"):
         after = [f"model.name=hf:{tmp_path / 'elsewhere' / name}", "forget.classes=[3]"]
-        assert Workspace(load_config(file, after)).request.classes == [3, 8]
+        assert RunContext.open(load_config(file, after)).inputs.request.classes == [3, 8]
     places = (tmp_path / "elsewhere" / "v2", tmp_path / "mine")
     assert len({json.dumps(huggingface.identity(str(place), False)) for place in places}) == 1
     old, new = (load_file(folder / "model.safetensors") for folder in (tmp_path / "mine", out / "model"))
@@ -81,14 +81,14 @@ def test_a_directory_is_unlearned_and_written_as_one(megu, tmp_path, kind):
     # What a user loads says what megu's model says, and no longer what the original said.
     theirs = transformers.AutoModelForImageClassification.from_pretrained(out / "model").eval()
     assert theirs.config.id2label[3] == "3"  # it had none of its own
-    work = Workspace(load_config(file))
-    x = next(work.data.test.batches([torch.arange(20)]))
+    work = RunContext.open(load_config(file))
+    x = next(work.inputs.data.test.batches([torch.arange(20)]))
     with torch.no_grad():
         assert torch.allclose(theirs(x).logits, work.unlearned()(x), atol=1e-6)
         assert not torch.allclose(theirs(x).logits, original(x).logits, atol=1e-3)
     # Its own processor prepares images as megu does.
     processor = transformers.AutoImageProcessor.from_pretrained(out / "model")
-    pixels = work.data.test.images[0]
+    pixels = work.inputs.data.test.images[0]
     prepared = processor(pixels, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
     assert torch.allclose(prepared, x[:1], atol=1e-5)
 
@@ -120,7 +120,10 @@ def test_a_config_alone_is_trained_and_retrained_from_scratch(megu, tmp_path):
         out / "model" / "model.safetensors"
     ).read_bytes()
     # The unlearned directory is one to go on from.
-    assert Workspace(load_config(file, ["model.name=hf:" + str(out / "model")])).own_checkpoint == out / "model"
+    assert (
+        RunContext.open(load_config(file, ["model.name=hf:" + str(out / "model")])).inputs.user_model.checkpoint
+        == out / "model"
+    )
 
 
 def test_half_precision_stays(tmp_path, megu):
@@ -172,18 +175,18 @@ def test_pictures_are_prepared_as_the_processor_does(tmp_path):
         Image.fromarray(picture).resize((90, 60), Image.Resampling.BICUBIC).save(place / "1.png")
     file = write_config(tmp_path, data={"name": "imagefolder", "root": "images", "limit": None},
                         model={"name": "hf:mine"}, forget={"classes": ["a"]})  # fmt: skip
-    work = Workspace(load_config(file))
-    ours = next(work.data.train.batches([torch.tensor([0])]))
+    work = RunContext.open(load_config(file))
+    ours = next(work.inputs.data.train.batches([torch.tensor([0])]))
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     with Image.open(tmp_path / "images" / "train" / "a" / "1.png") as image:
         theirs = processor(image, return_tensors="pt")["pixel_values"]
     assert ours.shape == theirs.shape == (1, 3, 32, 32)
     assert (ours - theirs).abs().mean() < 0.03  # Pillow and torch resize a little differently
     # The config's own size and normalisation go before the processor's.
-    work = Workspace(load_config(file, ["data.image_size=16", "model.mean=[0]", "model.std=[1]"]))
-    assert work.data.train.images[0].shape == (3, 16, 16)
-    assert work.data.train.mean.flatten().tolist() == [0, 0, 0]
-    assert work.own.preprocessing.crop == 1
+    work = RunContext.open(load_config(file, ["data.image_size=16", "model.mean=[0]", "model.std=[1]"]))
+    assert work.inputs.data.train.images[0].shape == (3, 16, 16)
+    assert work.inputs.data.train.mean.flatten().tolist() == [0, 0, 0]
+    assert work.inputs.user_model.preprocessing.crop == 1
 
 
 def test_classes_are_matched_by_name(tmp_path, megu):
@@ -191,16 +194,16 @@ def test_classes_are_matched_by_name(tmp_path, megu):
     labels = dict(enumerate(names))
     saved(tmp_path / "mine", id2label=labels, label2id={name: i for i, name in labels.items()})
     file = write_config(tmp_path, model={"name": "hf:mine"})
-    work, plain = Workspace(load_config(file)), data_set("digits", limit=400, validation_from="test")
-    assert work.data.classes == work.data.concepts == names
-    assert [names[i] for i in work.data.train.labels.tolist()] == [str(i) for i in plain.train.labels.tolist()]
-    assert work.data.train.digest != plain.train.digest
+    work, plain = RunContext.open(load_config(file)), data_set("digits", limit=400, validation_from="test")
+    assert work.inputs.data.classes == work.inputs.data.concepts == names
+    assert [names[i] for i in work.inputs.data.train.labels.tolist()] == [str(i) for i in plain.train.labels.tolist()]
+    assert work.inputs.data.train.digest != plain.train.digest
     # The same order for a checkpoint that is no directory, by model.classes.
     (tmp_path / "names.txt").write_text("\n".join(names))
     for value in (json.dumps(names), str(tmp_path / "names.txt")):
         same = [f"model.classes={value}", "data.validation_from=test"]
-        other = Workspace(load_config(write_config(tmp_path), same))
-        assert other.data.train.labels.tolist() == work.data.train.labels.tolist()
+        other = RunContext.open(load_config(write_config(tmp_path), same))
+        assert other.inputs.data.train.labels.tolist() == work.inputs.data.train.labels.tolist()
 
 
 @pytest.mark.parametrize(
@@ -259,10 +262,10 @@ def test_twelve_thousand_classes_are_matched_at_once():
 
 
 def refused(folder, part, tmp_path, *overrides, error=(ConfigError, CheckpointError)):
-    work = Workspace(load_config(write_config(tmp_path, model={"name": f"hf:{folder.name}"}), list(overrides)))
+    work = RunContext.open(load_config(write_config(tmp_path, model={"name": f"hf:{folder.name}"}), list(overrides)))
     with pytest.raises(error, match=part):
         work.check()
-        work.digest("checkpoint")
+        work.inputs.digest("checkpoint")
 
 
 def test_directories_that_are_at_fault(tmp_path):
@@ -297,8 +300,8 @@ def test_a_pickle_is_read_for_its_tensors_alone(tmp_path, megu):
     state = load_file(tmp_path / "mine" / "model.safetensors")
     (tmp_path / "mine" / "model.safetensors").unlink()
     torch.save(state, tmp_path / "mine" / "pytorch_model.bin")
-    work = Workspace(load_config(write_config(tmp_path, model={"name": "hf:mine"})))
-    assert torch.equal(work.checkpoint["classifier.weight"], model.classifier.weight)
+    work = RunContext.open(load_config(write_config(tmp_path, model={"name": "hf:mine"})))
+    assert torch.equal(work.inputs.original.weights["classifier.weight"], model.classifier.weight)
 
     class Bomb:
         def __reduce__(self):
@@ -325,7 +328,7 @@ def test_code_in_a_directory_runs_only_where_it_is_asked_for(tmp_path):
     refused(tmp_path / "mine", "needs code that comes with it; it was not run", tmp_path)
     assert not (tmp_path / "ran").exists()
     file = write_config(tmp_path, model={"name": "hf:mine", "trust_remote_code": True})
-    Workspace(load_config(file)).check()
+    RunContext.open(load_config(file)).check()
     assert (tmp_path / "ran").exists()
 
 

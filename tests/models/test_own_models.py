@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from megu_cli import data
 from megu_cli.config import load_config
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 
 pytestmark = pytest.mark.slow
 
@@ -92,12 +92,12 @@ def test_a_model_of_transformers_trained_and_unlearned(megu, tmp_path, kind):
     assert listing(folder) == {"config.json", "preprocessor_config.json", "model.safetensors"}
     theirs = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    work = Workspace(load_config(file))
+    work = RunContext.open(load_config(file))
     index = torch.arange(100)
-    pictures = [work.data.test.images[i] for i in range(100)]
+    pictures = [work.inputs.data.test.images[i] for i in range(100)]
     x = processor(pictures, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
     with torch.no_grad():
-        ours = work.unlearned()(next(work.data.test.batches([index])))
+        ours = work.unlearned()(next(work.inputs.data.test.batches([index])))
         assert torch.allclose(theirs(x).logits, ours, atol=1e-3)
     assert theirs.config.id2label[6] == "Shirt"
     # And the other way: that directory is a model to unlearn something else from.

@@ -15,9 +15,10 @@ from megu_cli.config import load_config
 from megu_cli.data import MemoryImages, Split
 from megu_cli.errors import CheckpointError
 from megu_cli.models import preflight
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.inputs import INPUTS
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.original import OriginalModel
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -208,7 +209,7 @@ def state(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("trained")
     config = load_config(write_config(folder, train={"epochs": 8, "lr": 0.02}))
     config.out.mkdir()
-    Pipeline(Workspace(config)).build(["train"])
+    Pipeline(RunContext.open(config)).build(["train"])
     return load_file(config.out / "original.safetensors")
 
 
@@ -232,7 +233,7 @@ def test_the_command_line_says_what_it_found(megu, tmp_path, state):
 def test_ratings_that_are_missing_are_said_before_images_and_weights_are_read(megu, tmp_path, state, monkeypatch):
     command = mine(tmp_path, state)
     ratings = tmp_path / "ratings.json"
-    monkeypatch.setattr(Workspace, "original", lambda self: pytest.fail("the checkpoint was read"))
+    monkeypatch.setattr(OriginalModel, "weights", property(lambda self: pytest.fail("the checkpoint was read")))
     unread = dataclasses.replace(INPUTS["train_data"], digest=lambda work: pytest.fail("the images were read"))
     monkeypatch.setitem(INPUTS, "train_data", unread)
     answer = megu(*command, "--set", f"mllm.ratings={ratings}")

@@ -13,9 +13,9 @@ from conftest import listing, weights, write_config, write_folder
 
 import megu_cli
 from megu_cli.config import load_config
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.stages import STAGES
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts
 
 
@@ -24,7 +24,7 @@ def ran(err: str) -> list[str]:
 
 
 def states(config: Path, *overrides: str) -> dict[str, str]:
-    pipeline = Pipeline(Workspace(load_config(config, list(overrides))))
+    pipeline = Pipeline(RunContext.open(load_config(config, list(overrides))))
     return {name: state.status for name, state in pipeline.status().items()}
 
 
@@ -241,7 +241,7 @@ def test_the_unlearned_model_is_a_drop_in(finished):
     out = finished.parent / "run"
     original, unlearned = load_file(out / "original.safetensors"), load_file(out / "model.safetensors")
     assert {k: (v.shape, v.dtype) for k, v in original.items()} == {k: (v.shape, v.dtype) for k, v in unlearned.items()}
-    work = Workspace(load_config(finished))
+    work = RunContext.open(load_config(finished))
     work.build().load_state_dict(unlearned, strict=True)
     assert all(not torch.equal(original[k], unlearned[k]) for k in original)
 

@@ -12,7 +12,7 @@ from conftest import listing, write_config
 from megu_cli.cli import tables
 from megu_cli.config import load_config
 from megu_cli.pipeline import estimates as planning
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 
 
 def test_a_dry_run_tells_steps_times_and_sizes_and_writes_nothing(megu, tmp_path):
@@ -23,9 +23,9 @@ def test_a_dry_run_tells_steps_times_and_sizes_and_writes_nothing(megu, tmp_path
     assert listing(tmp_path) == before
     result = answer.json
     rows = {row["stage"]: row for row in result["plan"]}
-    work = Workspace(load_config(file))
-    retained = len(work.request.retain)
-    assert rows["train"]["steps"] == 2 * math.ceil(int(work.data.trainable.sum()) / 32)
+    work = RunContext.open(load_config(file))
+    retained = len(work.inputs.request.retain)
+    assert rows["train"]["steps"] == 2 * math.ceil(int(work.inputs.data.trainable.sum()) / 32)
     assert rows["finetune"]["steps"] == 3 * math.ceil(retained / 64)
     assert rows["noise"]["steps"] == 2 * 4
     assert result["retraining"]["steps"] == 2 * math.ceil(retained / 32)
@@ -39,10 +39,10 @@ def test_a_dry_run_tells_steps_times_and_sizes_and_writes_nothing(megu, tmp_path
 def test_what_labels_take_counts_the_steps_of_the_proxy(tmp_path):
     def labels(source: str) -> planning.Estimate:
         file = write_config(tmp_path, labels={"source": source, "proxy": {"networks": 2, "passes": 3}})
-        return planning.estimates(Workspace(load_config(file)))["labels"]
+        return planning.estimates(RunContext.open(load_config(file)))["labels"]
 
     plain, asked = labels("transition+prediction"), labels("auto")
-    retained = len(Workspace(load_config(tmp_path / "megu.yaml")).request.retain)
+    retained = len(RunContext.open(load_config(tmp_path / "megu.yaml")).inputs.request.retain)
     assert plain.steps == 0
     assert asked.steps == 2 * 3 * math.ceil(retained / (retained // 8))
     assert asked.seconds > plain.seconds
@@ -106,7 +106,7 @@ def test_what_makes_a_long_finetuning_shorter_is_said(capsys, ratio, said):
 
 
 def test_sizes_on_disk_are_those_of_the_files(finished):
-    work = Workspace(load_config(finished))
+    work = RunContext.open(load_config(finished))
     made = planning.estimates(work)
     out = finished.parent / "run"
     # A safetensors file has a header as well, with the artifact's own description.

@@ -96,9 +96,9 @@ def test_a_partial_row_names_five_classes_and_a_number(tmp_path):
 
 
 def test_missing_ratings_show_before_the_data_are_loaded(megu, tmp_path, monkeypatch):
-    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.pipeline.run_inputs import RunInputs
 
-    monkeypatch.setattr(Workspace, "data", property(lambda self: pytest.fail("the data were loaded")))
+    monkeypatch.setattr(RunInputs, "data", property(lambda self: pytest.fail("the data were loaded")))
     file, ratings = write_config(tmp_path), tmp_path / "ratings.json"
     for more in ([], ["--dry-run"]):
         answer = megu("run", "-c", file, "--set", f"mllm.ratings={ratings}", *more)

@@ -15,7 +15,7 @@ import megu_cli
 from megu_cli import unlearn
 from megu_cli.config import FinetuneConfig, load_config
 from megu_cli.errors import ConfigError, DataError
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 from megu_cli.run.artifacts import state_digest
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,32 +33,34 @@ SHORT = short()
 
 def same_as_run(megu, file: Path, parts: tuple[str, str, str], **more):
     """`unlearn` on what a run's config says, and that run's artifacts beside it; ``more`` are held-out positions."""
-    work = Workspace(load_config(file))
-    config, train, held_out = work.config, work.data.train, work.data.held_out
+    work = RunContext.open(load_config(file))
+    config, train, held_out = work.config, work.inputs.data.train, work.inputs.data.held_out
 
     def samples(index, split=train):
         return next(split.batches([index])), split.labels[index]
 
     result = unlearn(
-        work.original(), retain=samples(work.request.retain), forget=samples(work.request.forget),
+        work.original(), retain=samples(work.inputs.request.retain), forget=samples(work.inputs.request.forget),
         similarity=SHIPPED, seed=config.seed,
         settings={name: getattr(config, name) for name in ("transition", "labels", "noise", "finetune")},
         **{name: samples(index, held_out) for name, index in more.items()},
     )  # fmt: skip
-    made = [load_file(work.out / name) for name in parts]
+    made = [load_file(work.directory.out / name) for name in parts]
     return result, made
 
 
 def test_it_gives_the_tensors_that_the_command_line_writes(megu, finished):
-    work = Workspace(load_config(finished))
+    work = RunContext.open(load_config(finished))
     names = ("transition.safetensors", "labels.safetensors", "noise.safetensors", "model.safetensors")
-    result, (matrix, labels, noise, model) = same_as_run(megu, finished, names, validation=work.request.validation)
+    result, (matrix, labels, noise, model) = same_as_run(
+        megu, finished, names, validation=work.inputs.request.validation
+    )
     assert torch.equal(result.transition, matrix["transition"])
     assert torch.equal(result.labels.perturbing, labels["perturbing"])
     assert set(result.noise) == set(noise) == {"negative", "negative_class"}
     assert all(torch.equal(value, noise[name]) for name, value in result.noise.items())
     assert state_digest(dict(result.model.state_dict())) == state_digest(model)
-    body = megu_cli_body(work.out / "finetune.json")
+    body = megu_cli_body(work.directory.out / "finetune.json")
     assert (result.history.loss, result.history.validation) == (body["loss"], body["validation_acc"])
 
 
@@ -71,9 +73,9 @@ def megu_cli_body(path: Path) -> dict:
 def test_single_images_as_well(megu, tmp_path):
     file = write_config(tmp_path, forget={"random": {"count": 30}}, noise={"use": "both"}, labels={"mode": "soft"})
     assert megu("run", "-c", file).code == 0
-    work = Workspace(load_config(file))
+    work = RunContext.open(load_config(file))
     names = ("labels.safetensors", "noise.safetensors", "model.safetensors")
-    held_out = torch.arange(len(work.data.held_out))
+    held_out = torch.arange(len(work.inputs.data.held_out))
     result, (labels, noise, model) = same_as_run(megu, file, names, validation=held_out)
     assert result.labels.mode == "soft"
     assert torch.equal(result.labels.target, labels["target"])

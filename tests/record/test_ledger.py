@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from megu_cli.config import load_config
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 from megu_cli.record import envelope
 from megu_cli.record.ledger import Ledger
 from megu_cli.run import artifacts
@@ -40,7 +40,7 @@ def write_list(path: Path, names: list[str]) -> Path:
 
 def names_of(file: Path, digit: str, number: int, skip: int = 0) -> list[str]:
     """Names of training images of a digit."""
-    data = Workspace(load_config(file, ["forget={classes: ['0']}"])).data
+    data = RunContext.open(load_config(file, ["forget={classes: ['0']}"])).inputs.data
     chosen = torch.where(data.train.labels == data.classes.index(digit))[0][skip : skip + number]
     return [data.train.names[i] for i in chosen.tolist()]
 
@@ -57,8 +57,8 @@ def test_pending_requests_are_done_in_one_run_and_the_next_run_goes_on_from_it(m
     answer = megu("run", "-c", file, "--ledger", ledger, "--done", "2026-11-25", "--json")
     assert answer.code == 0, answer.err
     first = tmp_path / "run" / "001"
-    request = Workspace(load_config(file, [f"forget={{samples: {first / 'requests.csv'}}}"])).request
-    eights = int((Workspace(load_config(file)).data.train.labels == 8).sum())
+    request = RunContext.open(load_config(file, [f"forget={{samples: {first / 'requests.csv'}}}"])).inputs.request
+    eights = int((RunContext.open(load_config(file)).inputs.data.train.labels == 8).sum())
     assert (len(request.forget), request.classes) == (eights + 5, [8])
     assert answer.json["request"]["forget"] == eights + 5
     rows = megu("ledger", "list", ledger, "--json").json["requests"]
@@ -187,8 +187,8 @@ def test_twenty_requests_one_after_another_and_nothing_comes_back(megu, tmp_path
     out = tmp_path / "run" / "020"
     assert [entry.done is not None for entry in Ledger(ledger).entries()] == [True] * 20
     config = load_config(file, [f"model.checkpoint={tmp_path / 'run/019/model.safetensors'}", "model.preflight=false"])
-    work = Workspace(config.model_copy(update={"out": out}))
-    position = {name: i for i, name in enumerate(work.data.train.names)}
+    work = RunContext.open(config.model_copy(update={"out": out}))
+    position = {name: i for i, name in enumerate(work.inputs.data.train.names)}
     oracle = work.load(artifacts.read(out / "oracle.safetensors").tensors, "oracle")
     original = work.load(artifacts.read(tmp_path / "run" / "001" / "original.safetensors").tensors, "original")
     known: dict[str, list[int]] = {}
@@ -200,9 +200,9 @@ def test_twenty_requests_one_after_another_and_nothing_comes_back(megu, tmp_path
         hits = []
         for names in wanted:
             index = torch.tensor([position[one] for one in names])
-            hits.append(int((answers(model, work, index).argmax(1) == work.data.train.labels[index]).sum()))
+            hits.append(int((answers(model, work, index).argmax(1) == work.inputs.data.train.labels[index]).sum()))
         known[name] = hits
-        loss[name] = float(cross_entropy(answers(model, work, singles), work.data.train.labels[singles]))
+        loss[name] = float(cross_entropy(answers(model, work, singles), work.inputs.data.train.labels[singles]))
     # No request's images are known better than to the oracle, as far as their number tells: Fisher's exact test,
     # one-sided, at 5% for all twenty together.
     for number, (own, other) in enumerate(zip(known["unlearned"], known["oracle"], strict=True)):
@@ -214,8 +214,8 @@ def test_twenty_requests_one_after_another_and_nothing_comes_back(megu, tmp_path
     assert loss["unlearned"] > math.sqrt(loss["original"] * loss["oracle"])
 
 
-def answers(model: nn.Module, work: Workspace, index: torch.Tensor) -> torch.Tensor:
-    (images,) = work.data.train.batches([index])
+def answers(model: nn.Module, work: RunContext, index: torch.Tensor) -> torch.Tensor:
+    (images,) = work.inputs.data.train.batches([index])
     with torch.inference_mode():
         return model(images)
 

@@ -16,8 +16,8 @@ from conftest import Megu, write_config
 from safetensors.torch import load_file
 
 from megu_cli.config import load_config
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.record import collect, envelope, fingerprints, statement
 
 pytest.importorskip("securesystemslib", reason="the extra `sign`, which is a part of `test`")
@@ -52,10 +52,10 @@ def made_folder(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         forget={"samples": "delete.csv"},
         record={"fingerprints": "lookalikes"},
     )
-    work = Workspace(load_config(file, ["forget={classes: ['8']}"]))
-    (folder / "delete.csv").write_text("path\n" + "\n".join(work.data.train.names[i] for i in (1, 5, 8)) + "\n")
-    pipeline = Pipeline(Workspace(load_config(file)))
-    pipeline.work.out.mkdir()
+    work = RunContext.open(load_config(file, ["forget={classes: ['8']}"]))
+    (folder / "delete.csv").write_text("path\n" + "\n".join(work.inputs.data.train.names[i] for i in (1, 5, 8)) + "\n")
+    pipeline = Pipeline(RunContext.open(load_config(file)))
+    pipeline.work.directory.out.mkdir()
     pipeline.run()
     fingerprints.keep(pipeline.work)
     write_key(folder, "key")

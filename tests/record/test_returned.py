@@ -13,8 +13,8 @@ from conftest import write_config
 from PIL import Image
 
 from megu_cli.config import load_config
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.record import fingerprints, returned
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -54,8 +54,8 @@ def forgotten_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mllm={"backend": "recorded", "ratings": "ratings.json"},
         record={"fingerprints": "lookalikes"},
     )
-    pipeline = Pipeline(Workspace(load_config(file)))
-    pipeline.work.out.mkdir()
+    pipeline = Pipeline(RunContext.open(load_config(file)))
+    pipeline.work.directory.out.mkdir()
     pipeline.run(goals=["finetune"])
     fingerprints.keep(pipeline.work)
     return folder
@@ -111,7 +111,7 @@ def test_a_record_is_enough_and_byte_copies_need_its_salt(megu, forgotten, tmp_p
 @pytest.mark.parametrize("kind", ["bytes", "none"])
 def test_without_lookalikes_byte_copies_are_found_and_the_rest_is_told(megu, forgotten, tmp_path, kind):
     config = load_config(forgotten / "megu.yaml", [f"record.fingerprints={kind}"])
-    fingerprints.keep(Workspace(config))
+    fingerprints.keep(RunContext.open(config))
     come_back(forgotten, tmp_path / "new")
     answer = megu("check-data", tmp_path / "new", "-o", forgotten / "run", "--json", "-q")
     # With none, finetune.json still tells single images, so that a later request keeps them forgotten.
@@ -135,12 +135,14 @@ def test_images_of_one_colour_look_like_nothing(tmp_path):
 
 
 def test_images_of_a_data_set_without_files_are_found_by_their_pixels(megu, finished, tmp_path):
-    work = Workspace(load_config(finished))
+    work = RunContext.open(load_config(finished))
     fingerprints.keep(work)
-    image = Image.fromarray(work.data.train.images[int(work.request.forget[0])][0].numpy())
+    image = Image.fromarray(work.inputs.data.train.images[int(work.inputs.request.forget[0])][0].numpy())
     (tmp_path / "new").mkdir()
     image.save(tmp_path / "new" / "eight.png")
-    Image.fromarray(work.data.train.images[int(work.request.retain[0])][0].numpy()).save(tmp_path / "new" / "other.png")
+    Image.fromarray(work.inputs.data.train.images[int(work.inputs.request.retain[0])][0].numpy()).save(
+        tmp_path / "new" / "other.png"
+    )
     answer = megu("check-data", tmp_path / "new", "-c", finished, "--json", "-q")
     assert answer.json["found"] == {"eight.png": "the same pixels"}
 

@@ -20,8 +20,9 @@ from megu_cli.cli.app import app
 from megu_cli.config import load_config
 from megu_cli.errors import ArtifactError, ConfigError, InputError
 from megu_cli.evaluation import aggregates
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.run_inputs import RunInputs
 from megu_cli.report import drawing, figures, words
 from megu_cli.run import artifacts
 
@@ -42,7 +43,7 @@ eval: {oracle: true}
 
 
 def pipeline(folder, **flags):
-    return Pipeline(Workspace(load_config(folder / "megu.yaml", **flags)))
+    return Pipeline(RunContext.open(load_config(folder / "megu.yaml", **flags)))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_page_is_one_valid_file_without_requests(whole):
 
 def test_page_is_the_same_bytes_each_time(whole, undrawn):
     folder, _ = whole
-    assert report.write(Workspace(load_config(folder / "megu.yaml")), []).read_bytes() == page(folder).encode()
+    assert report.write(RunContext.open(load_config(folder / "megu.yaml")), []).read_bytes() == page(folder).encode()
 
 
 def test_figures_are_the_same_bytes_each_time():
@@ -177,8 +178,8 @@ def test_forgotten_images_are_shown_only_when_asked_for(run, undrawn, monkeypatc
     def refuse(self):
         raise AssertionError("the report looked at images")
 
-    monkeypatch.setattr(Workspace, "data", property(refuse))
-    report.write(Workspace(load_config(run / "megu.yaml")), [])
+    monkeypatch.setattr(RunInputs, "data", property(refuse))
+    report.write(RunContext.open(load_config(run / "megu.yaml")), [])
 
 
 def test_report_refuses_what_is_missing_or_stale_and_does_not_wait(run, undrawn):
@@ -194,7 +195,7 @@ def test_report_refuses_what_is_missing_or_stale_and_does_not_wait(run, undrawn)
 
 def test_report_leaves_out_what_belongs_to_another_run(run):
     noise = artifacts.read(run / "noise.safetensors")
-    work = Workspace(load_config(run / "megu.yaml"))
+    work = RunContext.open(load_config(run / "megu.yaml"))
     other = {**noise.tensors, "negative": noise.tensors["negative"] + 1}
     artifacts.write(run / "noise.safetensors", artifacts.seal(artifacts.Artifact(noise.body, other), noise.meta))
     text = report.write(work, [], form="md").read_text()
@@ -205,7 +206,7 @@ def test_comparison_is_shown_where_it_is_of_the_same_request(run):
     request = artifacts.read_body(run / "eval.json")["request"]
     figures_ = {"mean": {"avg_gap": 0.0123, "js_divergence": 0.45}, "interval": {"avg_gap": 0.0048}}
     body = {"request": request, "seeds": [0, 1, 2], "methods": {"megu": figures_}, "noise_floor": 0.004}
-    work = Workspace(load_config(run / "megu.yaml"))
+    work = RunContext.open(load_config(run / "megu.yaml"))
     for asked, shown in ((request, True), ({**request, "forget": 1}, False)):
         sealed = artifacts.seal(artifacts.Artifact({**body, "request": asked}), {"stage": "compare"})
         artifacts.write(run / "compare.json", sealed)
@@ -381,7 +382,7 @@ def test_purge_needs_neither_data_nor_config_nor_drawing(run, monkeypatch):
         raise AssertionError("purge looked at data, or drew")
 
     page(run, "--show-forgotten")
-    monkeypatch.setattr(Workspace, "data", property(refuse))
+    monkeypatch.setattr(RunInputs, "data", property(refuse))
     monkeypatch.setattr(drawing, "drawn", refuse)
     (run / "megu.yaml").unlink()
     megu(run, "purge", "--yes", "-o", str(run))

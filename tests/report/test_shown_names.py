@@ -99,10 +99,10 @@ def test_a_report_of_hostile_names(finished):
     """Class 3 is called otherwise in all that the report is made from; each page holds the name escaped."""
     from megu_cli import report
     from megu_cli.config import load_config
-    from megu_cli.pipeline.workspace import Workspace
+    from megu_cli.pipeline.context import RunContext
     from megu_cli.run import artifacts
 
-    work = Workspace(load_config(finished))
+    work = RunContext.open(load_config(finished))
     sources = report._sources(work, (), False, ())
     body = json.loads(json.dumps(sources.evaluation.body).replace('"3"', json.dumps(HOSTILE)))
     named = report._readable(replace(sources, evaluation=artifacts.Artifact(body, meta=sources.evaluation.meta)))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import ViTConfig
 
 from megu_cli.config import changed, load_config
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 from megu_cli.run import artifacts
 
 # Long enough for digits to be learned, and for a class to be forgotten.
@@ -64,8 +64,8 @@ def test_an_unlearned_checkpoint_says_so(megu, finished, tmp_path):
     file = second(folder, first, classes=["3"])
     answer = megu("run", "-c", file, "--dry-run", "--json")
     assert "the checkpoint was unlearned before; these stay forgotten: class 8" in answer.json["notes"]
-    assert Workspace(load_config(file)).request.classes == [3, 8]
-    assert Workspace(load_config(file, ["forget.already=[]"])).request.classes == [3]
+    assert RunContext.open(load_config(file)).inputs.request.classes == [3, 8]
+    assert RunContext.open(load_config(file, ["forget.already=[]"])).inputs.request.classes == [3]
     # Where it does not say what it has forgotten, the user must, in whichever form it was written.
     torch.save({}, first / "model.pth")
     refused(
@@ -79,7 +79,7 @@ def test_an_unlearned_checkpoint_says_so(megu, finished, tmp_path):
     refused(megu("run", "-c", file, "--set", named, "--set", "model.checkpoint=null"), "model was unlearned before")
     # An original that a run directory holds was not.
     original = f"model.checkpoint={first / 'original.safetensors'}"
-    assert Workspace(load_config(file, [original])).request.classes == [3]
+    assert RunContext.open(load_config(file, [original])).inputs.request.classes == [3]
     # A request given by flag does not undo what the file says of earlier ones.
     file = second(folder, first, classes=["3"], already=[str(first)])
     answer = megu("run", "-c", file, "--dry-run", "--json", "--set", "forget.classes=[7]")
@@ -93,11 +93,11 @@ def test_earlier_requests_as_lists_and_configs(megu, finished, tmp_path):
     file = second(folder, first, classes=["3"], already=["nowhere"])
     refused(megu("run", "-c", file), "finetune.json is not there")
     file = second(folder, first, classes=["3"], already=["earlier.csv", str(finished)])
-    data = Workspace(load_config(finished)).data
+    data = RunContext.open(load_config(finished)).inputs.data
     listed = [next(i for i, label in enumerate(data.train.labels) if label == wanted) for wanted in (5, 6)]
     file.parent.joinpath("earlier.csv").write_text("".join(f"{data.train.names[i]}\n" for i in listed))
-    work = Workspace(changed(load_config(file), {"data.limit": 400}))
-    request = work.request
+    work = RunContext.open(changed(load_config(file), {"data.limit": 400}))
+    request = work.inputs.request
     assert request.classes == [3, 8]
-    eights = torch.where(work.data.train.labels == 8)[0].tolist()
+    eights = torch.where(work.inputs.data.train.labels == 8)[0].tolist()
     assert request.already.tolist() == sorted([*listed, *eights])

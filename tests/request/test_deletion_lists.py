@@ -16,7 +16,7 @@ from torch import nn
 
 from megu_cli.config import load_config
 from megu_cli.models.marks import MARK, weights_digests
-from megu_cli.pipeline.workspace import Workspace
+from megu_cli.pipeline.context import RunContext
 
 CLASSES = ("cat", "dog", "eel")
 WANTED = ["train/cat/1.png", "train/eel/2.png"]
@@ -35,16 +35,16 @@ def pictures(root: Path, train: int = 6, test: int = 4) -> Path:
     return root
 
 
-def asked(folder: Path, root: Path, content: bytes, suffix: str = "csv", **data: object) -> Workspace:
+def asked(folder: Path, root: Path, content: bytes, suffix: str = "csv", **data: object) -> RunContext:
     """A request for the images of a list."""
     folder.mkdir(exist_ok=True)
     (folder / f"list.{suffix}").write_bytes(content)
     settings = {"name": "imagefolder", "root": str(root), "image_size": 8, "limit": None, **data}
-    return Workspace(load_config(write_config(folder, data=settings, forget={"samples": f"list.{suffix}"})))
+    return RunContext.open(load_config(write_config(folder, data=settings, forget={"samples": f"list.{suffix}"})))
 
 
-def forgotten(work: Workspace) -> list[str]:
-    return [work.data.train.names[i] for i in work.request.forget.tolist()]
+def forgotten(work: RunContext) -> list[str]:
+    return [work.inputs.data.train.names[i] for i in work.inputs.request.forget.tolist()]
 
 
 # How it is written -> its bytes, and what is said where it is refused. ROOT is the absolute path of the images.
@@ -97,7 +97,7 @@ def test_a_list_is_read_right_or_refused(megu: Megu, images, tmp_path, way):
     work = asked(tmp_path, images, content.replace(b"ROOT", str(images).encode()))
     if fault is None:
         assert forgotten(work) == WANTED
-        assert work.notes[0] == "forget.samples: 2 of 2 lines matched, 2 images with copies"
+        assert work.inputs.notes[0] == "forget.samples: 2 of 2 lines matched, 2 images with copies"
     else:
         refused(megu("run", "-c", tmp_path / "megu.yaml"), fault)
         refused(megu("run", "-c", tmp_path / "megu.yaml", "--dry-run"), fault)
@@ -149,7 +149,7 @@ def test_an_exact_name_wins_and_what_may_be_two_is_refused(tmp_path, content, wa
         assert forgotten(work) == wanted
     else:
         with pytest.raises(Exception, match=wanted):
-            _ = work.request
+            _ = work.inputs.request
 
 
 def test_what_is_listed_is_in_no_test_split_made_here_however_it_is_written(images, tmp_path):
@@ -177,11 +177,11 @@ def test_earlier_lists_that_match_nothing_are_refused_unless_told_otherwise(imag
     (tmp_path / "earlier.csv").write_text(lines)
     settings = [f"forget.already=[{tmp_path / 'earlier.csv'}]"]
     with pytest.raises(Exception, match="is no image of the data") as error:
-        _ = Workspace(load_config(tmp_path / "megu.yaml", settings)).request
+        _ = RunContext.open(load_config(tmp_path / "megu.yaml", settings)).inputs.request
     assert "forget.already_missing: ignore" in str(error.value)
-    work = Workspace(load_config(tmp_path / "megu.yaml", [*settings, "forget.already_missing=ignore"]))
+    work = RunContext.open(load_config(tmp_path / "megu.yaml", [*settings, "forget.already_missing=ignore"]))
     assert forgotten(work) == ["train/dog/0.png"]
-    assert "forget.already: 0 of 1 lines of earlier.csv matched" in work.notes
+    assert "forget.already: 0 of 1 lines of earlier.csv matched" in work.inputs.notes
 
 
 # -- one request after another ---------------------------------------------------------------------------------------
@@ -220,8 +220,8 @@ def request(folder: Path, images: Path, checkpoint: Path, lines: str, **more: ob
 
 
 def before(file: Path, *settings: str) -> set[str]:
-    work = Workspace(load_config(file, list(settings)))
-    return {work.data.train.names[i] for i in work.request.already.tolist()}
+    work = RunContext.open(load_config(file, list(settings)))
+    return {work.inputs.data.train.names[i] for i in work.inputs.request.already.tolist()}
 
 
 def unlearn(megu: Megu, file: Path, command: str = "run") -> None:
@@ -253,7 +253,7 @@ def test_three_requests_each_from_the_last_ones_moved_and_renamed_file(megu, tmp
     photo.write_bytes(kept)
     fourth = request(tmp_path / "else", images, tmp_path / "v4.pth", "cat/5.png")
     assert before(fourth) == {f"train/{name}" for name in asked_for}
-    assert any("these stay forgotten: 3 images" in note for note in Workspace(load_config(fourth)).notes)
+    assert any("these stay forgotten: 3 images" in note for note in RunContext.open(load_config(fourth)).inputs.notes)
     assert before(fourth, "forget.already=[]") == set()
     (tmp_path / "else" / "more.csv").write_text("eel/0.png")
     joined = before(fourth, f"forget.already=[{tmp_path / 'else' / 'more.csv'}]")
@@ -270,7 +270,7 @@ def unlearned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(network().state_dict(), folder / "mine.pth")
     config = load_config(request(folder / "first", images, folder / "mine.pth", "cat/1.png"))
     config.out.mkdir()
-    Pipeline(Workspace(config)).run(goals=["finetune"])
+    Pipeline(RunContext.open(config)).run(goals=["finetune"])
     return folder
 
 
@@ -289,7 +289,7 @@ def test_every_file_says_what_was_forgotten_in_the_same_bytes(unlearned, tmp_pat
     assert {record["parent"]} == weights_digests(unlearned / "mine.pth")
     config = load_config(request(tmp_path, unlearned / "images", unlearned / "mine.pth", "cat/1.png"))
     config.out.mkdir()
-    Pipeline(Workspace(config)).run(goals=["finetune"])
+    Pipeline(RunContext.open(config)).run(goals=["finetune"])
     for name in ("model.pth", "model.safetensors"):
         assert (config.out / name).read_bytes() == (run / name).read_bytes()
 

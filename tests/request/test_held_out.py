@@ -20,8 +20,8 @@ from megu_cli.data.names import hashed
 from megu_cli.errors import ConfigError, DataError
 from megu_cli.evaluation import measure
 from megu_cli.models.preflight import check
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.problem import evaluation_problem, fresh
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.request.earlier import Already, of_record
 from megu_cli.request.questions import questions
 from megu_cli.request.resolve import Earlier, Request, resolve
@@ -380,7 +380,7 @@ def test_an_earlier_random_request_is_drawn_from_what_was_held_out_then(tmp_path
     random = {"random": {"count": 40}}
     first = load_config(write_config(tmp_path / "first", forget=random))
     file = write_config(tmp_path / "second", model={"checkpoint": "mine.safetensors"}, forget={"classes": ["3"]})
-    data_then, data_now = (Workspace(config).data for config in (first, load_config(file)))
+    data_then, data_now = (RunContext.open(config).inputs.data for config in (first, load_config(file)))
     then = resolve(data_then, count=40)
     assert data_now.borrowed
     known = Already([tmp_path / "first" / "megu.yaml"], None).resolved(data_now)
@@ -393,37 +393,37 @@ def test_a_config_among_earlier_requests_stands_for_those_before_it_too(tmp_path
     first = write_config(tmp_path / "a", forget={"classes": ["8"]})
     drawn = {"random": {"count": 5}, "already": [str(first)]}
     second = write_config(tmp_path / "b", forget=drawn)
-    own = Workspace(load_config(second))
+    own = RunContext.open(load_config(second))
     third = write_config(tmp_path / "c", forget={"classes": ["3"], "already": [str(second)]})
-    request = Workspace(load_config(third)).request
+    request = RunContext.open(load_config(third)).inputs.request
     assert request.classes == [3, 8]
-    eights = torch.where(own.data.train.labels == 8)[0].tolist()
-    threes = own.request.forget[own.data.train.labels[own.request.forget] == 3].tolist()
-    assert request.already.tolist() == sorted({*eights, *own.request.forget.tolist()} - {*threes})
+    eights = torch.where(own.inputs.data.train.labels == 8)[0].tolist()
+    threes = own.inputs.request.forget[own.inputs.data.train.labels[own.inputs.request.forget] == 3].tolist()
+    assert request.already.tolist() == sorted({*eights, *own.inputs.request.forget.tolist()} - {*threes})
 
     write_config(tmp_path / "a", forget={"classes": ["8"], "already": [str(second)]})
     with pytest.raises(ConfigError, match="leads back to itself"):
-        _ = Workspace(load_config(third)).request
+        _ = RunContext.open(load_config(third)).inputs.request
     write_config(tmp_path / "a", forget={"classes": ["8"]})
     with pytest.raises(ConfigError, match="draws or counts images in other data"):
-        _ = Workspace(load_config(third, ["data.limit=500"])).request
+        _ = RunContext.open(load_config(third, ["data.limit=500"])).inputs.request
 
 
 def test_what_earlier_configs_name_is_in_no_test_split_that_is_made_here(tmp_path):
     root = folders(tmp_path / "images", train=10) / "train"
     settings = {"name": "imagefolder", "root": str(root), "image_size": 2, "limit": None}
-    plain = Workspace(load_config(write_config(tmp_path / "plain", data=settings, forget={"classes": [0]})))
-    named = plain.data.test.names[0]
+    plain = RunContext.open(load_config(write_config(tmp_path / "plain", data=settings, forget={"classes": [0]})))
+    named = plain.inputs.data.test.names[0]
     (tmp_path / "list.csv").write_text(f"{named}\n")
     before = write_config(tmp_path / "a", data=settings, forget={"samples": "../list.csv"})
     after = write_config(tmp_path / "b", data=settings, forget={"classes": [0], "already": [str(before)]})
-    work = Workspace(load_config(after))
-    assert named in work.data.train.names
-    assert named not in work.data.test.names
+    work = RunContext.open(load_config(after))
+    assert named in work.inputs.data.train.names
+    assert named not in work.inputs.data.test.names
     # An index would name another image as soon as one more is reserved.
     (tmp_path / "list.csv").write_text("0\n")
     with pytest.raises(DataError, match="an index names nothing that lasts"):
-        _ = Workspace(load_config(before)).request
+        _ = RunContext.open(load_config(before)).inputs.request
 
 
 # -- what is measured ----------------------------------------------------------------------------------------------
@@ -433,10 +433,10 @@ def test_no_figure_of_training_images_counts_what_is_borrowed(tmp_path):
     """Those of a data set with nothing held out, to the last digit."""
     settings = {"data": {"limit": 150, "validation": 0}, "forget": {"classes": ["8"]},
                 "eval": {"probe_samples": 10_000, "batch": 64}}  # fmt: skip
-    plain = Workspace(load_config(write_config(tmp_path, **settings)))
-    lent = Workspace(load_config(tmp_path / "megu.yaml", ["data.validation=0.1", "data.validation_from=test"]))
-    assert lent.data.borrowed
-    assert torch.equal(lent.request.retain, plain.request.retain)
+    plain = RunContext.open(load_config(write_config(tmp_path, **settings)))
+    lent = RunContext.open(load_config(tmp_path / "megu.yaml", ["data.validation=0.1", "data.validation_from=test"]))
+    assert lent.inputs.data.borrowed
+    assert torch.equal(lent.inputs.request.retain, plain.inputs.request.retain)
     assert evaluation_problem(lent).sample.probed.tolist() == evaluation_problem(plain).sample.probed.tolist()
     figures = []
     for work in (plain, lent):
@@ -444,16 +444,18 @@ def test_no_figure_of_training_images_counts_what_is_borrowed(tmp_path):
         seen = measure.Predictions.of(fresh(work, "some").eval(), problem, "some")
         other = measure.Predictions.of(fresh(work, "other").eval(), problem, "other")
         assert len(seen.train.predicted) == 150
-        assert len(seen.test.predicted) == len(work.data.test)
+        assert len(seen.test.predicted) == len(work.inputs.data.test)
         measured = measure.Measurement(problem, seen, other)
         own = measured.figures
         figures.append([
             own["retain_train_acc"], own["forget_train_acc"], own["zrf"],
-            measure.per_class(seen, work.data)["train"],
+            measure.per_class(seen, work.inputs.data)["train"],
             measured.entanglement,
         ])  # fmt: skip
     assert figures[0] == figures[1]
-    assert measure.described(plain.data, plain.request) == measure.described(lent.data, lent.request)
+    assert measure.described(plain.inputs.data, plain.inputs.request) == measure.described(
+        lent.inputs.data, lent.inputs.request
+    )
 
 
 def test_neither_rater_nor_preflight_is_shown_what_is_borrowed(digits):
@@ -481,9 +483,9 @@ def test_neither_rater_nor_preflight_is_shown_what_is_borrowed(digits):
 
 
 def test_the_user_is_told_what_leaves_the_test(tmp_path):
-    mine = Workspace(load_config(write_config(tmp_path, model={"checkpoint": "mine.pth"})))
-    assert f"{mine.data.borrowed} of 325 test images are held out for validation" in mine.notes[-1]
-    assert Workspace(load_config(write_config(tmp_path))).notes == []
+    mine = RunContext.open(load_config(write_config(tmp_path, model={"checkpoint": "mine.pth"})))
+    assert f"{mine.inputs.data.borrowed} of 325 test images are held out for validation" in mine.inputs.notes[-1]
+    assert RunContext.open(load_config(write_config(tmp_path))).inputs.notes == []
 
 
 @pytest.mark.parametrize(("source", "said"), [("train", True), ("test", False)])

@@ -10,8 +10,8 @@ from megu_cli import baselines
 from megu_cli.config import load_config
 from megu_cli.errors import ArtifactError, ConfigError
 from megu_cli.pipeline import purge
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import artifacts, writing
 from megu_cli.run.artifacts import Artifact
 
@@ -24,7 +24,7 @@ def test_an_artifact_that_names_a_file_outside_is_corrupt(finished):
     meta = {k: v for k, v in read.meta.items() if k not in ("content", "checksum")}
     names = {"../outside.safetensors": read.meta["weights"]["model.safetensors"]}
     artifacts.write(out / "finetune.json", artifacts.seal(Artifact(read.body), {**meta, "weights": names}))
-    state = Pipeline(Workspace(load_config(finished))).state("finetune")
+    state = Pipeline(RunContext.open(load_config(finished))).state("finetune")
     assert (state.status, state.reason) == (
         "corrupt",
         "its meta names ../outside.safetensors, a file outside the run directory",

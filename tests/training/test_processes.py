@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from megu_cli.config import load_config
 from megu_cli.execution import processes
 from megu_cli.execution.processes import SINGLE, Processes
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.workspace import Workspace
 
 SCRIPT = Path(__file__).parents[1] / "launched.py"
 
@@ -132,7 +132,7 @@ def digits(tmp_path_factory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("trained")
     config = load_config(write_config(folder, train={"epochs": 8, "lr": 0.02}))
     config.out.mkdir()
-    Pipeline(Workspace(config)).build(["train"])
+    Pipeline(RunContext.open(config)).build(["train"])
     return load_file(config.out / "original.safetensors")
 
 

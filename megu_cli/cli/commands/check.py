@@ -22,7 +22,7 @@ def check(options: Options) -> None:
 
     with opened(options, write=False) as (pipeline, _):
         work = pipeline.work
-        if not work.checkpoint_file.exists():
+        if not work.inputs.original.path.exists():
             raise ConfigError(
                 "there is no checkpoint to check",
                 "Set model.checkpoint to your trained weights, or train them with `megu train`.",

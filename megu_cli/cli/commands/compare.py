@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Optional
 
 import typer
@@ -36,8 +37,7 @@ def compare(
     with opened(options) as (pipeline, config):
         given = {"methods": [name.strip() for name in methods.split(",")] if methods else None, "seeds": seeds}
         settings = {f"compare.{key}": value for key, value in given.items() if value is not None}
-        work = pipeline.work
-        work.config = changed(config, settings)
+        work = replace(pipeline.work, config=changed(config, settings))
         comparison = Comparison(work, pipeline.say)
         comparison.refuse_foreign(tune, options.force)
         if options.dry_run:

@@ -147,7 +147,7 @@ def run_pending(options: Options, file: Path, done: date | None, sign: Path | No
             assert done is not None  # refused above
             statement = collect.collect(out, ledger.asked(book, entries, salt, done), salt)
             record = records.write(out / records.FILE, statement, sign)
-            notes = pipeline.work.notes
+            notes = pipeline.work.inputs.notes
         book.close([entry.id for entry in entries], done, record.digest, ledger.deployed(out))
     say(f"{', '.join(entry.id for entry in entries)}: done by {ledger.deployed(out)}", err=True)
     say(f"record: {out / records.FILE}", err=True)

@@ -46,7 +46,7 @@ def run(
             return
         pipeline.run(force=options.force)
         keep(pipeline.work)
-        notes = pipeline.work.notes
+        notes = pipeline.work.inputs.notes
     try:
         show_eval(options, config, notes)
     finally:
@@ -79,7 +79,7 @@ def status(options: Options) -> None:
     }
     if done:
         for row in rows.values():
-            there = (pipeline.work.out / row["file"]).is_file()
+            there = (pipeline.work.directory.out / row["file"]).is_file()
             row |= {"status": "done" if there else "absent", "reason": "images deleted" if there else "not needed"}
     display(options, {"stages": rows, **({"done": done} if done else {})}, tables.status)
     if amiss and not done:

@@ -16,8 +16,8 @@ from megu_cli.cli.options import Options
 
 if TYPE_CHECKING:
     from megu_cli.config import Config
+    from megu_cli.pipeline.context import RunContext
     from megu_cli.pipeline.engine import Pipeline
-    from megu_cli.pipeline.workspace import Workspace
 
 
 Require = Annotated[
@@ -67,12 +67,12 @@ def opened(
         )
     parse(config.eval.require)  # a requirement that cannot be read is refused before anything runs
 
+    from megu_cli.pipeline.context import RunContext
     from megu_cli.pipeline.engine import Pipeline
-    from megu_cli.pipeline.workspace import Workspace
 
-    work = Workspace(config, tracker(quiet))
+    work = RunContext.open(config, tracker(quiet))
     if options.force:
-        work.renew()
+        work.directory.renew()
     pipeline = Pipeline(work, say=lambda line: None if quiet else say(line, err=True))
     try:
         if write and options.dry_run:
@@ -81,17 +81,17 @@ def opened(
             work.check()
         if not write or options.dry_run:
             yield pipeline, config
-            work.keep_memo(only_beside_runs=True)
+            work.directory.keep_digests(only_beside_runs=True)
         else:
             readable(work)
             work.check()
-            for line in work.notes:
+            for line in work.inputs.notes:
                 pipeline.say(line)
             with locked(config.out) if first else contextlib.nullcontext():
                 yield pipeline, config
                 if first:
-                    work.keep_memo(only_beside_runs=True)
-                work.crew.close()
+                    work.directory.keep_digests(only_beside_runs=True)
+                work.runtime.processes.close()
     except KeyboardInterrupt:
         from megu_cli import entry
 
@@ -99,7 +99,7 @@ def opened(
         raise
 
 
-def readable(work: Workspace) -> None:
+def readable(work: RunContext) -> None:
     """See that recorded ratings can be read, and have the rows that the request names, before any data are loaded.
 
     Raises:
@@ -111,7 +111,7 @@ def readable(work: Workspace) -> None:
     config = work.config
     if config.mllm.backend != "recorded":
         return
-    known = recorded(work)
+    known = recorded(work.inputs)
     asked = {str(name) for name in config.forget.classes or config.forget.subclasses or []}
     if missing := sorted(name for name in asked & {*known.classes} if name not in known.scores):
         raise DataError(

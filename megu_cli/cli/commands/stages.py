@@ -61,8 +61,8 @@ def similarity(
             pipeline.validate(names)
             plan = rows_of(pipeline.plan(names, options.force))
             if show:
-                refuse_foreign(pipeline.work.out, HEAT_MAP)
-            cost = pipeline.work.rating_cost() if plan[0]["action"] == "run" else None
+                refuse_foreign(pipeline.work.directory.out, HEAT_MAP)
+            cost = pipeline.work.inputs.rating_cost() if plan[0]["action"] == "run" else None
         display(options, {"plan": plan, "cost": dataclasses.asdict(cost) if cost else None}, tables.rating_cost)
         return
     if against is not None:
@@ -99,8 +99,8 @@ def _write_template(options: Options, file: Path) -> None:
     if file.exists() and not options.force:
         raise ConfigError(f"{file} is there already", "Give another name, or overwrite it with --force.")
     with opened(options, write=False) as (pipeline, _):
-        rows = {q.concept: dict.fromkeys(q.candidates) for q in pipeline.work.questions}
-        names = list(pipeline.work.data.concepts)
+        rows = {q.concept: dict.fromkeys(q.candidates) for q in pipeline.work.inputs.questions}
+        names = list(pipeline.work.inputs.data.concepts)
     content = {"rater": "who fills this in", "classes": names, "scores": rows}
     number = sum(map(len, rows.values()))
     if not options.dry_run:
@@ -158,7 +158,7 @@ def _stage(options: Options, names: list[str], require: list[str] | None = None)
     elif names == ["eval"]:
         with opened(options, require, shared=True) as (pipeline, config):
             pipeline.build(names, options.force)
-            notes = pipeline.work.notes
+            notes = pipeline.work.inputs.notes
         show_eval(options, config, notes)
     else:
         display(options, built(options, names), tables.stages)

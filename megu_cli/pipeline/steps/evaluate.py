@@ -7,14 +7,14 @@ from functools import partial
 from megu_cli.baselines.mask import mask
 from megu_cli.evaluation.measure import Measurement, Predictions, evaluated
 from megu_cli.pipeline import times
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.problem import evaluation_problem
 from megu_cli.pipeline.steps.product import Inputs, Product
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run import files
 from megu_cli.run.artifacts import Artifact
 
 
-def evaluate(work: Workspace, inputs: Inputs) -> Product:
+def evaluate(work: RunContext, inputs: Inputs) -> Product:
     """Every metric of the original, the unlearned, the masked and, where it is there, the retrained model."""
     problem = evaluation_problem(work)
     models = {"unlearned": work.unlearned()}
@@ -23,9 +23,9 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
     predictions = {name: Predictions.of(model, problem, name) for name, model in models.items()}
     models["original"] = work.original()
     original, masked = Predictions.with_mask(
-        models["original"], problem, "original", partial(mask, forgotten=work.request.classes)
+        models["original"], problem, "original", partial(mask, forgotten=work.inputs.request.classes)
     )
-    if not work.crew.first:  # its predictions are gathered; the rest is measured once
+    if not work.runtime.processes.first:  # its predictions are gathered; the rest is measured once
         return Product(Artifact({}))
     predictions |= {"original": original, "mask": masked}
     # A checkpoint that was handed over without its labels, or purged of them, can be judged too.
@@ -46,4 +46,4 @@ def evaluate(work: Workspace, inputs: Inputs) -> Product:
     lineage = {key: entry for artifact in inputs.values() for key, entry in artifact.meta["lineage"].items()}
     lineage |= {name: artifact.meta for name, artifact in inputs.items()}
     validation = retrained.body.get("validation_acc", []) if retrained else None
-    return Product(Artifact({**result, "time": times.summary(work.log, lineage, "oracle", validation)}))
+    return Product(Artifact({**result, "time": times.summary(work.directory.log, lineage, "oracle", validation)}))

@@ -12,38 +12,38 @@ from megu_cli.method import unlearn as unlearning
 from megu_cli.models import huggingface
 from megu_cli.models.marks import MARK, marked
 from megu_cli.models.weights import State, like, unreached
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.labels import loaded
 from megu_cli.pipeline.steps.problem import fresh, problem
 from megu_cli.pipeline.steps.product import Inputs, Product
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.request.earlier import provenance, record
 from megu_cli.run.artifacts import Artifact, canonical
 from megu_cli.run.files import UNLEARNED, WEIGHTS
 
 
-def finetune(work: Workspace, inputs: Inputs) -> Product:
+def finetune(work: RunContext, inputs: Inputs) -> Product:
     """Fragment-Align: the unlearned model."""
     made = loaded(inputs["labels"])
     model = work.original()
     history = unlearning.align(
         problem(work), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors
     )
-    if not work.crew.first:  # the model is the same in all processes: one makes the files of it
+    if not work.runtime.processes.first:  # the model is the same in all processes: one makes the files of it
         return Product(Artifact({}))
     body = {
         "loss": history.loss,
         "validation_acc": history.validation,
         "steps": history.steps,
-        "forgotten": record(work.data, work.request, work.already),
+        "forgotten": record(work.inputs.data, work.inputs.request, work.inputs.earlier),
     }
     return _unlearned(work, model, body)
 
 
-def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Product:
+def _unlearned(work: RunContext, model: nn.Module, body: dict[str, Any]) -> Product:
     """The unlearned weights as the original ones came: file or directory, keys, dtypes, wrapping."""
-    original, files, notes = work.checkpoint, {}, []
+    original, files, notes = work.inputs.original.weights, {}, []
     state = model.state_dict()
-    example = next(work.data.train.batches([work.request.retain[:1]], work.device))
+    example = next(work.inputs.data.train.batches([work.inputs.request.retain[:1]], work.runtime.device))
     if idle := unreached(model, example):
         # No step has touched them, and what they learned they would keep.
         newly = fresh(work, "idle").state_dict()
@@ -55,17 +55,17 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
         body["reinitialised"] = idle
         notes.append(f"initialised anew, since the logits do not depend on them: {_some(idle)}")
     weights = like(state, original)
-    if work.hf_folder:
-        own = work.own_checkpoint
+    if work.inputs.user_model.folder:
+        own = work.inputs.user_model.checkpoint
         content, renamed = huggingface.directory(
-            str(work.hf_folder),
+            str(work.inputs.user_model.folder),
             own if own and own.is_dir() else None,
             {name: weights.get(name, value.cpu()) for name, value in state.items()},
-            work.data.classes,
+            work.inputs.data.classes,
             replace(
-                work.own.preprocessing,
-                mean=tuple(work.data.train.mean.flatten().tolist()),
-                std=tuple(work.data.train.std.flatten().tolist()),
+                work.inputs.user_model.preprocessing,
+                mean=tuple(work.inputs.data.train.mean.flatten().tolist()),
+                std=tuple(work.inputs.data.train.std.flatten().tolist()),
                 image_size=example.shape[-1],
             ),
             work.config.model.trust_remote_code,
@@ -76,19 +76,23 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
         notes.append(f"{UNLEARNED}/ is the unlearned model for from_pretrained()")
         if own and own.is_dir():
             return _product(body, renamed, in_directory, files, notes)
-    if work.own_checkpoint and work.wrapped:
-        renewed = work.file.renewed(state)
+    if work.inputs.user_model.checkpoint and work.inputs.wrapped:
+        renewed = work.inputs.original.file.renewed(state)
         body["checkpoint"] = {
-            "weights": work.file.chosen.name,
+            "weights": work.inputs.original.file.chosen.name,
             "replaced": renewed.replaced,
             "dropped": renewed.dropped,
         }
-        if work.file.suffix == ".safetensors":
+        if work.inputs.original.file.suffix == ".safetensors":
             weights = renewed.content
         else:
             mark = canonical(_provenance(work, body, weights)).decode()
-            files[f"{UNLEARNED}{work.file.suffix}"] = marked(work.file.written(state), mark)
-            notes.append(f"{UNLEARNED}{work.file.suffix} is the unlearned checkpoint, wrapped as the input is")
+            files[f"{UNLEARNED}{work.inputs.original.file.suffix}"] = marked(
+                work.inputs.original.file.written(state), mark
+            )
+            notes.append(
+                f"{UNLEARNED}{work.inputs.original.file.suffix} is the unlearned checkpoint, wrapped as the input is"
+            )
         if len(renewed.replaced) > 1:
             notes.append(f"unlearned from {renewed.replaced[0]}; replaced as well: {_some(renewed.replaced[1:])}")
         if renewed.dropped:
@@ -96,9 +100,9 @@ def _unlearned(work: Workspace, model: nn.Module, body: dict[str, Any]) -> Produ
     return _product(body, weights, _provenance(work, body, weights), files, notes)
 
 
-def _provenance(work: Workspace, body: Mapping[str, Any], weights: State) -> dict[str, Any]:
-    request = [work.digest("train_data"), work.digest("forget")]
-    return provenance(body["forgotten"], work.already.own, work.checkpoint, weights, request)
+def _provenance(work: RunContext, body: Mapping[str, Any], weights: State) -> dict[str, Any]:
+    request = [work.inputs.digest("train_data"), work.inputs.digest("forget")]
+    return provenance(body["forgotten"], work.inputs.earlier.own, work.inputs.original.weights, weights, request)
 
 
 def _product(

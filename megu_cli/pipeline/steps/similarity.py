@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from megu_cli.method import unlearn as unlearning
 from megu_cli.mllm.base import Ratings
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.problem import problem
 from megu_cli.pipeline.steps.product import Inputs, Product
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run.artifacts import Artifact
 
 
-def similarity(work: Workspace, inputs: Inputs) -> Product:
+def similarity(work: RunContext, inputs: Inputs) -> Product:
     """Ratings of how similar the forgotten concepts are to the retained ones."""
     # With a single candidate there is nothing to ask: the transition is certain.
-    asked = [question for question in work.questions if len(question.candidates) > 1]
-    ratings = work.rater.rate(asked) if asked else Ratings("nobody: a single candidate needs no rating", {}, {})
+    asked = [question for question in work.inputs.questions if len(question.candidates) > 1]
+    ratings = work.inputs.rater.rate(asked) if asked else Ratings("nobody: a single candidate needs no rating", {}, {})
     body = {
-        "classes": work.data.concepts,
+        "classes": work.inputs.data.concepts,
         "rater": ratings.rater,
         "scores": ratings.scores,
         "backend": work.config.mllm.backend,
@@ -25,12 +25,15 @@ def similarity(work: Workspace, inputs: Inputs) -> Product:
     return Product(Artifact(body))
 
 
-def transition(work: Workspace, inputs: Inputs) -> Product:
+def transition(work: RunContext, inputs: Inputs) -> Product:
     """The transition matrix of the rated concepts."""
-    candidates = {question.concept: question.candidates for question in work.questions}
+    candidates = {question.concept: question.candidates for question in work.inputs.questions}
     scores = inputs["similarity"].body["scores"]
     if work.config.mllm.backend == "none":
         scores = {concept: dict.fromkeys(compared, 0.0) for concept, compared in candidates.items()}
     matrix = unlearning.transition(problem(work), candidates, scores)
-    body = {"rows": [work.data.concepts[c] for c in work.request.asked], "columns": work.data.classes}
+    body = {
+        "rows": [work.inputs.data.concepts[c] for c in work.inputs.request.asked],
+        "columns": work.inputs.data.classes,
+    }
     return Product(Artifact(body, {"transition": matrix}))

@@ -8,19 +8,19 @@ from torch import nn
 from megu_cli import training
 from megu_cli.baselines.retrain import retrain
 from megu_cli.models.sources import shown
+from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.problem import fresh, task
 from megu_cli.pipeline.steps.product import Inputs, Product
-from megu_cli.pipeline.workspace import Workspace
 from megu_cli.run.artifacts import Artifact
 
 
-def train(work: Workspace, inputs: Inputs) -> Product:
+def train(work: RunContext, inputs: Inputs) -> Product:
     """Train the original model on all training images but the held-out ones."""
     model = fresh(work, "train")
-    index = torch.where(work.data.trainable)[0]
+    index = torch.where(work.inputs.data.trainable)[0]
     history = training.train_classifier(
         model,
-        work.data.train,
+        work.inputs.data.train,
         index,
         work.config.train,
         label="train",
@@ -29,18 +29,18 @@ def train(work: Workspace, inputs: Inputs) -> Product:
     return _trained(work, model, len(index), history)
 
 
-def oracle(work: Workspace, inputs: Inputs) -> Product:
+def oracle(work: RunContext, inputs: Inputs) -> Product:
     """Retrain from a true re-initialisation, without the forget set: the same recipe, the same passes."""
     # What is loaded into the model does not matter: every weight is initialised anew.
     model = work.build()
     history = retrain(model, task(work), work.config.train)
-    return _trained(work, model, len(work.request.retain), history)
+    return _trained(work, model, len(work.inputs.request.retain), history)
 
 
-def _trained(work: Workspace, model: nn.Module, samples: int, history: training.History) -> Product:
+def _trained(work: RunContext, model: nn.Module, samples: int, history: training.History) -> Product:
     body = {
         "model": shown(work.config.model.name),
-        "classes": work.data.classes,
+        "classes": work.inputs.data.classes,
         "samples": samples,
         "loss": history.loss,
         "validation_acc": history.validation,
