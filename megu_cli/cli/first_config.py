@@ -155,9 +155,9 @@ class FirstConfig:
         """What a checkpoint that megu unlearned says of itself: it stays forgotten without being named."""
         if not self.given.checkpoint or not self.given.checkpoint.exists():
             return []
-        from megu_cli.request.earlier import Already
+        from megu_cli.request.earlier import EarlierRequests
 
-        own = Already(None, self.given.checkpoint).own
+        own = EarlierRequests(None, self.given.checkpoint).of_checkpoint
         if not (own.concepts or own.contents):
             return []
         return [f"the checkpoint was unlearned before; these stay forgotten: {own.words}"]

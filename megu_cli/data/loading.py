@@ -21,7 +21,7 @@ from megu_cli.data.names import hashed
 from megu_cli.data.own import Reserved, UserData, imagefolder, manifest
 from megu_cli.data.splits import Dataset, Split
 from megu_cli.errors import DataError, Faults, brief
-from megu_cli.run.memo import Memo
+from megu_cli.run.file_digests import FileDigestCache
 
 # The user's own data sets, by data.name.
 USER_DATA: dict[str, Callable[[UserData], Raw]] = {
@@ -55,7 +55,7 @@ def load(
     channels: int | None = None,
     order: Sequence[str] | None = None,
     reserved: Reserved | None = None,
-    memo: Memo | None = None,
+    file_digests: FileDigestCache | None = None,
 ) -> Dataset:
     """Load a data set.
 
@@ -70,7 +70,7 @@ def load(
         order: Classes of the user's own data in the order of the model's outputs, also those without images; ``None``:
             sorted.
         reserved: Images that never become part of a test split made here.
-        memo: Remembers digests of files.
+        file_digests: Remembers digests of files.
 
     Raises:
         DataError: The files are missing or damaged, or the superclasses do not fit.
@@ -78,7 +78,7 @@ def load(
     name = settings.name
     if prepare.image_size is None:
         prepare = replace(prepare, image_size=settings.image_size)
-    raw = _raw(settings, prepare.resizing, channels, order, reserved or Reserved(), memo or Memo())
+    raw = _raw(settings, prepare.resizing, channels, order, reserved or Reserved(), file_digests or FileDigestCache())
     superclasses = settings.superclasses
     if name == "cifar20" and superclasses is None:
         superclasses = CIFAR20
@@ -118,13 +118,13 @@ def _raw(
     channels: int | None,
     order: Sequence[str] | None,
     reserved: Reserved,
-    memo: Memo,
+    file_digests: FileDigestCache,
 ) -> Raw:
     """Both splits as a loader gives them."""
     if settings.name in USER_DATA:
         if resizing is None:
             raise DataError(f"data.name: {settings.name} needs data.image_size")
-        return USER_DATA[settings.name](UserData(settings, resizing, channels or 3, order, reserved, memo))
+        return USER_DATA[settings.name](UserData(settings, resizing, channels or 3, order, reserved, file_digests))
     raw = LOADERS[settings.name](settings.root)
     return resized(raw, resizing) if resizing else raw
 

@@ -21,7 +21,7 @@ from megu_cli.data.names import Names, alike, composed, hashed
 from megu_cli.data.paths import Root, relative
 from megu_cli.errors import DataError, Faults, brief
 from megu_cli.run import reading
-from megu_cli.run.memo import Memo
+from megu_cli.run.file_digests import FileDigestCache
 
 _Array = np.ndarray[Any, Any]
 _TEST = ("test", "val")
@@ -52,7 +52,7 @@ class UserData:
         channels: 1 for grey, 3 for RGB.
         classes: The classes in the order of the model's outputs, also those without images; ``None``: sorted.
         reserved: Images that stay out of a test split made here.
-        memo: Remembers digests of files.
+        file_digests: Remembers digests of files.
     """
 
     settings: DataConfig
@@ -60,7 +60,7 @@ class UserData:
     channels: int = 3
     classes: Sequence[str] | None = None
     reserved: Reserved = field(default_factory=Reserved)
-    memo: Memo = field(default_factory=Memo)
+    file_digests: FileDigestCache = field(default_factory=FileDigestCache)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def ordered(
 
 def _files(root: Root, classes: list[str], listing: Listing, user: UserData) -> Raw:
     """Both splits of images that lie in files."""
-    digests = user.memo.digests((f"{root.path}/{name}" for name in listing.names), inspect)
+    digests = user.file_digests.digests((f"{root.path}/{name}" for name in listing.names), inspect)
     return assembled(root.path, classes, listing, digests, Files(root.path, listing.names), user)
 
 

@@ -6,8 +6,8 @@ from megu_cli.config import Config
 from megu_cli.errors import ArtifactError
 from megu_cli.pipeline.remembered import InputMemory
 from megu_cli.run import files
+from megu_cli.run.file_digests import FileDigestCache
 from megu_cli.run.log import RunLog
-from megu_cli.run.memo import Memo
 
 
 class RunDirectory:
@@ -19,10 +19,10 @@ class RunDirectory:
         remembers: False: nothing is remembered of the inputs, for a request that is not the config's.
     """
 
-    def __init__(self, config: Config, file_digests: Memo | None = None, remembers: bool = True) -> None:
+    def __init__(self, config: Config, file_digests: FileDigestCache | None = None, remembers: bool = True) -> None:
         self.out = config.out
         self.log = RunLog(self.out)
-        self.file_digests = Memo(self.out / files.FILE_DIGESTS) if file_digests is None else file_digests
+        self.file_digests = FileDigestCache(self.out / files.FILE_DIGESTS) if file_digests is None else file_digests
         self.input_memory = InputMemory(config, active=remembers)
 
     def renew(self) -> None:

@@ -178,7 +178,7 @@ class Pipeline(Freshness):
         """Run one stage whose inputs are all fresh, and write what it makes."""
         self.work.ready()
         self.work.runtime.start()
-        stage, crew = STAGES[name], self.work.runtime.processes
+        stage, processes = STAGES[name], self.work.runtime.processes
         before = self.state(name)
         why = f" ({before.status}: {before.reason})" if before.status in ("stale", "corrupt") else ""
         self.say(f"{name}: running{why}")
@@ -194,23 +194,23 @@ class Pipeline(Freshness):
             lineage |= artifact.meta["lineage"]
             lineage[upstream] = {k: artifact.meta[k] for k in ("version", "settings", "inputs", "fingerprint")}
         self.work.preload()
-        crew.wait()  # all processes have read what is there, before anything changes
+        processes.wait()  # all processes have read what is there, before anything changes
         started = time.perf_counter()
         resume = Resume(
             self.work.directory.out / files.resume_file(name),
-            artifacts.digest([parts, crew.world]),
+            artifacts.digest([parts, processes.world]),
             self.work.config.checkpoint_seconds,
             self.say,
         )
         product = None
-        if crew.first or stage.shared:
+        if processes.first or stage.shared:
             product = stage.load()(replace(self.work, resume=resume), inputs)
         # What was done before a kill counts: a time is that of the whole stage.
         seconds = resume.seconds + time.perf_counter() - started
-        if crew.first and product is not None:
+        if processes.first and product is not None:
             self._write(stage, product, parts, lineage, seconds)
             resume.path.unlink(missing_ok=True)
-        crew.wait()
+        processes.wait()
         stage.done(self.work.inputs)
         self._states.clear()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from megu_cli.errors import CheckpointError, DataError
 from megu_cli.run import artifacts
-from megu_cli.run.memo import Memo
+from megu_cli.run.file_digests import FileDigestCache
 
 if TYPE_CHECKING:
     from megu_cli.mllm.recorded import Recorded
@@ -93,9 +93,9 @@ def _wrapping(inputs: RunInputs) -> str:
     return artifacts.digest(inputs.original.file.described)
 
 
-def _files(files: Sequence[Path], memo: Memo) -> list[str]:
+def _files(files: Sequence[Path], file_digests: FileDigestCache) -> list[str]:
     """sha256 of each file, remembered by path, size and time of change."""
-    return [bytes(digest).hex() for digest in memo.digests(map(str, files))]
+    return [bytes(digest).hex() for digest in file_digests.digests(map(str, files))]
 
 
 def _always(inputs: RunInputs) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from megu_cli.config import ModelConfig
 from megu_cli.errors import CheckpointError
-from megu_cli.models.own import OwnModel
+from megu_cli.models.user_model import UserModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,9 @@ class OriginalModel:
         data: Returns the data set, which has the number of classes and channels.
     """
 
-    def __init__(self, settings: ModelConfig, user_model: OwnModel, trained: Path, data: Callable[[], Dataset]) -> None:
+    def __init__(
+        self, settings: ModelConfig, user_model: UserModel, trained: Path, data: Callable[[], Dataset]
+    ) -> None:
         self._settings, self._user_model, self._trained, self._data = settings, user_model, trained, data
 
     @property

@@ -21,7 +21,7 @@ import megu_cli
 from megu_cli.config import Config
 from megu_cli.config.places import DEBIAN_FASHION_MNIST, downloads
 from megu_cli.errors import ArtifactError, MeguError
-from megu_cli.models.own import OwnModel
+from megu_cli.models.user_model import UserModel
 from megu_cli.run import artifacts, files, reading, writing
 
 T = TypeVar("T")
@@ -217,7 +217,7 @@ def _model(config: Config) -> Iterator[str | Path]:
         yield from _walk(Path(name), config.out)
     if isinstance(config.model.classes, Path):
         yield config.model.classes
-    checkpoint = OwnModel(config.model, config.data).checkpoint
+    checkpoint = UserModel(config.model, config.data).checkpoint
     if checkpoint is not None:
         yield checkpoint
         if checkpoint.is_dir():

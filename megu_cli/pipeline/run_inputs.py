@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_cli.config import Config, get
-from megu_cli.models.own import OwnModel
+from megu_cli.models.user_model import UserModel
 from megu_cli.pipeline import checks
 from megu_cli.pipeline.directory import RunDirectory
 from megu_cli.pipeline.inputs import INPUTS
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from megu_cli.data import Dataset, Reserved
     from megu_cli.mllm.base import Backend, Cost, Question
-    from megu_cli.request.earlier import Already
+    from megu_cli.request.earlier import EarlierRequests
     from megu_cli.request.resolve import Request
 
 
@@ -65,11 +65,11 @@ class RunInputs:
         *,
         data: Dataset | None = None,
         request: Request | None = None,
-        earlier: Already | None = None,
+        earlier: EarlierRequests | None = None,
         rater: Rater | None = None,
     ) -> None:
         self.config, self.directory = config, directory
-        self.user_model: OwnModel = OwnModel(config.model, config.data)
+        self.user_model: UserModel = UserModel(config.model, config.data)
         self.original = self._original()
         self._runtime = runtime
         self._data, self._request, self._earlier = data, request, earlier
@@ -82,10 +82,10 @@ class RunInputs:
         """Return the inputs of another run; see `RunContext.sibling`."""
         earlier = None
         if not data:
-            from megu_cli.request.earlier import Already, recording
+            from megu_cli.request.earlier import EarlierRequests, recording
 
             # Positions, and draws, mean other images in other data.
-            earlier = Already.told(recording(self.data, self.earlier.resolved(self.data)))
+            earlier = EarlierRequests.from_record(recording(self.data, self.earlier.resolved(self.data)))
         return RunInputs(
             config,
             directory,
@@ -118,19 +118,19 @@ class RunInputs:
             if settings.name not in data.SMALL and settings.superclasses is None
             else None,
             reserved=self.reserved,
-            memo=self.directory.file_digests,
+            file_digests=self.directory.file_digests,
         )
         return data.reordered(loaded, self.user_model.order_of(loaded.classes))
 
     @cached_property
-    def earlier(self) -> Already:
+    def earlier(self) -> EarlierRequests:
         """The earlier requests."""
         if self._earlier is not None:
             return self._earlier
-        from megu_cli.request.earlier import Already
+        from megu_cli.request.earlier import EarlierRequests
 
         asked = self.config.forget
-        return Already(
+        return EarlierRequests(
             asked.already,
             self.user_model.checkpoint,
             self.config.data,

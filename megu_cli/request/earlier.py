@@ -21,7 +21,7 @@ from megu_cli.data import Dataset, Split, holding_out
 from megu_cli.data.names import composed
 from megu_cli.errors import ArtifactError, ConfigError, DataError
 from megu_cli.models.marks import mark_of, weights_digest, weights_digests
-from megu_cli.models.own import OwnModel
+from megu_cli.models.user_model import UserModel
 from megu_cli.request.deletion_list import has_indices, listed
 from megu_cli.request.resolve import Earlier, Request, asked, class_positions, resolve
 from megu_cli.run import artifacts, files
@@ -54,7 +54,7 @@ class Forgotten(NamedTuple):
         }
 
 
-class Already:
+class EarlierRequests:
     """What was forgotten before: what the checkpoint says of itself, and the setting ``forget.already``.
 
     Args:
@@ -82,12 +82,12 @@ class Already:
         self.out, self.missing, self._records = out, missing, records
 
     @classmethod
-    def told(cls, record: Mapping[str, Any]) -> Already:
+    def from_record(cls, record: Mapping[str, Any]) -> EarlierRequests:
         """What a `record` tells, for other data."""
         return cls(None, missing="ignore", records=[recorded(record, "the record")])
 
     @cached_property
-    def own(self) -> Forgotten:
+    def of_checkpoint(self) -> Forgotten:
         """What the checkpoint's own record says; nothing where it was never unlearned.
 
         Raises:
@@ -138,7 +138,7 @@ class Already:
         return known
 
     @cached_property
-    def configs(self) -> list[tuple[Config, Already]]:
+    def configs(self) -> list[tuple[Config, EarlierRequests]]:
         """The configs among what is given, each with what was forgotten before it.
 
         Raises:
@@ -159,7 +159,7 @@ class Already:
                     f"forget.already: {path} draws or counts images in other data than these",
                     "Name its run directory, which says which they were.",
                 )
-            checkpoint = OwnModel(config.model, config.data).checkpoint
+            checkpoint = UserModel(config.model, config.data).checkpoint
             if checkpoint is not None and not checkpoint.exists():
                 if config.forget.random and config.forget.already != []:
                     raise ConfigError(
@@ -167,7 +167,7 @@ class Already:
                         "Name the run directory, which says which they were.",
                     )
                 checkpoint = None
-            before = Already(config.forget.already, checkpoint, self.data, chain, config.out, self.missing)
+            before = EarlierRequests(config.forget.already, checkpoint, self.data, chain, config.out, self.missing)
             found.append((config, before))
         return found
 
@@ -200,13 +200,13 @@ class Already:
         """What the checkpoint and the run directories have recorded.
 
         Raises:
-            ConfigError: See `own`.
+            ConfigError: See `of_checkpoint`.
             DataError: There is no record of what was forgotten.
         """
         runs = [
             recorded(artifacts.read(folder / files.FINETUNE).body.get("forgotten"), str(folder)) for folder in self.runs
         ]
-        return [*self._records, *([self.own] if self.own != Forgotten() else []), *runs]
+        return [*self._records, *([self.of_checkpoint] if self.of_checkpoint != Forgotten() else []), *runs]
 
     def resolved(self, data: Dataset) -> Earlier:
         """All of it, in a data set. Recorded images that are no longer in the data need no mention.
@@ -217,9 +217,9 @@ class Already:
         result = Earlier()
         for forgotten in self.records:
             result = result.joined(of_record(data, *forgotten, missing=self.missing))
-        if self.checkpoint is not None and self.own != Forgotten():
+        if self.checkpoint is not None and self.of_checkpoint != Forgotten():
             # It is about the checkpoint that is now unlearned further, not about those of earlier configs.
-            told = f"the checkpoint was unlearned before; these stay forgotten: {self.own.words}"
+            told = f"the checkpoint was unlearned before; these stay forgotten: {self.of_checkpoint.words}"
             result = result.joined(Earlier(told=(told,)))
         for path in self.given or []:
             if path.suffix in _LISTS:
@@ -281,7 +281,7 @@ def of_list(data: Dataset, path: Path, missing: Missing = "error") -> Earlier:
     return Earlier(torch.tensor(found.positions, dtype=torch.int64), told=(told,))
 
 
-def record(data: Dataset, request: Request, before: Already | None = None) -> dict[str, list[str]]:
+def record(data: Dataset, request: Request, before: EarlierRequests | None = None) -> dict[str, list[str]]:
     """What has been forgotten now and before, for a later request to read: nothing of it names an image.
 
     Images are given by the start of their content's sha256, so that the record holds when files are renamed, and tells

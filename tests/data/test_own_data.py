@@ -24,7 +24,7 @@ from megu_cli.data.names import Names, hashed
 from megu_cli.data.own import ordered
 from megu_cli.errors import DataError
 from megu_cli.pipeline.context import RunContext
-from megu_cli.run.memo import Memo
+from megu_cli.run.file_digests import FileDigestCache
 
 
 def picture(path: Path, seed: int = 0, side: int = 12) -> Path:
@@ -672,28 +672,30 @@ def test_the_memo_reads_a_file_once_and_again_when_it_changed(tmp_path):
     single(tmp_path / "images")
     paths = sorted(str(p) for p in (tmp_path / "images").rglob("*.png"))
     seen: list[str] = []
-    memo = Memo(tmp_path / "memo.npy")
+    memo = FileDigestCache(tmp_path / "memo.npy")
     first = memo.digests(paths, lambda path, content: seen.append(path))
     assert seen == paths
     memo.keep()
     assert b"cat" not in (tmp_path / "memo.npy").read_bytes()
     seen.clear()
-    assert np.array_equal(Memo(tmp_path / "memo.npy").digests(paths, lambda path, content: seen.append(path)), first)
+    assert np.array_equal(
+        FileDigestCache(tmp_path / "memo.npy").digests(paths, lambda path, content: seen.append(path)), first
+    )
     assert seen == []
     picture(Path(paths[4]), 77, side=20)
-    memo = Memo(tmp_path / "memo.npy")
+    memo = FileDigestCache(tmp_path / "memo.npy")
     changed = memo.digests(paths, lambda path, content: seen.append(path))
     assert seen == [paths[4]]
     assert np.flatnonzero((changed != first).any(1)).tolist() == [4]
     (tmp_path / "memo.npy").write_bytes(b"damaged")
-    assert np.array_equal(Memo(tmp_path / "memo.npy").digests(paths), changed)
+    assert np.array_equal(FileDigestCache(tmp_path / "memo.npy").digests(paths), changed)
 
 
 def test_a_memo_with_any_fault_is_dropped_and_no_wrong_digest_is_recalled(tmp_path):
     single(tmp_path / "images")
     paths = sorted(str(p) for p in (tmp_path / "images").rglob("*.png"))
     file = tmp_path / "memo.npy"
-    memo = Memo(file)
+    memo = FileDigestCache(file)
     right = memo.digests(paths)
     memo.keep()
     whole = file.read_bytes()
@@ -705,38 +707,40 @@ def test_a_memo_with_any_fault_is_dropped_and_no_wrong_digest_is_recalled(tmp_pa
     for content in odd:
         file.write_bytes(content)
         seen: list[str] = []
-        assert np.array_equal(Memo(file).digests(paths, lambda path, content, seen=seen: seen.append(path)), right)
+        assert np.array_equal(
+            FileDigestCache(file).digests(paths, lambda path, content, seen=seen: seen.append(path)), right
+        )
         assert seen == paths
     for save, table in ((np.savez, np.zeros(3)), (np.save, np.zeros((2, 2))), (np.save, np.array([{}], object))):
         with file.open("wb") as stream:
             save(stream, table)
-        assert np.array_equal(Memo(file).digests(paths), right)
+        assert np.array_equal(FileDigestCache(file).digests(paths), right)
     file.unlink()
     file.mkdir()
-    assert np.array_equal(Memo(file).digests(paths), right)
+    assert np.array_equal(FileDigestCache(file).digests(paths), right)
 
 
 def test_an_image_replaced_at_equal_size_and_time_is_read_again(tmp_path):
     file = tmp_path / "image"
     file.write_bytes(b"one")
     os.utime(file, ns=(1, 1))
-    memo = Memo(tmp_path / "memo.npy")
+    memo = FileDigestCache(tmp_path / "memo.npy")
     first = memo.digests([str(file)])
     memo.keep()
     time.sleep(0.05)  # the clock of the file system may be coarse
     file.write_bytes(b"two")
     os.utime(file, ns=(1, 1))
-    assert not np.array_equal(Memo(tmp_path / "memo.npy").digests([str(file)]), first)
+    assert not np.array_equal(FileDigestCache(tmp_path / "memo.npy").digests([str(file)]), first)
 
 
 def test_a_renewed_memo_reads_every_file_and_replaces_what_it_remembered(tmp_path):
     file = tmp_path / "image"
     file.write_bytes(b"one")
-    memo = Memo(tmp_path / "memo.npy")
+    memo = FileDigestCache(tmp_path / "memo.npy")
     memo.digests([str(file)])
     memo.keep()
     seen: list[str] = []
-    memo = Memo(tmp_path / "memo.npy")
+    memo = FileDigestCache(tmp_path / "memo.npy")
     memo.renew()
     memo.digests([str(file)], lambda path, content: seen.append(path))
     memo.keep()

@@ -444,7 +444,7 @@ def test_a_comparison_of_the_users_is_not_replaced(megu, finished):
 
 
 def test_force_reads_every_file_again(megu, tmp_path, monkeypatch):
-    from megu_cli.run import memo
+    from megu_cli.run import file_digests
 
     write_folder(tmp_path / "images", number=12)
     file = write_config(
@@ -453,8 +453,8 @@ def test_force_reads_every_file_again(megu, tmp_path, monkeypatch):
         forget={"classes": ["dog"]},
     )
     assert megu("train", "-c", file).code == 0
-    read, seen = memo._read, []
-    monkeypatch.setattr(memo, "_read", lambda path, inspect: seen.append(path) or read(path, inspect))
+    read, seen = file_digests._read, []
+    monkeypatch.setattr(file_digests, "_read", lambda path, inspect: seen.append(path) or read(path, inspect))
     assert megu("train", "-c", file).code == 0
     assert seen == []
     assert megu("train", "-c", file, "--force").code == 0

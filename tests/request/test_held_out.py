@@ -22,7 +22,7 @@ from megu_cli.evaluation import measure
 from megu_cli.models.preflight import check
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.problem import evaluation_problem, fresh
-from megu_cli.request.earlier import Already, of_record
+from megu_cli.request.earlier import EarlierRequests, of_record
 from megu_cli.request.questions import questions
 from megu_cli.request.resolve import Earlier, Request, resolve
 from megu_cli.run.artifacts import digest
@@ -383,7 +383,7 @@ def test_an_earlier_random_request_is_drawn_from_what_was_held_out_then(tmp_path
     data_then, data_now = (RunContext.open(config).inputs.data for config in (first, load_config(file)))
     then = resolve(data_then, count=40)
     assert data_now.borrowed
-    known = Already([tmp_path / "first" / "megu.yaml"], None).resolved(data_now)
+    known = EarlierRequests([tmp_path / "first" / "megu.yaml"], None).resolved(data_now)
     assert torch.equal(known.positions, then.forget)
     assert not torch.equal(resolve(data_now, count=40).forget, then.forget)
     assert torch.equal(holding_out(data_now, 0.1).withheld, data_then.withheld)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from megu_cli.config import DataConfig, ModelConfig
 from megu_cli.errors import ArtifactError, ForeignFileError
 from megu_cli.models.marks import MARK, MARK_IN_CONFIG
-from megu_cli.models.own import OwnModel
+from megu_cli.models.user_model import UserModel
 from megu_cli.run import artifacts, writing
 from megu_cli.run.artifacts import Artifact
 from megu_cli.run.ownership import refuse_foreign
@@ -319,4 +319,4 @@ def test_an_unlearned_model_that_was_moved_is_no_artifact_of_a_stage(tmp_path):
         with pytest.raises(ForeignFileError):
             refuse_foreign(tmp_path, file.name)
     model = ModelConfig(name="resnet18", checkpoint=path)
-    assert OwnModel(model, DataConfig(name="fashion_mnist")).foreign
+    assert UserModel(model, DataConfig(name="fashion_mnist")).foreign

@@ -102,7 +102,9 @@ def _unlearned(work: RunContext, model: nn.Module, body: dict[str, Any]) -> Prod
 
 def _provenance(work: RunContext, body: Mapping[str, Any], weights: State) -> dict[str, Any]:
     request = [work.inputs.digest("train_data"), work.inputs.digest("forget")]
-    return provenance(body["forgotten"], work.inputs.earlier.own, work.inputs.original.weights, weights, request)
+    return provenance(
+        body["forgotten"], work.inputs.earlier.of_checkpoint, work.inputs.original.weights, weights, request
+    )
 
 
 def _product(

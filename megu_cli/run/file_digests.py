@@ -26,7 +26,7 @@ _SEAL = 2**64 - 1
 Inspect = Callable[[str, bytes], None]
 
 
-class Memo:
+class FileDigestCache:
     """sha256 of files by path, size and times of change.
 
     Args:

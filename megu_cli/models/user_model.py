@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from megu_cli.data import Preprocessing
 
 
-class OwnModel:
+class UserModel:
     """What is known of a model before its weights are read.
 
     Args:
