@@ -94,6 +94,8 @@ def evaluation(result: dict[str, Any]) -> None:
     for metric, needed in result.get("absent", {}).items():
         if metric in {shown.name for shown in metrics("model", "table")}:
             console.print(f"{metric} is not measured: it needs {needed}.", style="dim")
+    for line in result.get("warnings", ()):
+        console.print(Text.assemble(("Warning", "bold yellow"), f": {line}."))
     if verdict := result.get("verdict"):
         colour = {"forgotten": "bold green", "not forgotten": "bold red"}.get(verdict["verdict"], "bold yellow")
         console.print(Text.assemble("Verdict: ", (verdict["verdict"], colour), f": {verdict['reason']}"))

@@ -332,7 +332,7 @@ class Arena:
         inputs = {key: work.inputs.digest(key) for key in ("train_data", "test_data", "forget")}
         inputs["checkpoint"] = self.work.inputs.digest("checkpoint")
         if name == "retrain":
-            own = work.config.train.model_dump()
+            own = work.config.train.keyed()
             inputs["rival"] = rival._oracle_content if rival else ""
         elif name in OURS:
             # The content of a file that is named shows in what was made from it; where it lies does not matter.

@@ -23,6 +23,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def keyed(self) -> dict[str, Any]:
+        """All settings as plain JSON data, as they enter the key of a stage."""
+        return self.model_dump(mode="json")
+
 
 def checked_path(path: Path, key: str) -> Path:
     """The path, if a file can have it.

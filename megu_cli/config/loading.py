@@ -199,6 +199,10 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return base
 
 
+# Words for a truth value, where a setting is one or a path.
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
 def _absolute(model: type[BaseModel], raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make the values of Path settings absolute, against the folder that their source stands in."""
     result: dict[str, Any] = {}
@@ -209,7 +213,8 @@ def _absolute(model: type[BaseModel], raw: dict[str, Any], folder: Path) -> dict
         if section and isinstance(value, dict):
             value = _absolute(section, value, folder)
         elif Path in kinds and isinstance(value, (str, Path)) and (str not in kinds or is_path(value)):
-            value = _placed(value, folder, key)
+            truth = _TRUTH.get(str(value).lower()) if bool in kinds else None
+            value = _placed(value, folder, key) if truth is None else truth
         elif list[Path] in kinds and isinstance(value, list):
             value = [_placed(v, folder, key) if isinstance(v, (str, Path)) else v for v in value]
         result[key] = value

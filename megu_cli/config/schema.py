@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from megu_cli.config.base import Count, Fraction, NonNegative, Positive, Section
 from megu_cli.config.sources import (
@@ -128,18 +128,36 @@ class TrainConfig(Section):
 
     epochs: Count = Field(15, description="passes over the training images")
     batch: Count = Field(128, description="samples per step")
-    lr: Positive = Field(0.1, description="peak learning rate of one-cycle SGD")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum (Nesterov)")
-    weight_decay: NonNegative = Field(5e-4, description="SGD weight decay")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="sgd | adamw (transformers): as the original was trained, so that the oracle is as good"
+    )
+    lr: Literal["auto"] | Positive = Field(
+        "auto", description="peak learning rate of the one-cycle schedule; auto: 0.1 for sgd, 0.001 for adamw"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="sgd: momentum (Nesterov)")
+    weight_decay: NonNegative = Field(5e-4, description="weight decay; adamw: decoupled, often 0.01 to 0.1")
     augment: Literal["none", "flip", "crop+flip"] = Field("none", description="none | flip | crop+flip")
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate, resolved."""
+        return {"sgd": 0.1, "adamw": 0.001}[self.optimizer] if self.lr == "auto" else self.lr
+
+    def keyed(self) -> dict[str, Any]:
+        """All settings as they enter a key; the default optimizer does not, so that older artifacts stay fresh."""
+        settings = {**super().keyed(), "lr": self.peak_lr}
+        if self.optimizer == "sgd":
+            del settings["optimizer"]
+        return settings
 
 
 class EvalConfig(Section):
     """How the result is judged."""
 
-    oracle: bool = Field(
+    oracle: bool | Path = Field(
         False,
-        description="`megu run` also retrains from scratch without the forget set (slow; the judge of all)",
+        description="true: `megu run` also retrains from scratch without the forget set (slow; the judge of all) | a "
+        "checkpoint of your own that was retrained so; it is read like model.checkpoint",
     )
     require: list[str] = Field(
         default_factory=list,
@@ -157,6 +175,11 @@ class EvalConfig(Section):
         description="samples per forward pass, wherever nothing is learned; auto: 1,000, fewer of images larger than "
         "64 x 64 pixels",
     )
+
+    @property
+    def own_oracle(self) -> Path | None:
+        """The checkpoint that is named as the oracle; ``None``: megu trains it, or there is none."""
+        return self.oracle if isinstance(self.oracle, Path) else None
 
 
 class CompareConfig(Section):
@@ -252,11 +275,11 @@ class Config(Section):
         return self
 
 
-def get(config: BaseModel, key: str) -> Any:
+def get(config: Section, key: str) -> Any:
     """Value of a dotted key as plain JSON data; a section gives all its settings."""
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+    if isinstance(value, Section):
+        return value.keyed()
     return str(value) if isinstance(value, Path) else value

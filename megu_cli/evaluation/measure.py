@@ -22,6 +22,7 @@ from megu_cli.errors import MeguError
 from megu_cli.evaluation import accuracy, aggregates, distance, entanglement, membership
 from megu_cli.evaluation.registry import Group, NotApplicable, loaded, metrics
 from megu_cli.evaluation.verdict import verdict
+from megu_cli.evaluation.warnings import warnings
 from megu_cli.execution import Execution
 from megu_cli.execution.runtime import generator
 from megu_cli.request.resolve import Request
@@ -417,4 +418,6 @@ def evaluated(models: Mapping[str, Measurement], problem: EvaluationProblem) -> 
         p, masked, q = (m.probabilities for m in (models["unlearned"], models["mask"], oracle))
         nearer = distance.js_difference(p, masked, q)
     probed = len(problem.sample.forgotten_test)
-    return figures | {"verdict": verdict(figures, probe_images=probed, nearer_than_mask=nearer)}
+    figures |= {"verdict": verdict(figures, probe_images=probed, nearer_than_mask=nearer)}
+    found = warnings(figures)
+    return figures | ({"warnings": found} if found else {})

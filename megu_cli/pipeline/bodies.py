@@ -25,6 +25,7 @@ FORMS: dict[str, dict[Any, Any]] = {
     "eval": {
         **dict.fromkeys(("original", "mask", "unlearned", "oracle", "request", "time", "aggregates", "verdict"), dict),
         **dict.fromkeys(("comparison", "per_class", "entanglement", "intervals"), _FIGURES),
+        "warnings": [str],
     },
 }
 # Keys that the next stage cannot do without.

@@ -120,7 +120,12 @@ class RunContext:
         Inputs that passed before, and have not changed since, are checked only if a stage runs; see `ready`.
         """
         user_model = self.inputs.user_model
-        for setting, path in (("model.checkpoint", user_model.checkpoint), ("model.name", user_model.folder)):
+        given = {
+            "model.checkpoint": user_model.checkpoint,
+            "model.name": user_model.folder,
+            "eval.oracle": self.config.eval.own_oracle,
+        }
+        for setting, path in given.items():
             if path is not None and path.resolve().parent == self.directory.out.resolve():
                 raise ConfigError(
                     f"{setting} {path.name} lies in the run directory, where megu writes",

@@ -73,7 +73,7 @@ class Freshness:
 
     def order(self) -> list[str]:
         """The stages that this config has."""
-        given = {row.made_by for row in INPUTS.values() if row.made_by and row.applies(self.work.inputs)}
+        given = self._replaced()
         return [
             stage.name
             for stage in STAGES.values()
@@ -100,9 +100,13 @@ class Freshness:
     def _there(self, stage: Stage) -> bool:
         return (self.work.directory.out / stage.file).exists()
 
+    def _replaced(self) -> set[str]:
+        """The stages whose result the user gives."""
+        return {row.made_by for row in INPUTS.values() if row.made_by and row.applies(self.work.inputs)}
+
     def _wanted(self, stage: Stage) -> bool:
         """True if the config asks for a stage."""
-        return not stage.switch or bool(get(self.work.config, stage.switch))
+        return not stage.switch or get(self.work.config, stage.switch) is True
 
     def _required(self, stage: Stage) -> list[str]:
         """The stages that are made for a stage where they are missing."""
@@ -117,7 +121,8 @@ class Freshness:
     def _upstream(self, stage: Stage) -> list[str]:
         """The stages that an artifact is made from."""
         required = self._required(stage)
-        return required + [n for n in stage.optional if n not in required and self._there(STAGES[n])]
+        without = {*required, *self._replaced()}
+        return required + [n for n in stage.optional if n not in without and self._there(STAGES[n])]
 
     def _given(self, stage: Stage) -> list[str]:
         """The inputs of a stage that no stage makes."""

@@ -93,6 +93,16 @@ def _wrapping(inputs: RunInputs) -> str:
     return artifacts.digest(inputs.original.file.described)
 
 
+def _has_own_oracle(inputs: RunInputs) -> bool:
+    return inputs.config.eval.own_oracle is not None
+
+
+def _retrained(inputs: RunInputs) -> str:
+    from megu_cli.pipeline import retrained
+
+    return retrained.digest(inputs)
+
+
 def _files(files: Sequence[Path], file_digests: FileDigestCache) -> list[str]:
     """sha256 of each file, remembered by path, size and time of change."""
     return [bytes(digest).hex() for digest in file_digests.digests(map(str, files))]
@@ -143,6 +153,13 @@ _ROWS = (
         "what stands beside the weights in the checkpoint",
         _wrapping,
         applies=lambda inputs: inputs.wrapped,
+    ),
+    Input(
+        "retrained",
+        "your own retrained model",
+        _retrained,
+        applies=_has_own_oracle,
+        made_by="oracle",
     ),
 )
 INPUTS = {row.name: row for row in _ROWS}

@@ -155,6 +155,8 @@ def _sources(config: Config) -> Iterator[str | Path]:
     """
     yield from _data(config)
     yield from _model(config)
+    if oracle := config.eval.own_oracle:
+        yield from _walk(oracle, config.out) if oracle.is_dir() else [oracle]
     forget, rater = config.forget, config.mllm
     if forget.samples:
         yield forget.samples

@@ -113,6 +113,11 @@ def _rating(config: Config) -> tuple[Names, Names]:
     return (*settings, *_SHOWING[0]), (*inputs, *_SHOWING[1])
 
 
+def _judge(config: Config) -> tuple[Names, Names]:
+    """The user's own retrained model is an input of the evaluation; one that megu trains is a stage."""
+    return (), ("retrained",) if config.eval.own_oracle else ()
+
+
 def _answers(inputs: RunInputs) -> Sequence[str]:
     return () if inputs.config.mllm.backend in ("none", "recorded") else (files.ANSWERS,)
 
@@ -218,6 +223,7 @@ _ROWS = (
         inputs=(*_REQUEST, "test_data"),
         needs=("checkpoint", "finetune"),
         optional=("labels", "oracle"),
+        by_config=_judge,
         goal=True,
         group="evaluation",
         version=6,

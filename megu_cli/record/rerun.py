@@ -50,7 +50,8 @@ def rerun(
         if config.mllm.backend not in ("none", "recorded") and ratings.is_file():
             shutil.copy2(ratings, out)
         judged = files.ORACLE in predicate.files or "oracle" in (predicate.figures or {})
-        pipeline = Pipeline(RunContext.open(changed(config, {"out": out, "eval.oracle": judged}), track), say)
+        oracle = config.eval.own_oracle if judged and config.eval.own_oracle else judged
+        pipeline = Pipeline(RunContext.open(changed(config, {"out": out, "eval.oracle": oracle}), track), say)
         pipeline.run(goals=None if predicate.figures is not None else ["finetune"])
         fingerprints.keep(pipeline.work, requests)
         for name, digest in predicate.files.items():

@@ -39,7 +39,7 @@ def gather(sources: Sources) -> Report:
         tiles=_tiles(view),
         sections=[section for build in builders if (section := build(view))],
         limits=[*LIMITS, *_own_limits(view)],
-        notices=list(sources.notices),
+        notices=[*sources.notices, *(f"{line[0].upper()}{line[1:]}." for line in body.get("warnings", []))],
         shows_forgotten=bool(sources.shown),
         metrics={name: body[name] for name in (*models, "comparison", "time")},
         megu=str(sources.evaluation.meta["megu"]),
@@ -152,6 +152,12 @@ def _own_limits(view: View) -> list[tuple[str, str]]:
     if "oracle" not in view.models:
         text = "No model was retrained without the forgotten images, so nearness to real forgetting was not measured."
         limits.append(("No yardstick", text))
+    if "retrained" in view.sources.evaluation.meta["inputs"]:
+        text = (
+            "The retrained model was given (eval.oracle), not trained here: that it never saw the forgotten images is "
+            "the word of whoever trained it."
+        )
+        limits.append(("A yardstick from elsewhere", text))
     probe, target = view.value("unlearned", "probe_acc"), view.value("oracle", "probe_acc")
     if probe is not None and target is not None and probe > target:
         text = (

@@ -79,6 +79,7 @@ DIGESTED = {
     "concepts": "the classes that were rated",
     "ratings": "the recorded similarity ratings",
     "checkpoint": "the original model, as it was given",
+    "retrained": "the retrained model, as it was given",
     "train": "the original model",
     "oracle": "the retrained model",
     "similarity": "similarity ratings",

@@ -227,7 +227,7 @@ def train_classifier(
     validate: Callable[[nn.Module], float] | None = None,
     execution: Execution = LOCAL,
 ) -> History:
-    """Train a classifier in place by one-cycle SGD with Nesterov momentum and cross-entropy.
+    """Train a classifier in place on cross-entropy, with a one-cycle schedule of the learning rate.
 
     Args:
         model: A newly initialised model, on its device.
@@ -240,14 +240,8 @@ def train_classifier(
     """
     processes, seed, size = execution.processes, execution.seed, settings.batch
     steps = math.ceil(len(index) / size)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        settings.lr,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.epochs * steps)
+    optimizer = _optimizer(model, settings)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.peak_lr, total_steps=settings.epochs * steps)
 
     def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, float]]:
         order = shuffled(index, len(index), size, seed, label, epoch)
@@ -274,6 +268,19 @@ def train_classifier(
         label=label,
         validate=validate,
         execution=execution,
+    )
+
+
+def _optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW."""
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), settings.peak_lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        settings.peak_lr,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
     )
 
 

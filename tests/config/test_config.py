@@ -56,6 +56,8 @@ def test_names_that_yaml_would_take_for_something_else(tmp_path):
             load_config(file, [f"forget.classes=[{wrong}]"])
     groups = load_config(file, ["data.superclasses={1: [0, 7], b: [no]}"]).data.superclasses
     assert groups == {"1": ["0", "7"], "b": ["no"]}
+    assert load_config(file, ["eval.oracle=mine.pth"]).eval.own_oracle == Path.cwd() / "mine.pth"
+    assert load_config(file, ["eval.oracle=off"]).eval.oracle is False
     # Where a truth value or a number is meant, they are still ones.
     config = load_config(file, ["eval.oracle=yes", "data.limit=1_000", "finetune.lr=1e-2", "noise.lr=.5"])
     assert (config.eval.oracle, config.data.limit, config.finetune.lr, config.noise.lr) == (True, 1000, 0.01, 0.5)

@@ -133,3 +133,17 @@ def test_random_streams_are_pinned():
 @pytest.mark.parametrize(("size", "images"), [((28, 28), 1000), ((64, 64), 1000), ((224, 224), 81), ((9000, 9000), 1)])
 def test_fewer_of_larger_images_go_through_a_model_at_a_time(size, images):
     assert training.eval_batch(size) == images
+
+
+def test_adamw_learns_with_the_rate_of_its_own(digits):
+    _, history = trained(digits, epochs=6, optimizer="adamw", lr="auto")
+    assert history.loss[-1] < 0.3 < history.loss[0]
+    assert TrainConfig(optimizer="adamw").peak_lr == 0.001
+    assert TrainConfig().peak_lr == TrainConfig(lr=0.1).peak_lr == 0.1
+
+
+def test_the_default_optimizer_stays_out_of_the_key():
+    # As it was before there was another one.
+    old = {"epochs": 15, "batch": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "augment": "none"}
+    assert TrainConfig().keyed() == old
+    assert TrainConfig(optimizer="adamw").keyed() == {**old, "lr": 0.001, "optimizer": "adamw"}

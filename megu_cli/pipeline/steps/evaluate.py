@@ -6,7 +6,7 @@ from functools import partial
 
 from megu_cli.baselines.mask import mask
 from megu_cli.evaluation.measure import Measurement, Predictions, evaluated
-from megu_cli.pipeline import times
+from megu_cli.pipeline import retrained, times
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.steps.problem import evaluation_problem
 from megu_cli.pipeline.steps.product import Inputs, Product
@@ -18,8 +18,11 @@ def evaluate(work: RunContext, inputs: Inputs) -> Product:
     """Every metric of the original, the unlearned, the masked and, where it is there, the retrained model."""
     problem = evaluation_problem(work)
     models = {"unlearned": work.unlearned()}
-    if retrained := inputs.get("oracle"):
-        models["oracle"] = work.load(retrained.tensors, files.ORACLE)
+    trained = inputs.get("oracle")
+    if own := work.config.eval.own_oracle:
+        models["oracle"] = work.load(retrained.weights(work.inputs), own.name)
+    elif trained:
+        models["oracle"] = work.load(trained.tensors, files.ORACLE)
     predictions = {name: Predictions.of(model, problem, name) for name, model in models.items()}
     models["original"] = work.original()
     original, masked = Predictions.with_mask(
@@ -45,5 +48,6 @@ def evaluate(work: RunContext, inputs: Inputs) -> Product:
     result = evaluated(measurements, problem)
     lineage = {key: entry for artifact in inputs.values() for key, entry in artifact.meta["lineage"].items()}
     lineage |= {name: artifact.meta for name, artifact in inputs.items()}
-    validation = retrained.body.get("validation_acc", []) if retrained else None
-    return Product(Artifact({**result, "time": times.summary(work.directory.log, lineage, "oracle", validation)}))
+    validation = trained.body.get("validation_acc", []) if trained else None
+    body = {**result, "time": times.summary(work.directory.log, lineage, "oracle", validation)}
+    return Product(Artifact(body), notes=[f"warning: {line}" for line in result.get("warnings", [])])

@@ -1,0 +1,43 @@
+"""What the reader of an evaluation must be told before any figure: the yardstick is bad, or the run went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# The oracle may lie this much below the original on retained test images: less is what two trainings differ by.
+_BELOW = 0.05
+# A rise of the accuracy on the forget set from which on it is told.
+_RISE = 0.01
+
+
+def warnings(evaluation: Mapping[str, Any]) -> list[str]:
+    """Sentences about the figures in the body of eval.json; empty if nothing is wrong.
+
+    Args:
+        evaluation: Model -> its figures.
+    """
+    return [line for line in (_weak_oracle(evaluation), _rising(evaluation)) if line]
+
+
+def _weak_oracle(evaluation: Mapping[str, Any]) -> str:
+    original, oracle = (evaluation.get(name, {}).get("retain_test_acc") for name in ("original", "oracle"))
+    if original is None or oracle is None or original - oracle <= _BELOW:
+        return ""
+    return (
+        f"the oracle is well below the original: it classifies {100 * oracle:.1f}% of the retained test images right, "
+        f"the original {100 * original:.1f}%. What is measured beside it also shows this difference in training. Train "
+        "it as the original was trained (train.optimizer, train.lr, train.epochs, train.augment), or name your own "
+        "retrained model in eval.oracle"
+    )
+
+
+def _rising(evaluation: Mapping[str, Any]) -> str:
+    before, after = (evaluation.get(name, {}).get("forget_train_acc") for name in ("original", "unlearned"))
+    if before is None or after is None or after - before <= _RISE:
+        return ""
+    return (
+        f"the accuracy on the forget set rose from {100 * before:.1f}% to {100 * after:.1f}%: the model knows the "
+        "forgotten images better than before. Check that the checkpoint classifies these data (`megu check`), or lower "
+        "finetune.lr"
+    )
