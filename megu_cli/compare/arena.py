@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from megu_cli import __version__
 from megu_cli.baselines import methods
 from megu_cli.compare import tuning
-from megu_cli.compare.methods import OURS
+from megu_cli.compare.methods import OURS, Variant
 from megu_cli.compare.statistics import Row
 from megu_cli.config import changed
 from megu_cli.errors import ArtifactError, ConfigError, MeguError
@@ -19,8 +20,9 @@ from megu_cli.pipeline import times
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.stages import STAGES
-from megu_cli.run import artifacts, files, ownership
+from megu_cli.run import artifacts, files, ownership, writing
 from megu_cli.run.artifacts import Artifact
+from megu_cli.run.log import RunLog
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,20 +88,19 @@ class Arena:
         goals = ["train"] if self.apart else ["train", "oracle"]
         return goals[1:] if self.work.inputs.user_model.checkpoint else goals
 
-    def refuse_foreign(self, names: Sequence[str], force: bool) -> None:
-        """See that the files of these methods, where they are there, were written by megu.
+    def refuse_foreign(self, rows: Mapping[str, Variant], force: bool) -> None:
+        """See that the files of these rows, where they are there, were written by megu.
 
         Raises:
             ForeignFileError: One was not.
         """
         Pipeline(self.work).refuse_foreign(self._goals)
-        for name in names:
+        for name, row in rows.items():
             folder = self.folder / name
-            ownership.refuse_foreign(
-                self.base.directory.out, _file(folder).relative_to(self.base.directory.out).as_posix()
-            )
-            if name in OURS and folder.exists():
-                ours = self._ours(name, {}, folder, self.work)
+            file = _file(folder).relative_to(self.base.directory.out)
+            ownership.refuse_foreign(self.base.directory.out, file.as_posix())
+            if row.method in OURS and folder.exists():
+                ours = self._ours(row.method, row.changes, folder, self.work)
                 ours.refuse_foreign(ours.all_before(["finetune"]), force)
 
     def prepare(self) -> None:
@@ -149,11 +150,13 @@ class Arena:
 
     # -- cells -----------------------------------------------------------------------------------------------------
 
-    def plan(self, name: str, given: Mapping[str, Any], rival: Arena | None) -> tuple[str, str]:
+    def plan(
+        self, name: str, given: Mapping[str, Any], rival: Arena | None, label: str | None = None
+    ) -> tuple[str, str]:
         """Whether a cell would be kept or run, and why."""
         if name == "retrain" and rival and (missing := rival._unprepared()):
             return "run", f"seed {rival.seed}: {missing}"
-        action, reason, _ = self._planned(name, given, self.folder / name, self.work, rival)
+        action, reason, _ = self._planned(name, given, self.folder / (label or name), self.work, rival)
         return action, reason
 
     def plan_trial(self, name: str, number: int, given: Mapping[str, Any]) -> tuple[str, str, float | None]:
@@ -196,13 +199,15 @@ class Arena:
             given: Its settings where they differ from the defaults.
             rival: The arena whose oracle judges this one's, for ``retrain``.
             force: Compute it anyway.
-            label: Of its files; a method with several settings needs several. ``None``: its name.
+            label: Of its files; a variant has its own. ``None``: the method's name.
 
         Raises:
             Exception: Whatever the method raises.
         """
         folder, key = self.folder / (label or name), f"{self.seed}/{label or name}"
         if name in OURS:
+            if label and not force:
+                self._borrow(self._ours(name, given, folder, self.work), self.folder / name)
             self._ours(name, given, folder, self.work).run(force, goals=["finetune"])
         parts = self._parts(name, given, folder, self.work, rival)
         if not force and (kept := _fresh(_file(folder), parts)):
@@ -295,6 +300,22 @@ class Arena:
         config = changed(work.config, {"seed": self.seed, **settings})
         folder.mkdir(parents=True, exist_ok=True)
         return Pipeline(work.sibling(config))
+
+    def _borrow(self, ours: Pipeline, source: Path) -> None:
+        """Copy from the method's run directory what its variant has not; what does not fit is stale and is rebuilt."""
+        out, log = ours.work.directory.out, RunLog(source)
+        if ours.state("finetune").status == "fresh":
+            return
+        for name in ours.all_before(["finetune"])[:-1]:
+            # Anew for each stage: what was copied decides whether the next one fits.
+            state, stage = Pipeline(ours.work).state(name), STAGES[name]
+            if state.status not in ("missing", "stale") or not (source / stage.file).is_file():
+                continue
+            with writing.replacing(out / stage.file) as temporary:
+                shutil.copyfile(source / stage.file, temporary)
+            meta = artifacts.read_meta(out / stage.file)
+            if (made := log.last(meta["fingerprint"])) and not ours.work.directory.log.last(meta["fingerprint"]):
+                ours.work.directory.log.append(made)
 
     def _judge(self, name: str, model: nn.Module, rival: Arena | None) -> Row:
         """All figures of a model; the oracle itself is judged by the oracle of the next seed."""

@@ -17,7 +17,7 @@ from megu_cli.baselines import methods
 from megu_cli.compare import tuning
 from megu_cli.compare.arena import CONFIDENCES, VERSION, Arena, Say
 from megu_cli.compare.equivalence import equivalences
-from megu_cli.compare.methods import OURS, chosen
+from megu_cli.compare.methods import OURS, Variant, chosen, variants
 from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
 from megu_cli.errors import ConfigError, MeguError
 from megu_cli.pipeline.context import RunContext
@@ -49,6 +49,9 @@ class Comparison:
                 raise ConfigError(f"compare.settings: {name} takes its settings from the rest of the config")
             chosen([name])
             methods()[name].settings(given)
+        self.variants = variants(base.config)
+        # Name -> method; the variants stand below the methods.
+        self.rows = {**{name: name for name in self.names}, **{k: v.method for k, v in self.variants.items()}}
         self.arenas = [Arena(base, base.config.seed + i, say) for i in range(settings.seeds)]
 
     @cached_property
@@ -70,7 +73,8 @@ class Comparison:
         for name in (files.COMPARISON, self.base.directory.log.file.name):
             ownership.refuse_foreign(self.base.directory.out, name)
         for arena in dict.fromkeys([*self.arenas, *([self.tuning] if tune else [])]):
-            arena.refuse_foreign(self.names, force)
+            rows = {name: Variant(name, {}) for name in self.names} | ({} if arena.apart else self.variants)
+            arena.refuse_foreign(rows, force)
 
     def plan(self, tune: bool = False) -> list[tuple[str, str, str]]:
         """(seed and method, run or keep, reason) of each cell, without running any.
@@ -90,9 +94,11 @@ class Comparison:
                 known = all(row[1] == "keep" for row in rows[-len(trials) :])
                 settings[name] = {**self._given(name), **tuning.winner(trials)} if known else None
         for arena in self.arenas:
-            for name, given in settings.items():
+            for name, method in self.rows.items():
                 untuned = ("run", "its settings are still to be chosen")
-                found = untuned if given is None else arena.plan(name, given, self._rival(arena))
+                given = self._varied(name, settings)
+                label = name if name in self.variants else None
+                found = untuned if given is None else arena.plan(method, given, self._rival(arena), label)
                 rows.append((f"{arena.seed}/{name}", *found))
         return rows
 
@@ -108,14 +114,14 @@ class Comparison:
         """
         self.base.runtime.start()
         Pipeline(self.base, self.say).preflight()
-        if set(OURS) & set(self.names):
+        if set(OURS) & set(self.rows.values()):
             # All seeds share these ratings. First, since they may fail for reasons outside.
             Pipeline(self.base, self.say).run(goals=["transition"])
         from megu_cli.evaluation.ulira import attacks
 
         for arena in self.arenas:
             arena.prepare()
-        settings = {name: self._given(name) for name in self.names}
+        settings: dict[str, dict[str, Any] | None] = {name: self._given(name) for name in self.names}
         trials: dict[str, list[dict[str, Any]]] = {}
         if tune:
             self.tuning.prepare()
@@ -124,18 +130,22 @@ class Comparison:
         failed: dict[str, dict[str, str]] = {}
         for name, tried in trials.items():
             try:
-                settings[name] |= tuning.winner(tried)
+                settings[name] = {**self._given(name), **tuning.winner(tried)}
             except MeguError as error:
-                failed[name] = {str(arena.seed): error.message for arena in self.arenas}
-        untuned = set(failed)
+                settings[name] = None
+                said = {str(arena.seed): error.message for arena in self.arenas}
+                failed |= {row: dict(said) for row, method in self.rows.items() if method == name}
 
-        cells: dict[str, dict[str, Row]] = {name: {} for name in self.names}
-        confidences: dict[str, dict[str, list[float]]] = {name: {} for name in self.names}
+        cells: dict[str, dict[str, Row]] = {name: {} for name in self.rows}
+        confidences: dict[str, dict[str, list[float]]] = {name: {} for name in self.rows}
         contents: dict[str, str] = {}
         for arena in self.arenas:
-            for name in (name for name in self.names if name not in untuned):
+            for name, method in self.rows.items():
+                if (given := self._varied(name, settings)) is None:
+                    continue
+                label = name if name in self.variants else None
                 try:
-                    cell = arena.cell(name, settings[name], self._rival(arena), force)
+                    cell = arena.cell(method, given, self._rival(arena), force, label)
                 except Exception as error:  # one method that fails must not cost the others' results
                     failed.setdefault(name, {})[str(arena.seed)] = self._failure(f"{arena.seed}/{name}", error)
                 else:
@@ -171,6 +181,14 @@ class Comparison:
 
     def _given(self, name: str) -> dict[str, Any]:
         return dict(self.base.config.compare.settings.get(name, {}))
+
+    def _varied(self, name: str, settings: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+        """The settings of a row; a variant has its method's, but for those it changes. ``None``: not chosen yet."""
+        if name not in self.variants:
+            return settings[name]
+        variant = self.variants[name]
+        base = settings.get(variant.method, self._given(variant.method))
+        return None if base is None else {**base, **variant.changes}
 
     def _points(self, name: str) -> list[dict[str, Any]]:
         """The points that are tried for a method; what the config gives it is not varied."""
@@ -220,6 +238,7 @@ class Comparison:
                     "paired": {} if name in ("megu", "retrain") else paired(apart[name], apart.get("megu", {})),
                     "equivalence": verdicts.get(name, {}),
                     "seeds": by_seed,
+                    **({"variant_of": self.rows[name]} if name in self.variants else {}),
                 }
         return {
             "request": described(self.base.inputs.data, self.base.inputs.request),

@@ -1,16 +1,91 @@
-"""The methods that a comparison knows: the baselines, and the method itself."""
+"""The methods that a comparison knows: the baselines, the method itself, and variants of both with other settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megu_cli.baselines import methods
-from megu_cli.config import preset_settings
-from megu_cli.errors import ConfigError
+from megu_cli.config import Config, changed, get, preset_settings
+from megu_cli.errors import ConfigError, brief
+from megu_cli.pipeline.stages import STAGES
 
 # MeGU runs through its own stages: its settings are the config's.
 OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
+# Sections of which a variant may change settings: the others decide what all rows share.
+_VARIED = ("mllm", "transition", "labels", "noise", "finetune")
+# Names of other files in the folder of a seed.
+_TAKEN = {"tune", *(Path(stage.file).stem for stage in STAGES.values())}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of its own: a method with other settings.
+
+    Attributes:
+        method: Name of the method.
+        changes: Setting -> value. MeGU's settings are dotted keys of the config.
+    """
+
+    method: str
+    changes: Mapping[str, Any]
+
+
+def variants(config: Config) -> dict[str, Variant]:
+    """Return the variants of ``compare.variants`` by name.
+
+    Raises:
+        ConfigError: A name, a method or a setting is at fault; the message names the variant and the key.
+    """
+    found = {}
+    for name, entry in config.compare.variants.items():
+        where, settings = f"compare.variants.{name}", dict(entry)
+        _check_name(name)
+        method = settings.pop("method", "megu")
+        if method in ("original", "retrain") or method not in (*OURS, *methods()):
+            raise ConfigError(
+                f"{where}: there is no method {brief(method)} that has variants",
+                f"Known: {', '.join(dict.fromkeys([*OURS, *methods()]))}; original and retrain have no variants.",
+            )
+        try:
+            if method in OURS:
+                _check_settings(config, {**OURS[method], **settings}, settings)
+            else:
+                methods()[method].settings({**config.compare.settings.get(method, {}), **settings})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.message}", error.hint) from None
+        found[name] = Variant(method, settings)
+    return found
+
+
+def _check_name(name: str) -> None:
+    """Raise ConfigError if a variant cannot have this name; it becomes the name of a file."""
+    where = f"compare.variants: {brief(name)}"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]{0,79}", name, re.ASCII):
+        raise ConfigError(
+            f"{where} is no name for a variant", "Use at most 80 letters, digits and the characters _ . = + -"
+        )
+    if name.lower() in (*OURS, *methods(), "original", "retrain"):
+        raise ConfigError(f"{where} is the name of a method", "Give the variant another name.")
+    if name.lower() in _TAKEN:
+        raise ConfigError(f"{where} is the name of a file of megu", "Give the variant another name.")
+
+
+def _check_settings(config: Config, settings: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the config refuses these settings, or if other rows do not have them in common."""
+    changed(config, settings)
+    for key in changes:
+        section = key.partition(".")[0]
+        if section not in _VARIED:
+            raise ConfigError(
+                f"{key}: all methods of a comparison share this setting",
+                f"A variant may change settings of {', '.join(_VARIED)}.",
+            )
+        if isinstance(get(config, key), dict):
+            raise ConfigError(f"{key} is a section", f"Name one setting by its dotted key, such as {key}.KEY: value.")
 
 
 def chosen(names: Sequence[str] | None, rated: bool = True) -> list[str]:

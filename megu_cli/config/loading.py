@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from megu_cli.config.base import Section, alternatives, checked_path, is_path
 from megu_cli.config.presets import PRESETS
-from megu_cli.config.schema import Config
+from megu_cli.config.schema import CompareConfig, Config
 from megu_cli.errors import ConfigError, brief
 from megu_cli.run import reading
 
@@ -92,7 +92,9 @@ def changed(config: Config, settings: dict[str, Any]) -> Config:
         *sections, last = key.split(".")
         section = raw
         for name in sections:
-            section = section[name]
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{key}: unknown key; {name} has no settings")
         section[last] = value
     try:
         return Config.model_validate(raw)
@@ -215,8 +217,25 @@ def _absolute(model: type[BaseModel], raw: dict[str, Any], folder: Path) -> dict
         elif Path in kinds and isinstance(value, (str, Path)) and (str not in kinds or is_path(value)):
             truth = _TRUTH.get(str(value).lower()) if bool in kinds else None
             value = _placed(value, folder, key) if truth is None else truth
+        elif model is CompareConfig and key == "variants" and isinstance(value, dict):
+            value = {name: _variant(given, folder) for name, given in value.items()}
         elif list[Path] in kinds and isinstance(value, list):
             value = [_placed(v, folder, key) if isinstance(v, (str, Path)) else v for v in value]
+        result[key] = value
+    return result
+
+
+def _variant(given: Any, folder: Path) -> Any:
+    """A variant of a comparison, whose settings are dotted keys, with absolute paths."""
+    if not isinstance(given, dict):
+        return given
+    result: dict[str, Any] = {}
+    for key, value in given.items():
+        section, dot, last = key.rpartition(".") if isinstance(key, str) else ("", "", "")
+        field = Config.model_fields.get(section) if dot else None
+        kind = field.annotation if field else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            value = _absolute(kind, {last: value}, folder)[last]
         result[key] = value
     return result
 

@@ -192,6 +192,11 @@ class CompareConfig(Section):
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="method -> its own settings, e.g. {ssd: {alpha: 5}}; see docs/methods.md"
     )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="name -> settings of megu by dotted key, e.g. {with-noise: {noise.use: both}}: a row of its own; "
+        "with `method: NAME` a variant of another method",
+    )
     tune_limit: Count | None = Field(
         None,
         description="--tune: choose settings on only this many training images, with an original of their own; null: "

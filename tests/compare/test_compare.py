@@ -377,3 +377,55 @@ def test_two_seeds_show_their_range_and_three_an_interval(small, megu):
         assert said in answer.out
         row = next(line for line in answer.out.splitlines() if "original" in line)
         assert sign in row
+
+
+def test_a_variant_is_a_row_that_shares_what_it_does_not_change(small):
+    variants = {"no-noise": {"noise.use": "none"}, "gentle": {"method": "finetune", "lr": 0.001}}
+    said: list[str] = []
+    result = comparison(small, said, methods=["retrain", "megu"], variants=variants).run()
+    assert not result["failed"]
+    assert list(result["methods"]) == ["retrain", "megu", "no-noise", "gentle"]
+    assert result["methods"]["no-noise"]["variant_of"] == "megu"
+    assert result["methods"]["no-noise"]["settings"] == {"noise.use": "none"}
+    assert result["methods"]["gentle"]["settings"]["lr"] == 0.001
+    assert result["methods"]["no-noise"]["paired"]
+    seed = small.parent / "run" / "compare" / "0"
+    for name, same in (("similarity.json", True), ("labels.safetensors", True), ("noise.safetensors", False)):
+        assert ((seed / "megu" / name).read_bytes() == (seed / "no-noise" / name).read_bytes()) is same, name
+    entries = [json.loads(line)["stage"] for line in (seed / "no-noise" / "runs.jsonl").read_text().splitlines()]
+    assert entries.count("labels") == 1  # the time it took is known
+
+    said = []
+    assert comparison(small, said, methods=["retrain", "megu"], variants=variants).run() == result
+    assert ran(said) == set()
+    said = []
+    changed_one = variants | {"no-noise": {"noise.use": "none", "finetune.lr": 0.001}}
+    comparison(small, said, methods=["retrain", "megu"], variants=changed_one).run()
+    assert ran(said) == {"0/no-noise", "1/no-noise"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("x", {"noise.ues": "none"}, "compare.variants.x: noise.ues: unknown key; did you mean use?"),
+        ("x", {"nosie.use": "none"}, "compare.variants.x: nosie: unknown key; did you mean noise?"),
+        ("x", {"data.limit": 100}, "data.limit: all methods of a comparison share this setting"),
+        ("x", {"seed": 5}, "seed: all methods of a comparison share this setting"),
+        ("x", {"noise": {"use": "none"}}, "noise is a section"),
+        ("x", {"method": "ssd", "alhpa": 3}, "ssd has no setting alhpa"),
+        ("x", {"method": "magic"}, "there is no method 'magic'"),
+        ("mask", {"noise.use": "none"}, "is the name of a method"),
+        ("oracle", {"noise.use": "none"}, "is the name of a file of megu"),
+        ("../x", {"noise.use": "none"}, "is no name for a variant"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused(small, name, settings, said):
+    with pytest.raises(ConfigError) as error:
+        comparison(small, methods=["megu"], variants={name: settings})
+    assert said in error.value.message
+
+
+def test_a_path_of_a_variant_is_relative_to_the_config(tmp_path):
+    file = write_config(tmp_path, compare={"variants": {"rated": {"mllm.ratings": "mine.json"}}})
+    config = load_config(file)
+    assert config.compare.variants["rated"] == {"mllm.ratings": tmp_path / "mine.json"}

@@ -137,10 +137,15 @@ def test_evaluation_and_finetuning_fit_their_schemas(finished):
 
 
 def test_comparison_fits_its_schema(megu, finished):
-    assert megu("compare", "-c", finished, "--methods", "megu,mask", "--seeds", "1", "-q").code == 0
+    variant = ["--set", "compare.variants={no-noise: {noise.use: none}}"]
+    assert megu("compare", "-c", finished, "--methods", "megu,mask", "--seeds", "1", "-q", *variant).code == 0
     document = json.loads((finished.parent / "run" / "compare.json").read_text(encoding="utf-8"))
     checked("compare.json").validate(document)
     assert not checked("compare.json").is_valid({**document, "methods": {"megu": {}}})
+    row = document["methods"]["no-noise"]
+    assert row["variant_of"] == "megu"
+    wrong = {**document["methods"], "no-noise": {**row, "variant_of": 1}}
+    assert not checked("compare.json").is_valid({**document, "methods": wrong})
 
 
 def test_what_the_schemas_describe_is_there(finished):
