@@ -65,7 +65,7 @@ class InputMemory:
             if self.active:
                 try:
                     self._evidence = evidence(self.config)
-                except (Unknown, OSError, ValueError, MeguError):
+                except (Unknown, OSError, ValueError, csv.Error, MeguError):
                     self._evidence = None
                 self._facts = self._load() if self._evidence else {}
         return self._facts

@@ -21,6 +21,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 
+from megu_cli.run import files
+
 # Cases of each kind. The full run has 2,000.
 CASES = int(os.environ.get("MEGU_FUZZ_CASES", "200"))
 EXIT_CODES = {0, 2, 3, 4, 130, 143}
@@ -30,7 +32,7 @@ MEMORY = 1 << 20  # KiB by which the peak of this process may grow in one case: 
 
 _PROGRAMS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
 _CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"}
-_MEMO = ".digests.npy"
+_CACHES = (files.FILE_DIGESTS, files.INPUT_DIGESTS)  # commands that write nothing else may renew them
 
 
 class Overdue(BaseException):
@@ -186,13 +188,13 @@ def fresh(run: Path, like: Path | None = None) -> None:
 def _contents(user: Path, run: Path, writes: bool) -> dict[str, str]:
     """Digest of each of the user's files, and of the run directory's unless the command writes to it."""
     found = {}
-    for folder, _, files in os.walk(user):
+    for folder, _, names in os.walk(user):
         inside = Path(folder).is_relative_to(run)
         if inside and writes:
             continue
-        for name in files:
+        for name in names:
             path = Path(folder) / name
-            if inside and name == _MEMO:  # a cache, which commands that write nothing else may renew
+            if inside and name in _CACHES:
                 continue
             if path.is_symlink():
                 found[str(path)] = f"link to {os.readlink(path)}"  # noqa: PTH115

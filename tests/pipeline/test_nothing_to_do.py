@@ -106,6 +106,12 @@ def test_versions_of_packages_are_evidence(config, monkeypatch):
     assert evidence(settings) != before
 
 
+def test_a_manifest_that_is_no_csv_is_left_to_the_command(tmp_path):
+    config = load_config(folder_config(tmp_path))
+    (tmp_path / "list.csv").write_text("path,label\nimages/0.png,a\r\0images/1.png,b\n", newline="")
+    assert InputMemory(config).fact("train_data", lambda: "read") == "read"
+
+
 def test_a_folder_of_images_is_evidence_with_what_is_added(tmp_path):
     for side in ("train", "test"):
         for label in "ab":
