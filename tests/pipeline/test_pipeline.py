@@ -28,6 +28,7 @@ def states(config: Path, *overrides: str) -> dict[str, str]:
     return {name: state.status for name, state in pipeline.status().items()}
 
 
+@pytest.mark.slow
 def test_no_forward_pass_without_learning_is_larger_than_eval_batch(megu, config):
     sizes = []
 
@@ -246,6 +247,7 @@ def test_the_unlearned_model_is_a_drop_in(finished):
     assert all(not torch.equal(original[k], unlearned[k]) for k in original)
 
 
+@pytest.mark.slow
 def test_a_pth_checkpoint_gives_the_same_model_as_its_safetensors_twin(megu, finished):
     from safetensors.torch import load_file, save_file
 
@@ -306,6 +308,7 @@ def test_every_switch_of_labels_and_noise(megu, tmp_path, mode, use):
         assert megu("labels", "-c", file, "--set", f"labels.source={source}").code == 0
 
 
+@pytest.mark.slow
 def test_an_image_folder_touched_and_changed(megu, tmp_path):
     write_folder(tmp_path / "images", number=12)
     names = ["cat", "dog", "eel"]
@@ -384,7 +387,11 @@ def test_megu_writes_through_no_link_in_the_run_directory(megu, finished, name):
     assert (finished.parent / "elsewhere").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "finetune.json", "labels.safetensors", "similarity.json"])
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("labels.safetensors", "model.safetensors")),
+     "finetune.json", "similarity.json"],
+)  # fmt: skip
 def test_a_damaged_file_of_megus_is_rebuilt(megu, finished, name):
     out = finished.parent / "run"
     whole = (out / name).read_bytes()

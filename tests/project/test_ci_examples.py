@@ -126,6 +126,7 @@ def test_the_cache_key_follows_settings_and_files(tmp_path):
     assert script("key", tmp_path)[0] != 0
 
 
+@pytest.mark.slow
 def test_the_action_s_script_runs_reports_and_requires(finished):
     folder = finished.parent
     code, err, outputs, summary = script("run", folder, MEGU_REQUIRE="\n  zrf>=0\n  forget_test_acc<=1\n")

@@ -105,6 +105,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_DIGITS)
 def test_commands_on_digits(name, digits, megu, tmp_path, monkeypatch):
     folder = tmp_path / "project"

@@ -83,6 +83,7 @@ def test_pending_requests_are_done_in_one_run_and_the_next_run_goes_on_from_it(m
     assert second["provenance"]["parent"] == known
 
 
+@pytest.mark.slow
 def test_a_record_of_a_ledger_can_be_computed_again(megu, tmp_path):
     file, ledger = write_config(tmp_path), tmp_path / "ledger.jsonl"
     for request, digit in (("R1", "8"), ("R2", "3")):

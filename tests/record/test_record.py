@@ -313,6 +313,7 @@ def test_a_purge_leaves_the_record_whole(recorded):
     assert "labels.safetensors is not there; `megu purge` deletes it" in answer.json["not_checked"]
 
 
+@pytest.mark.slow
 def test_a_second_computation_gives_the_same_bytes_or_names_the_file(recorded):
     rerun = ["--rerun", "-c", recorded.folder / "megu.yaml", "-q"]
     answer = recorded.verify(*rerun)

@@ -95,6 +95,7 @@ def test_pages_and_pictures_hold_no_control_characters(tmp_path):
         draw({"scores": {HOSTILE: {"a": 1.0}}, "classes": ["a", HOSTILE], "rater": HOSTILE}, tmp_path / "x.png")
 
 
+@pytest.mark.slow
 def test_a_report_of_hostile_names(finished):
     """Class 3 is called otherwise in all that the report is made from; each page holds the name escaped."""
     from megu_cli import report
