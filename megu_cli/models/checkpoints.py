@@ -33,9 +33,9 @@ _AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow", "teacher", "m
 _PLAIN = (type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device)
 # Floats that torch computes with; float8 and smaller are for storage.
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Levels of containers in a file, and how many there may be.
+# Levels of containers in a file, and how often a container may be met again: what is shared multiplies the walk.
 _DEEPEST = 64
-_MOST = 1_000_000
+_MOST_SHARED = 10_000
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|model\.|net\.|network\.)+")
 
 
@@ -285,32 +285,39 @@ def _check(path: Path, content: Any) -> None:
         CheckpointError: It is such a file; the place is named.
     """
     left: list[tuple[Place, Any]] = [((), content)]
-    containers = 0
+    seen: set[int] = set()
+    shared = 0
+
+    def refusal(what: str, hint: str = "Save model.state_dict() alone.") -> CheckpointError:
+        return CheckpointError(f"{path} {what}", hint)
+
     while left:
         place, value = left.pop()
-        containers += isinstance(value, (Mapping, list, tuple))
-        where = ".".join(map(str, place)) or "the top"
+        if isinstance(value, (Mapping, list, tuple)) and len(value):
+            shared += id(value) in seen
+            seen.add(id(value))
         # A few lists that hold each other twice can be more to walk through than there is time.
-        if len(place) > _DEEPEST or containers > _MOST:
-            raise CheckpointError(
-                f"{path} contains itself, or is nested too deeply, at {where[:60]}…", "Save model.state_dict() alone."
-            )
+        if len(place) > _DEEPEST or shared > _MOST_SHARED:
+            raise refusal(f"contains itself, or is nested too deeply, at {_where(place)[:60]}…")
         if isinstance(value, int) and not _plain_key(value):
-            raise CheckpointError(f"{path} holds a number of too many digits at {where}", "Save it as text.")
+            raise refusal(f"holds a number of too many digits at {_where(place)}", "Save it as text.")
         if isinstance(value, Tensor) and value.is_nested:
-            raise CheckpointError(f"{path} holds a nested tensor at {where}", "Save model.state_dict() alone.")
+            raise refusal(f"holds a nested tensor at {_where(place)}")
         if isinstance(value, Mapping):
             for key in value:
                 if not _plain_key(key):
-                    raise CheckpointError(
-                        f"{path} holds a key that is no text or number at {where}: {type(key).__name__} {key!r:.60}",
-                        "Save model.state_dict() alone.",
-                    )
+                    where = f"{_where(place)}: {type(key).__name__} {key!r:.60}"
+                    raise refusal(f"holds a key that is no text or number at {where}")
             left += [((*place, key), item) for key, item in value.items()]
         elif isinstance(value, (list, tuple)):
             left += [
                 ((*place, i), item) for i, item in enumerate(value) if isinstance(item, (Mapping, list, tuple, int))
             ]
+
+
+def _where(place: Place) -> str:
+    """A place in a file, in words."""
+    return ".".join(map(str, place)) or "the top"
 
 
 def _plain_key(key: Any) -> bool:
