@@ -68,10 +68,20 @@ class OriginalModel:
 
     @cached_property
     def _directory(self) -> State:
+        return self.read_directory(self.path, "model.checkpoint")
+
+    def read_directory(self, path: Path, setting: str) -> State:
+        """Return the weights in the directory of a ``hf:`` model of this architecture.
+
+        Args:
+            path: The directory.
+            setting: The setting that names it, for messages.
+
+        Raises:
+            CheckpointError: The model is no ``hf:`` model, or the weights cannot be read.
+        """
         from megu_cli.models.huggingface import read
 
         if not self._user_model.folder:
-            raise CheckpointError(
-                f"model.checkpoint: {self.path} is a directory", "Name a file, or use model.name: hf:DIR."
-            )
-        return read(self.path, len(self._data().classes), self._settings.trust_remote_code)
+            raise CheckpointError(f"{setting}: {path} is a directory", "Name a file, or use model.name: hf:DIR.")
+        return read(path, len(self._data().classes), self._settings.trust_remote_code)

@@ -39,21 +39,19 @@ def weights(inputs: RunInputs) -> State:
     Raises:
         CheckpointError: They cannot be read.
     """
-    from megu_cli.models import checkpoints, huggingface
+    from megu_cli.models import checkpoints
 
-    path, settings = inputs.config.eval.own_oracle, inputs.config.model
+    path, key = inputs.config.eval.own_oracle, inputs.config.model.key
     if path is None or not path.exists():
         raise CheckpointError(
             f"eval.oracle: no checkpoint at {path}",
             "Name the file of your own retrained model, or set eval.oracle: true to train one.",
         )
     if path.is_dir():
-        if not inputs.user_model.folder:
-            raise CheckpointError(f"eval.oracle: {path} is a directory", "Name a file, or use model.name: hf:DIR.")
-        return huggingface.read(path, len(inputs.data.classes), settings.trust_remote_code)
+        return inputs.original.read_directory(path, "eval.oracle")
     try:
-        return checkpoints.read(path, inputs.original.network(), settings.key).state
+        return checkpoints.read(path, inputs.original.network(), key).state
     except CheckpointError as error:
-        if settings.key and error.message.startswith("model.key:"):  # the two files may be wrapped in other ways
+        if key and error.message.startswith("model.key:"):  # the two files may be wrapped in other ways
             return checkpoints.read(path, inputs.original.network()).state
         raise
