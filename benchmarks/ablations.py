@@ -26,6 +26,7 @@ import torch
 
 from megu_cli import training
 from megu_cli.compare import Arena, distances, paired, summary
+from megu_cli.compare.methods import Contender
 from megu_cli.config import Config, get
 from megu_cli.data import Dataset
 from megu_cli.evaluation.measure import described
@@ -115,20 +116,20 @@ def ablated(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with writing.locked(config.out):
         Pipeline(base, print).run(goals=["transition"])
         cells: dict[str, dict[str, dict[str, Any]]] = {}
-        floor = {}
+        floor, retrain = {}, Contender("retrain", "retrain", {})
         arenas = [Arena(base, arguments.first_seed + i, print) for i in range(arguments.seeds)]
         for arena in arenas:
             share_original(arena, arguments.out / "originals")
             arena.prepare()
         for place, arena in enumerate(arenas):
             rival = arenas[(place + 1) % len(arenas)]
-            floor[str(arena.seed)] = figures(arena, arena.cell("retrain", {}, rival if rival is not arena else None))
+            floor[str(arena.seed)] = figures(arena, arena.cell(retrain, rival if rival is not arena else None))
             for label, changes in varied.items():
                 given = {
                     key: ratings(arena, value) if key == "mllm.ratings" else value for key, value in changes.items()
                 }
                 hand_over(arena.folder / DEFAULT, arena.folder / label)
-                cell = arena.cell("megu", given, None, label=label)
+                cell = arena.cell(Contender(label, "megu", given), None)
                 cells.setdefault(label, {})[str(arena.seed)] = figures(arena, cell)
             arena.forget_loaded()
 
@@ -185,13 +186,13 @@ def figures(arena: Arena, cell: artifacts.Artifact) -> dict[str, Any]:
 def share_original(arena: Arena, store: Path) -> None:
     """Hand the original of a seed from one request to the next: it does not depend on what is forgotten."""
     mine, kept = (
-        arena.work.inputs.original.path,
-        store / f"{arena.seed}-{len(arena.work.inputs.data.train)}.safetensors",
+        arena.context.inputs.original.path,
+        store / f"{arena.seed}-{len(arena.context.inputs.data.train)}.safetensors",
     )
     mine.parent.mkdir(parents=True, exist_ok=True)
     if not mine.exists() and kept.exists():
         shutil.copy(kept, mine)
-    Pipeline(arena.work, print).run(goals=["train"])
+    Pipeline(arena.context, print).run(goals=["train"])
     store.mkdir(exist_ok=True)
     shutil.copy(mine, kept)
 
@@ -206,14 +207,14 @@ def hand_over(source: Path, target: Path) -> None:
 
 def ratings(arena: Arena, kind: str) -> Path:
     """A file of ratings that no MLLM gave: all alike, the recorded ones shuffled, or the original's confusions."""
-    data = arena.work.inputs.data
-    recorded = Recorded(arena.work.inputs.ratings_file)
+    data = arena.context.inputs.data
+    recorded = Recorded(arena.context.inputs.ratings_file)
     if kind == "uniform":
         scores = {c: {k: 5.0 for k in data.classes if k != c} for c in data.classes}
     elif kind == "shuffled":
         scores = {c: shuffled(row, arena.seed, c) for c, row in recorded.scores.items()}
     else:
-        scores = confusions(arena.work.original(), data)
+        scores = confusions(arena.context.original(), data)
     told = {
         "uniform": "nobody: every rating is 5",
         "shuffled": f"{recorded.rater}, each row shuffled (seed {arena.seed})",

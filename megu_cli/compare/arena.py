@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from megu_cli import __version__
 from megu_cli.baselines import methods
 from megu_cli.compare import tuning
-from megu_cli.compare.methods import OURS, Variant
+from megu_cli.compare.methods import OURS, Contender
 from megu_cli.compare.statistics import Row
 from megu_cli.config import changed
 from megu_cli.errors import ArtifactError, ConfigError, MeguError
@@ -36,6 +37,35 @@ CONFIDENCES = "forget_confidences"
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """What one file of results is about.
+
+    Attributes:
+        contender: The method and its settings.
+        folder: For the method's own files; the results lie beside it.
+        context: The run that gives data, request and original.
+        rival: The arena whose oracle judges this one's, for ``retrain``.
+        score: The model is scored on held-out images, and not judged.
+    """
+
+    contender: Contender
+    folder: Path
+    context: RunContext
+    rival: Arena | None = None
+    score: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """True if the method is MeGU, which runs through its own stages."""
+        return self.contender.method in OURS
+
+    @property
+    def file(self) -> Path:
+        """Where the results are."""
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+
 class Arena:
     """Where methods meet for one seed: one original, one oracle.
 
@@ -54,11 +84,11 @@ class Arena:
         self.base, self.seed, self.say, self.apart = base, seed, say, apart
         self.folder = base.directory.out / files.COMPARE_FOLDER / (f"tune-{seed}" if apart else str(seed))
         if apart:
-            self.work = self._smaller()
+            self.context = self._smaller()
         elif seed == base.config.seed:
-            self.work = base  # shares original and oracle with `megu run`
+            self.context = base  # shares original and oracle with `megu run`
         else:
-            self.work = base.sibling(changed(base.config, {"seed": seed, "out": self.folder}))
+            self.context = base.sibling(changed(base.config, {"seed": seed, "out": self.folder}))
 
     def _smaller(self) -> RunContext:
         config, request = self.base.config, self.base.inputs.request
@@ -75,62 +105,64 @@ class Arena:
                 "subclasses": {"subclasses": [self.base.inputs.data.concepts[c] for c in request.asked]},
             }.get(request.kind, {"random": {"fraction": share}})
             settings["forget"] = {**named, **self._before}
-        work = self.base.sibling(changed(config, settings), request=False, data=limit == config.data.limit)
-        if config.compare.tune_limit is not None and work.inputs.user_model.checkpoint:
+        context = self.base.sibling(changed(config, settings), request=False, data=limit == config.data.limit)
+        if config.compare.tune_limit is not None and context.inputs.user_model.checkpoint:
+            given = context.inputs.user_model.checkpoint
             raise ConfigError(
-                f"compare.tune_limit: {work.inputs.user_model.checkpoint} holds weights, and they have seen all images",
+                f"compare.tune_limit: {given} holds weights, and they have seen all images",
                 "Leave compare.tune_limit out, or name a directory without weights in model.name.",
             )
-        return work
+        return context
 
     @property
-    def _goals(self) -> list[str]:
+    def goals(self) -> list[str]:
+        """The stages that every method of this seed starts from."""
         goals = ["train"] if self.apart else ["train", "oracle"]
-        return goals[1:] if self.work.inputs.user_model.checkpoint else goals
+        return goals[1:] if self.context.inputs.user_model.checkpoint else goals
 
-    def refuse_foreign(self, rows: Mapping[str, Variant], force: bool) -> None:
-        """See that the files of these rows, where they are there, were written by megu.
+    def refuse_foreign(self, rows: Iterable[Contender], force: bool) -> None:
+        """See that the files of these contenders, where they are there, were written by megu.
 
         Raises:
             ForeignFileError: One was not.
         """
-        Pipeline(self.work).refuse_foreign(self._goals)
-        for name, row in rows.items():
-            folder = self.folder / name
-            file = _file(folder).relative_to(self.base.directory.out)
+        Pipeline(self.context).refuse_foreign(self.goals)
+        for contender in rows:
+            entry = self._judged(contender, None)
+            file = entry.file.relative_to(self.base.directory.out)
             ownership.refuse_foreign(self.base.directory.out, file.as_posix())
-            if row.method in OURS and folder.exists():
-                ours = self._ours(row.method, row.changes, folder, self.work)
+            if entry.ours and entry.folder.exists():
+                ours = self._ours(entry)
                 ours.refuse_foreign(ours.all_before(["finetune"]), force)
 
     def prepare(self) -> None:
         """Train the original and, where anything is judged, the oracle, unless they are there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        Pipeline(self.work, lambda line: self.say(f"{self.seed}/{line}")).run(goals=self._goals)
+        Pipeline(self.context, lambda line: self.say(f"{self.seed}/{line}")).run(goals=self.goals)
 
     # -- loaded when the first cell needs them ---------------------------------------------------------------------
 
     @cached_property
     def _oracle(self) -> Artifact:
-        return artifacts.read(self.work.directory.out / STAGES["oracle"].file)
+        return artifacts.read(self.context.directory.out / STAGES["oracle"].file)
 
     def oracle_model(self) -> nn.Module:
         """The oracle, in eval mode."""
-        return self.work.load(self._oracle.tensors, STAGES["oracle"].file)
+        return self.context.load(self._oracle.tensors, STAGES["oracle"].file)
 
     @cached_property
     def evaluation_problem(self) -> EvaluationProblem:
         """The forget request and the settings that models are measured with."""
         from megu_cli.pipeline.steps.problem import evaluation_problem
 
-        return evaluation_problem(self.work)
+        return evaluation_problem(self.context)
 
     @cached_property
     def original_predictions(self) -> Predictions:
         """The original's predictions."""
         from megu_cli.evaluation.measure import Predictions
 
-        return Predictions.of(self.work.original(), self.evaluation_problem, "original")
+        return Predictions.of(self.context.original(), self.evaluation_problem, "original")
 
     @cached_property
     def oracle(self) -> Measurement:
@@ -150,74 +182,48 @@ class Arena:
 
     # -- cells -----------------------------------------------------------------------------------------------------
 
-    def plan(
-        self, name: str, given: Mapping[str, Any], rival: Arena | None, label: str | None = None
-    ) -> tuple[str, str]:
+    def plan(self, contender: Contender, rival: Arena | None) -> tuple[str, str]:
         """Whether a cell would be kept or run, and why."""
-        if name == "retrain" and rival and (missing := rival._unprepared()):
+        if contender.method == "retrain" and rival and (missing := rival._unprepared()):
             return "run", f"seed {rival.seed}: {missing}"
-        action, reason, _ = self._planned(name, given, self.folder / (label or name), self.work, rival)
+        action, reason, _ = self._planned(self._judged(contender, rival))
         return action, reason
 
     def plan_trial(self, name: str, number: int, given: Mapping[str, Any]) -> tuple[str, str, float | None]:
         """Whether the score of a point of a grid would be kept or computed, why, and the score that would be kept."""
-        action, reason, kept = self._planned(name, given, self._trial(name, number), self._tuning, score=True)
-        return action, reason, kept.body["score"] if kept else None
+        action, reason, found = self._planned(self._trial(name, number, given))
+        return action, reason, found.body["score"] if found else None
 
-    def _planned(
-        self,
-        name: str,
-        given: Mapping[str, Any],
-        folder: Path,
-        work: RunContext,
-        rival: Arena | None = None,
-        score: bool = False,
-    ) -> tuple[str, str, Artifact | None]:
+    def _planned(self, entry: _Entry) -> tuple[str, str, Artifact | None]:
         if missing := self._unprepared():
             return "run", missing, None
-        if name in OURS and not folder.exists():
-            return "run", "missing", None
-        if name in OURS and (state := self._ours(name, given, folder, work).state("finetune")).status != "fresh":
-            return "run", f"finetune is {state.status}", None
-        kept = _fresh(_file(folder), self._parts(name, given, folder, work, rival, score))
-        return ("keep", "fresh", kept) if kept else ("run", "missing or changed", None)
+        if entry.ours:
+            if not entry.folder.exists():
+                return "run", "missing", None
+            if (state := self._ours(entry).state("finetune")).status != "fresh":
+                return "run", f"finetune is {state.status}", None
+        found = _fresh(entry.file, self._parts(entry))
+        return ("keep", "fresh", found) if found else ("run", "missing or changed", None)
 
     def _unprepared(self) -> str:
         """Which of original and oracle is not there; empty if none."""
-        pipeline = Pipeline(self.work)
-        states = {goal: pipeline.state(goal).status for goal in self._goals}
+        pipeline = Pipeline(self.context)
+        states = {goal: pipeline.state(goal).status for goal in self.goals}
         found = [(goal, status) for goal, status in states.items() if status != "fresh"]
         return f"the {'original' if found[0][0] == 'train' else 'oracle'} is {found[0][1]}" if found else ""
 
-    def cell(
-        self, name: str, given: Mapping[str, Any], rival: Arena | None, force: bool = False, label: str | None = None
-    ) -> Artifact:
+    def cell(self, contender: Contender, rival: Arena | None, force: bool = False) -> Artifact:
         """The figures of one method; computed unless the file fits.
 
         Args:
-            name: Of the method.
-            given: Its settings where they differ from the defaults.
+            contender: The method and its settings.
             rival: The arena whose oracle judges this one's, for ``retrain``.
             force: Compute it anyway.
-            label: Of its files; a variant has its own. ``None``: the method's name.
 
         Raises:
             Exception: Whatever the method raises.
         """
-        folder, key = self.folder / (label or name), f"{self.seed}/{label or name}"
-        if name in OURS:
-            if label and not force:
-                self._borrow(self._ours(name, given, folder, self.work), self.folder / name)
-            self._ours(name, given, folder, self.work).run(force, goals=["finetune"])
-        parts = self._parts(name, given, folder, self.work, rival)
-        if not force and (kept := _fresh(_file(folder), parts)):
-            self.say(f"{key}: fresh")
-            return kept
-        self.say(f"{key}: running")
-        model, seconds, machine = self._made(name, given, self.work, folder)
-        self._log(parts, seconds, machine)
-        row = self._judge(name, model, rival) | {"settings": parts["settings"]["method"]}
-        return self._keep(_file(folder), row, parts)
+        return self._result(self._judged(contender, rival), force)
 
     def trial(self, name: str, number: int, given: Mapping[str, Any], force: bool = False) -> Artifact:
         """The score of one point of a method's grid, from training and validation images alone.
@@ -227,33 +233,49 @@ class Arena:
         where none of theirs is held out). A sub-class request is tuned on forgetting the classes that own the
         sub-classes.
         """
-        folder, work = self._trial(name, number), self._tuning
-        folder.parent.mkdir(exist_ok=True)
-        if name in OURS:
-            self._ours(name, given, folder, work).run(force, goals=["finetune"])
-        parts = self._parts(name, given, folder, work, score=True)
-        if not force and (kept := _fresh(_file(folder), parts)):
-            return kept
-        self.say(f"{self.seed}/{name}: tuning with {tuning.described(given)}")
-        model, seconds, machine = self._made(name, given, work, folder)
-        self._log(parts, seconds, machine)
-        return self._keep(_file(folder), {"score": tuning.score(model, work), "settings": dict(given)}, parts)
+        return self._result(self._trial(name, number, given), force)
 
-    def _trial(self, name: str, number: int) -> Path:
-        return self.folder / "tune" / f"{name}-{number}"
+    def _judged(self, contender: Contender, rival: Arena | None) -> _Entry:
+        return _Entry(contender, self.folder / contender.label, self.context, rival)
+
+    def _trial(self, name: str, number: int, given: Mapping[str, Any]) -> _Entry:
+        folder = self.folder / "tune" / f"{name}-{number}"
+        return _Entry(Contender(name, name, given), folder, self._tuning, score=True)
+
+    def _result(self, entry: _Entry, force: bool) -> Artifact:
+        """What the file of an entry holds; it is computed and written unless it is there and fits."""
+        contender, key = entry.contender, f"{self.seed}/{entry.contender.label}"
+        entry.folder.parent.mkdir(parents=True, exist_ok=True)
+        if entry.ours:
+            if contender.label != contender.method and not force:
+                self._borrow(self._ours(entry), self.folder / contender.method)
+            self._ours(entry).run(force, goals=["finetune"])
+        parts = self._parts(entry)
+        if not force and (found := _fresh(entry.file, parts)):
+            if not entry.score:
+                self.say(f"{key}: fresh")
+            return found
+        self.say(f"{key}: {f'tuning with {tuning.described(contender.settings)}' if entry.score else 'running'}")
+        model, seconds, machine = self._made(entry)
+        self._log(parts, seconds, machine)
+        if entry.score:
+            body = {"score": tuning.score(model, entry.context), "settings": dict(contender.settings)}
+        else:
+            body = self._judge(model, entry) | {"settings": parts["settings"]["method"]}
+        return keep(entry.file, body, parts, self.seed)
 
     @cached_property
     def _tuning(self) -> RunContext:
-        config = self.work.config
-        if self.work.inputs.request.kind != "subclasses":
-            return self.work
+        config = self.context.config
+        if self.context.inputs.request.kind != "subclasses":
+            return self.context
         settings = {
             "seed": self.seed,
             "forget": {"classes": self._owners, **self._before},
             "out": self.folder / "tune",
-            "model.checkpoint": self.work.inputs.original.path,
+            "model.checkpoint": self.context.inputs.original.path,
         }
-        return self.work.sibling(changed(config, settings), request=False)
+        return self.context.sibling(changed(config, settings), request=False)
 
     @property
     def _before(self) -> dict[str, Any]:
@@ -266,26 +288,22 @@ class Arena:
         data, request = self.base.inputs.data, self.base.inputs.request
         return sorted({data.classes[int(data.concept_class[c])] for c in request.asked})
 
-    def _made(
-        self, name: str, given: Mapping[str, Any], work: RunContext, folder: Path
-    ) -> tuple[nn.Module, float | None, str]:
+    def _made(self, entry: _Entry) -> tuple[nn.Module, float | None, str]:
         """The model that a method makes, the seconds it took, and where."""
         from megu_cli.execution.runtime import machine
 
+        name = entry.contender.method
         if name == "retrain":
-            known = times.seconds(self.work.directory.out, self.work.directory.log, "oracle")
+            known = times.seconds(self.context.directory.out, self.context.directory.log, "oracle")
             return self.oracle_model(), *(known or (None, ""))
-        if name in OURS:
-            ours = self._ours(name, given, folder, work)
-            ours.run(goals=["finetune"])
-            return ours.work.unlearned(), *(
-                times.method_seconds(ours.work.directory.out, ours.work.directory.log) or (None, "")
-            )
+        if entry.ours:
+            ours = self._ours(entry).work
+            return ours.unlearned(), *(times.method_seconds(ours.directory.out, ours.directory.log) or (None, ""))
         from megu_cli.pipeline.steps.problem import task
 
         method = methods()[name]
-        function, settings = method.load(), method.settings(given)
-        model, problem = work.original(), task(work)
+        function, settings = method.load(), method.settings(entry.contender.settings)
+        model, problem = entry.context.original(), task(entry.context)
         started = time.perf_counter()
         function(model, problem, **settings)
         seconds = time.perf_counter() - started
@@ -294,12 +312,13 @@ class Arena:
             raise MeguError(f"{name} left NaN or infinite weights in {', '.join(broken[:3])}")
         return model.eval(), seconds, machine()
 
-    def _ours(self, name: str, given: Mapping[str, Any], folder: Path, work: RunContext) -> Pipeline:
+    def _ours(self, entry: _Entry) -> Pipeline:
         """MeGU's pipeline from this arena's original, in a folder of its own."""
-        settings = {**OURS[name], **given, "out": folder, "model.checkpoint": self.work.inputs.original.path}
-        config = changed(work.config, {"seed": self.seed, **settings})
-        folder.mkdir(parents=True, exist_ok=True)
-        return Pipeline(work.sibling(config))
+        contender, original = entry.contender, self.context.inputs.original.path
+        settings = {**OURS[contender.method], **contender.settings, "out": entry.folder, "model.checkpoint": original}
+        config = changed(entry.context.config, {"seed": self.seed, **settings})
+        entry.folder.mkdir(parents=True, exist_ok=True)
+        return Pipeline(entry.context.sibling(config))
 
     def _borrow(self, ours: Pipeline, source: Path) -> None:
         """Copy from the method's run directory what its variant has not; what does not fit is stale and is rebuilt."""
@@ -317,57 +336,52 @@ class Arena:
             if (made := log.last(meta["fingerprint"])) and not ours.work.directory.log.last(meta["fingerprint"]):
                 ours.work.directory.log.append(made)
 
-    def _judge(self, name: str, model: nn.Module, rival: Arena | None) -> Row:
+    def _judge(self, model: nn.Module, entry: _Entry) -> Row:
         """All figures of a model; the oracle itself is judged by the oracle of the next seed."""
         from megu_cli.evaluation.measure import per_class
         from megu_cli.evaluation.ulira import scaled
 
-        measurement = self.oracle if name == "retrain" else self._measurement(model, name)
-        judge = rival if name == "retrain" else self
+        retrained = entry.contender.method == "retrain"
+        measurement = self.oracle if retrained else self._measurement(model, entry.contender.method)
+        judge = entry.rival if retrained else self
         return {
             "metrics": measurement.figures,
             "comparison": measurement.beside(judge.oracle) if judge else {},
             "entanglement": measurement.entanglement,
-            "per_class": per_class(measurement.predictions, self.work.inputs.data),
+            "per_class": per_class(measurement.predictions, self.context.inputs.data),
             # Of each forgotten image, for the attacks that need several seeds.
-            CONFIDENCES: scaled(measurement.predictions.train.loss[self.work.inputs.request.forget].numpy())
+            CONFIDENCES: scaled(measurement.predictions.train.loss[self.context.inputs.request.forget].numpy())
             .round(4)
             .tolist(),
         }
 
-    def _parts(
-        self,
-        name: str,
-        given: Mapping[str, Any],
-        folder: Path,
-        work: RunContext,
-        rival: Arena | None = None,
-        score: bool = False,
-    ) -> dict[str, Any]:
+    def _parts(self, entry: _Entry) -> dict[str, Any]:
         """The key of a cell or of a score."""
         from megu_cli.pipeline.steps.problem import task
 
-        version, own = "1", dict(given)
+        name, context, rival = entry.contender.method, entry.context, entry.rival
+        version, own = "1", dict(entry.contender.settings)
         judging = STAGES["eval"]
-        settings = {"seed": self.seed, **work.inputs.settings(("model.name",) if score else judging.settings)}
-        inputs = {key: work.inputs.digest(key) for key in ("train_data", "test_data", "forget")}
-        inputs["checkpoint"] = self.work.inputs.digest("checkpoint")
+        known = context.inputs.settings(("model.name",) if entry.score else judging.settings)
+        settings = {"seed": self.seed, **known}
+        inputs = {key: context.inputs.digest(key) for key in ("train_data", "test_data", "forget")}
+        inputs["checkpoint"] = self.context.inputs.digest("checkpoint")
         if name == "retrain":
-            own = work.config.train.keyed()
+            own = context.config.train.keyed()
             inputs["rival"] = rival._oracle_content if rival else ""
-        elif name in OURS:
+        elif entry.ours:
             # The content of a file that is named shows in what was made from it; where it lies does not matter.
             own = {key: v.name if isinstance(v, Path) else v for key, v in {**OURS[name], **own}.items()}
-            inputs["finetune"] = str(artifacts.read_meta(folder / STAGES["finetune"].file)["content"])
+            inputs["finetune"] = str(artifacts.read_meta(entry.folder / STAGES["finetune"].file)["content"])
         else:
             method = methods()[name]
-            own, version = method.settings(given), method.version
-            shared = task(work)
+            own, version = method.settings(own), method.version
+            shared = task(context)
             settings |= {"samples": shared.samples, "batch": shared.batch, "forget_batch": shared.forget_batch}
-        if not score:
+        if not entry.score:
             inputs["oracle"] = self._oracle_content
         return {
-            "stage": f"{'tune' if score else 'compare'} {name}",
+            "stage": f"{'tune' if entry.score else 'compare'} {name}",
             "version": [VERSION, judging.version, version],
             "settings": {**settings, "method": own},
             "inputs": inputs,
@@ -375,14 +389,7 @@ class Arena:
 
     @property
     def _oracle_content(self) -> str:
-        return Pipeline(self.work).state("oracle").content
-
-    def _keep(self, path: Path, body: Row, parts: Mapping[str, Any]) -> Artifact:
-        fingerprint = artifacts.digest(parts)
-        meta = {**parts, "fingerprint": fingerprint, "seed": self.seed, "megu": __version__}
-        sealed = artifacts.seal(Artifact(body), meta)
-        artifacts.write(path, sealed)
-        return sealed
+        return Pipeline(self.context).state("oracle").content
 
     # -- the clock -------------------------------------------------------------------------------------------------
 
@@ -394,7 +401,7 @@ class Arena:
     def clock(self, cell: Artifact) -> Row:
         """Seconds of a cell, and as a share of retraining where both were measured on one machine."""
         own = self.base.directory.log.seconds(cell.meta["fingerprint"])
-        oracle = times.seconds(self.work.directory.out, self.work.directory.log, "oracle")
+        oracle = times.seconds(self.context.directory.out, self.context.directory.log, "oracle")
         same = own and oracle and own[1] == oracle[1] and oracle[0]
         return {
             "seconds": own[0] if own else None,
@@ -402,9 +409,12 @@ class Arena:
         }
 
 
-def _file(folder: Path) -> Path:
-    """Where the figures of a method are whose own files lie in ``folder``."""
-    return folder.with_name(f"{folder.name}.json")
+def keep(path: Path, body: Row, parts: Mapping[str, Any], seed: int) -> Artifact:
+    """Write a result with its key, and return it."""
+    meta = {**parts, "fingerprint": artifacts.digest(parts), "seed": seed, "megu": __version__}
+    sealed = artifacts.seal(Artifact(body), meta)
+    artifacts.write(path, sealed)
+    return sealed
 
 
 def _fresh(path: Path, parts: Mapping[str, Any]) -> Artifact | None:

@@ -10,23 +10,18 @@ import re
 import traceback
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from megu_cli import __version__
 from megu_cli.baselines import methods
 from megu_cli.compare import tuning
-from megu_cli.compare.arena import CONFIDENCES, VERSION, Arena, Say
+from megu_cli.compare.arena import CONFIDENCES, VERSION, Arena, Say, keep
 from megu_cli.compare.equivalence import equivalences
-from megu_cli.compare.methods import OURS, Variant, chosen, variants
+from megu_cli.compare.methods import OURS, Contender, chosen, variants
 from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
 from megu_cli.errors import ConfigError, MeguError
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.run import artifacts, files, ownership, writing
-from megu_cli.run.artifacts import Artifact
-
-if TYPE_CHECKING:
-    pass
+from megu_cli.run import files, ownership, writing
 
 
 class Comparison:
@@ -51,7 +46,10 @@ class Comparison:
             methods()[name].settings(given)
         self.variants = variants(base.config)
         # Name -> method; the variants stand below the methods.
-        self.rows = {**{name: name for name in self.names}, **{k: v.method for k, v in self.variants.items()}}
+        self.rows = {
+            **{name: name for name in self.names},
+            **{name: variant.method for name, variant in self.variants.items()},
+        }
         self.arenas = [Arena(base, base.config.seed + i, say) for i in range(settings.seeds)]
 
     @cached_property
@@ -73,8 +71,8 @@ class Comparison:
         for name in (files.COMPARISON, self.base.directory.log.file.name):
             ownership.refuse_foreign(self.base.directory.out, name)
         for arena in dict.fromkeys([*self.arenas, *([self.tuning] if tune else [])]):
-            rows = {name: Variant(name, {}) for name in self.names} | ({} if arena.apart else self.variants)
-            arena.refuse_foreign(rows, force)
+            rows = [Contender(name, name, {}) for name in self.names]
+            arena.refuse_foreign([*rows, *([] if arena.apart else self.variants.values())], force)
 
     def plan(self, tune: bool = False) -> list[tuple[str, str, str]]:
         """(seed and method, run or keep, reason) of each cell, without running any.
@@ -97,8 +95,7 @@ class Comparison:
             for name, method in self.rows.items():
                 untuned = ("run", "its settings are still to be chosen")
                 given = self._varied(name, settings)
-                label = name if name in self.variants else None
-                found = untuned if given is None else arena.plan(method, given, self._rival(arena), label)
+                found = untuned if given is None else arena.plan(Contender(name, method, given), self._rival(arena))
                 rows.append((f"{arena.seed}/{name}", *found))
         return rows
 
@@ -143,9 +140,8 @@ class Comparison:
             for name, method in self.rows.items():
                 if (given := self._varied(name, settings)) is None:
                     continue
-                label = name if name in self.variants else None
                 try:
-                    cell = arena.cell(method, given, self._rival(arena), force, label)
+                    cell = arena.cell(Contender(name, method, given), self._rival(arena), force)
                 except Exception as error:  # one method that fails must not cost the others' results
                     failed.setdefault(name, {})[str(arena.seed)] = self._failure(f"{arena.seed}/{name}", error)
                 else:
@@ -158,10 +154,9 @@ class Comparison:
 
         body = self._body(cells) | {"failed": failed, "tuned": trials, "ulira": attacks(confidences, "retrain")}
         if tune:
-            body["tuning"] = {"seed": self.tuning.seed, "images": len(self.tuning.work.inputs.data.train)}
+            body["tuning"] = {"seed": self.tuning.seed, "images": len(self.tuning.context.inputs.data.train)}
         parts = {"stage": "compare", "version": VERSION, "inputs": contents}
-        meta = {**parts, "fingerprint": artifacts.digest(parts), "seed": self.base.config.seed, "megu": __version__}
-        artifacts.write(self.base.directory.out / files.COMPARISON, artifacts.seal(Artifact(body), meta))
+        keep(self.base.directory.out / files.COMPARISON, body, parts, self.base.config.seed)
         return body
 
     def _failure(self, what: str, error: Exception) -> str:
@@ -188,7 +183,7 @@ class Comparison:
             return settings[name]
         variant = self.variants[name]
         base = settings.get(variant.method, self._given(variant.method))
-        return None if base is None else {**base, **variant.changes}
+        return None if base is None else {**base, **variant.settings}
 
     def _points(self, name: str) -> list[dict[str, Any]]:
         """The points that are tried for a method; what the config gives it is not varied."""

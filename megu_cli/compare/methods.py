@@ -22,20 +22,22 @@ _TAKEN = {"tune", *(Path(stage.file).stem for stage in STAGES.values())}
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A row of its own: a method with other settings.
+class Contender:
+    """A row of a comparison: a method with settings.
 
     Attributes:
+        label: Name of the row and of its files. A variant has its own; otherwise it is the method's name.
         method: Name of the method.
-        changes: Setting -> value. MeGU's settings are dotted keys of the config.
+        settings: Setting -> value, where it differs from the method's defaults. MeGU's are dotted keys of the config.
     """
 
+    label: str
     method: str
-    changes: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
 
-def variants(config: Config) -> dict[str, Variant]:
-    """Return the variants of ``compare.variants`` by name.
+def variants(config: Config) -> dict[str, Contender]:
+    """Return the variants of ``compare.variants`` by name, with the settings that they change.
 
     Raises:
         ConfigError: A name, a method or a setting is at fault; the message names the variant and the key.
@@ -57,7 +59,7 @@ def variants(config: Config) -> dict[str, Variant]:
                 methods()[method].settings({**config.compare.settings.get(method, {}), **settings})
         except ConfigError as error:
             raise ConfigError(f"{where}: {error.message}", error.hint) from None
-        found[name] = Variant(method, settings)
+        found[name] = Contender(name, method, settings)
     return found
 
 

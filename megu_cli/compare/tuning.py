@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def score(model: nn.Module, work: RunContext) -> float:
+def score(model: nn.Module, context: RunContext) -> float:
     """What tuning maximises; see `Arena.trial`.
 
     Raises:
@@ -25,7 +25,7 @@ def score(model: nn.Module, work: RunContext) -> float:
 
     from megu_cli.training import accuracy
 
-    data, request, execution = work.inputs.data, work.inputs.request, work.execution.unshared
+    data, request, execution = context.inputs.data, context.inputs.request, context.execution.unshared
     if not len(request.validation):
         raise ConfigError("--tune selects on held-out images, and there are none", "Raise data.validation.")
     forgotten = accuracy(model, data.train, request.forget, execution)

@@ -211,7 +211,7 @@ def test_the_score_by_hand(small, monkeypatch):
 def test_every_seed_has_the_same_request(tmp_path):
     file = write_config(tmp_path, forget={"random": {"count": 30}}, compare={"methods": ["mask"], "seeds": 2})
     built = comparison(file)
-    first, second = (arena.work for arena in built.arenas)
+    first, second = (arena.context for arena in built.arenas)
     assert second.config.seed == 1
     assert torch.equal(first.inputs.request.forget, second.inputs.request.forget)
 

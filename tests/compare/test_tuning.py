@@ -91,7 +91,7 @@ def test_what_was_forgotten_before_is_the_same_among_fewer_images(tmp_path):
     before = write_config(tmp_path / "a", forget={"random": {"count": 60}})
     forget = {"classes": ["3"], "already": [str(before)]}
     built = comparison(write_config(tmp_path / "b", forget=forget, compare=APART))
-    there, base = built.tuning.work, built.base
+    there, base = built.tuning.context, built.base
     gone = {base.inputs.data.train.names[i] for i in base.inputs.request.already.tolist()}
     assert {there.inputs.data.train.names[i] for i in there.inputs.request.already.tolist()} == gone & {
         *there.inputs.data.train.names
@@ -103,7 +103,7 @@ def test_a_list_of_all_of_a_class_is_tuned_on_that_class(tmp_path):
     eights = RunContext.open(load_config(write_config(tmp_path))).inputs.request.forget.tolist()
     (tmp_path / "list.csv").write_text("\n".join(map(str, eights)))
     built = comparison(write_config(tmp_path, forget={"samples": "list.csv"}, compare=APART))
-    request = built.tuning.work.inputs.request
+    request = built.tuning.context.inputs.request
     assert (request.kind, request.classes) == ("classes", [8])
     assert len(request.forget) < len(eights)
 
@@ -152,7 +152,7 @@ def test_a_size_that_the_config_gives_holds_for_the_baselines_too(tmp_path):
 
 def test_settings_are_chosen_on_fewer_images_another_seed_and_another_draw(tmp_path):
     built = comparison(write_config(tmp_path, forget={"random": {"fraction": 0.1}}, compare=APART))
-    work, base = built.tuning.work, built.base
+    work, base = built.tuning.context, built.base
     assert built.tuning not in built.arenas
     assert work.config.seed == 7
     assert len(work.inputs.data.train) == 200
@@ -162,27 +162,27 @@ def test_settings_are_chosen_on_fewer_images_another_seed_and_another_draw(tmp_p
         for w in (work, base)
     )
     assert forgotten != those
-    assert built.tuning._goals == ["train"]  # no oracle
+    assert built.tuning.goals == ["train"]  # no oracle
     assert work.directory.out == base.directory.out / "compare" / "tune-7"
 
 
 def test_listed_images_are_tuned_on_as_large_a_share_of_fewer_images(tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(map(str, range(40))))
     built = comparison(write_config(tmp_path, forget={"samples": "list.csv"}, compare=APART))
-    request, base = built.tuning.work.inputs.request, built.base.inputs.request
+    request, base = built.tuning.context.inputs.request, built.base.inputs.request
     assert request.kind == "random"
     assert len(request.forget) / len(request.retain) == pytest.approx(len(base.forget) / len(base.retain), abs=0.02)
     # With a seed alone the images stay those that are listed.
     built = comparison(write_config(tmp_path, forget={"samples": "list.csv"}, compare={**APART, "tune_limit": None}))
-    assert built.tuning.work.inputs.request.forget.tolist() == base.forget.tolist()
+    assert built.tuning.context.inputs.request.forget.tolist() == base.forget.tolist()
 
 
 def test_an_original_of_ones_own_is_replaced_by_one_that_has_seen_fewer_images(tmp_path):
     file = write_config(tmp_path, model={"checkpoint": "own.safetensors"}, compare=APART)
     (tmp_path / "own.safetensors").touch()
-    assert comparison(file).tuning._goals == ["train"]
+    assert comparison(file).tuning.goals == ["train"]
     file = write_config(tmp_path, model={"checkpoint": "own.safetensors"}, compare={"methods": ["ssd"], "tune_seed": 7})
-    assert comparison(file).tuning._goals == []
+    assert comparison(file).tuning.goals == []
 
 
 def test_a_directory_with_weights_cannot_be_tuned_on_fewer_images(tmp_path):
