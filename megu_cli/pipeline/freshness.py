@@ -160,7 +160,7 @@ class Freshness:
             try:
                 meta = artifacts.read_meta(path, artifacts.STAGE_KEYS)
                 artifacts.check_products(self.work.directory.out, meta)
-                if fault := bodies.fault(stage.name, artifacts.read_body(path)):
+                if fault := bodies.fault(stage, artifacts.read_body(path)):
                     trouble = State("corrupt", f"{stage.file} is damaged: {fault}")
             except ForeignFileError as error:
                 return State("blocked", error.message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,26 +22,33 @@ from megu_cli.run.ownership import refuse_foreign
 # Stands in a report that shows forgotten images.
 SHOWS_FORGOTTEN = '<meta name="megu-shows-forgotten-images" content="yes">'
 _PAGE = f"{files.REPORT}.html"
-_TRACES = {
-    files.LABELS: "positions of the forgotten images and their perturbing labels",
-    files.NOISE: "noises that were trained on images, or made to carry a forgotten class",
-    files.ANSWERS: "raw answers about images",
-    files.FILE_DIGESTS: "digests of the image files",
-    files.INPUT_DIGESTS: "digests of the data and the request",
-    files.REQUESTS: "names of the images to forget",
-    **{files.resume_file(name): f"the state of a {name} that was interrupted" for name in STAGES},
-}
-_MODELS = {
-    files.ORIGINAL: "the model that still knows what was to be forgotten",
-    files.ORACLE: "the retrained model",
-}
-_KEPT = (
-    *(files.UNLEARNED + suffix for suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors")),
-    *(files.FINETUNE, files.EVALUATION, files.SIMILARITY, files.HEAT_MAP, files.TRANSITION, files.LOG),
-    *(_PAGE, f"{files.REPORT}.md", f"{files.REPORT}.json", files.COMPARISON),
-    *(files.FINGERPRINTS, files.RECORD, files.SALT),
-    *_MODELS,
-)
+
+
+def _traces() -> dict[str, str]:
+    """File that holds traces of the forgotten data -> what it holds, in words."""
+    return {
+        **{file: words for stage in STAGES.values() for file, words in stage.traces.items()},
+        files.FILE_DIGESTS: "digests of the image files",
+        files.INPUT_DIGESTS: "digests of the data and the request",
+        files.REQUESTS: "names of the images to forget",
+        **{files.resume_file(name): f"the state of a {name} that was interrupted" for name in STAGES},
+    }
+
+
+def _on_request() -> dict[str, str]:
+    """File that is deleted only if an option names it -> what it holds, in words."""
+    return {file: words for stage in STAGES.values() for file, words in stage.purged_on_request.items()}
+
+
+def _known() -> list[str]:
+    """All files that a run directory may hold, but for those in folders."""
+    return [
+        *(files.UNLEARNED + suffix for suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors")),
+        *(file for stage in STAGES.values() for file in (stage.file, *stage.weights)),
+        *(files.HEAT_MAP, files.LOG, _PAGE, f"{files.REPORT}.md", f"{files.REPORT}.json", files.COMPARISON),
+        *(files.FINGERPRINTS, files.RECORD, files.SALT),
+        *_traces(),
+    ]
 
 
 @dataclass(frozen=True)
@@ -73,21 +80,17 @@ def _unfinished(why: str) -> ArtifactError:
     )
 
 
-def traces(out: Path, *, original: bool = False, oracle: bool = False) -> list[Trace]:
+def traces(out: Path, also: Collection[str] = ()) -> list[Trace]:
     """What a purge of the run directory would delete.
 
     Only files that megu wrote are ever named, and no link is followed.
 
     Args:
         out: The run directory.
-        original: Also the original models that `megu train` and `megu compare` made.
-        oracle: Also the retrained models.
+        also: Files that are deleted on request only, such as ``original.safetensors``: those of `megu train` and of
+            `megu compare`.
     """
-    named = dict(_TRACES)
-    if original:
-        named[files.ORIGINAL] = _MODELS[files.ORIGINAL]
-    if oracle:
-        named[files.ORACLE] = _MODELS[files.ORACLE]
+    named = {**_traces(), **{file: words for file, words in _on_request().items() if file in also}}
     # `megu compare` runs MeGU once more for each seed, in folders of its own; the figures of its methods stay.
     beside = [path for path in _files(out / files.COMPARE_FOLDER) if path.name in named]
     logs: dict[Path, RunLog] = {}
@@ -102,7 +105,7 @@ def traces(out: Path, *, original: bool = False, oracle: bool = False) -> list[T
 def kept(out: Path, going: list[Trace]) -> list[str]:
     """What stays of megu's files in the run directory, relative to it."""
     gone = {trace.path for trace in going}
-    known = [out / name for name in (*_KEPT, *_TRACES)]
+    known = [out / name for name in _known()]
     known += [*_files(out / files.UNLEARNED), *_files(out / files.COMPARE_FOLDER)]
     return [path.relative_to(out).as_posix() for path in dict.fromkeys(known) if path not in gone and path.is_file()]
 
@@ -139,7 +142,7 @@ def _shows_traces(page: Path) -> bool:
 
 def may_go(name: str) -> bool:
     """True if a purge deletes the file of this name, at least where it is asked to."""
-    return name in _TRACES or name in _MODELS
+    return name in _traces() or name in _on_request()
 
 
 def delete(going: list[Trace]) -> None:

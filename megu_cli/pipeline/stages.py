@@ -1,21 +1,22 @@
 """The table of stages: for each one its function, files, settings and inputs.
 
 The engine, the plan, the report, `megu purge` and `megu compare` read this table. A new stage is a row here and a
-function in `megu_cli.pipeline.steps`.
+module in `megu_cli.pipeline.steps` with its function and its estimate.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from megu_cli.run import files
 
 if TYPE_CHECKING:
     from megu_cli.config import Config
     from megu_cli.pipeline.context import RunContext
+    from megu_cli.pipeline.rehearsal import Estimate, Rehearsal
     from megu_cli.pipeline.run_inputs import RunInputs
     from megu_cli.pipeline.steps.product import Product
     from megu_cli.run.artifacts import Artifact
@@ -42,9 +43,11 @@ class Stage:
     Attributes:
         name: Name of the stage in commands and artifacts.
         function: The function, as ``module:name`` in `megu_cli.pipeline.steps`; it is imported when the stage runs.
+        estimate: The function that estimates what the stage takes, named in the same way; for ``--dry-run``.
         file: The artifact. It is written last: if it is there, the stage is complete.
         command: The command that rebuilds the artifact.
         settings: Dotted config keys that the result depends on.
+        body: Form of the artifact's body; see `megu_cli.pipeline.bodies`.
         inputs: Inputs that no stage makes; names in `megu_cli.pipeline.inputs.INPUTS`.
         needs: Stages whose artifacts it reads, in the order in which missing ones are made. An entry may also be an
             input that the user may give, such as the checkpoint: without it, the stage that makes it is needed.
@@ -52,6 +55,9 @@ class Stage:
             asks for that stage; see ``switch``.
         by_config: Further settings and inputs that depend on the config.
         weights: Plain weight files that it writes beside the artifact.
+        required: Keys of the body that a later stage cannot do without.
+        traces: File -> what it holds of the forgotten data, in words: `megu purge` deletes these files.
+        purged_on_request: File -> what it holds, in words: `megu purge` deletes it only if an option names it.
         also_writes: Other files that it may write, relative to the run directory.
         switch: Boolean setting that asks for the stage; empty: the stage belongs to every run.
         goal: True if the artifact must be there at the end of `megu run`.
@@ -63,14 +69,19 @@ class Stage:
 
     name: str
     function: str
+    estimate: str
     file: str
     command: str
     settings: Names
     inputs: Names
+    body: Mapping[Any, Any]
     needs: Names = ()
     optional: Names = ()
     by_config: Callable[[Config], tuple[Names, Names]] = _none
     weights: Names = ()
+    required: Names = ()
+    traces: Mapping[str, str] = field(default_factory=dict)
+    purged_on_request: Mapping[str, str] = field(default_factory=dict)
     also_writes: Callable[[RunInputs], Sequence[str]] = _no_files
     switch: str = ""
     goal: bool = False
@@ -81,11 +92,19 @@ class Stage:
 
     def load(self) -> Callable[[RunContext, Mapping[str, Artifact]], Product]:
         """Import the function that makes the artifact."""
-        module, _, name = self.function.partition(":")
-        function: Callable[[RunContext, Mapping[str, Artifact]], Product] = getattr(
-            importlib.import_module(f"megu_cli.pipeline.steps.{module}"), name
-        )
+        function: Callable[[RunContext, Mapping[str, Artifact]], Product] = _step(self.function)
         return function
+
+    def load_estimate(self) -> Callable[[Rehearsal], Estimate]:
+        """Import the function that estimates what the stage takes."""
+        function: Callable[[Rehearsal], Estimate] = _step(self.estimate)
+        return function
+
+
+def _step(place: str) -> Any:
+    """Import what ``module:name`` names in `megu_cli.pipeline.steps`."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"megu_cli.pipeline.steps.{module}"), name)
 
 
 # mllm.backend -> settings and inputs that determine its ratings. Waiting times, concurrency and keys do not.
@@ -130,14 +149,21 @@ _TRAIN = ("seed", "model.name", "train")
 # All of config.noise except the strength, which the finetuning uses.
 _NOISE = tuple(f"noise.{key}" for key in ("use", "negative", "batch", "steps", "lr", "penalty"))
 _REQUEST = ("train_data", "forget")
+# Parts of the bodies' forms.
+_NUMBER = (int, float)
+_TRAINING = {"classes": [str], "loss": [_NUMBER], "validation_acc": [_NUMBER], "samples": int}
+_MODELS = ("original", "mask", "unlearned", "oracle")
 _ROWS = (
     Stage(
         name="train",
         function="train:train",
+        estimate="train:train_estimate",
         file=files.ORIGINAL,
         command="megu train",
         settings=(*_TRAIN, "data.validation"),
         inputs=("train_data",),
+        body=_TRAINING,
+        purged_on_request={files.ORIGINAL: "the model that still knows what was to be forgotten"},
         done=lambda inputs: inputs.checkpoint_replaced(),
         version=2,
         shared=True,
@@ -145,10 +171,13 @@ _ROWS = (
     Stage(
         name="oracle",
         function="train:oracle",
+        estimate="train:oracle_estimate",
         file=files.ORACLE,
         command="megu train --retain-only",
         settings=_TRAIN,
         inputs=_REQUEST,
+        body=_TRAINING,
+        purged_on_request={files.ORACLE: "the retrained model"},
         switch="eval.oracle",
         version=2,
         shared=True,
@@ -157,10 +186,14 @@ _ROWS = (
     Stage(
         name="similarity",
         function="similarity:similarity",
+        estimate="similarity:similarity_estimate",
         file=files.SIMILARITY,
         command="megu similarity",
         settings=("mllm.backend",),
         inputs=("concepts",),
+        body={"classes": [str], "rater": str, "scores": {str: {str: _NUMBER}}, "backend": str},
+        required=("scores",),
+        traces={files.ANSWERS: "raw answers about images"},
         by_config=_rating,
         also_writes=_answers,
         group="ratings",
@@ -169,20 +202,32 @@ _ROWS = (
     Stage(
         name="transition",
         function="similarity:transition",
+        estimate="similarity:transition_estimate",
         file=files.TRANSITION,
         command="megu similarity",
         settings=("transition",),
         inputs=("concepts",),
+        body={"rows": [str], "columns": [str]},
         needs=("similarity",),
         group="ratings",
     ),
     Stage(
         name="labels",
         function="labels:labels",
+        estimate="labels:labels_estimate",
         file=files.LABELS,
         command="megu labels",
         settings=("seed", "model.name", "labels"),
         inputs=_REQUEST,
+        body={
+            "mode": str,
+            "classes": [str],
+            "counts": {str: int},
+            "keep": {str: _NUMBER},
+            "proxy": {str: _NUMBER},
+        },
+        required=("mode",),
+        traces={files.LABELS: "positions of the forgotten images and their perturbing labels"},
         needs=("transition", "checkpoint"),
         group="method",
         version=6,
@@ -190,10 +235,13 @@ _ROWS = (
     Stage(
         name="noise",
         function="noise:noise",
+        estimate="noise:noise_estimate",
         file=files.NOISE,
         command="megu noise",
         settings=("seed", "model.name", "finetune.batch", *_NOISE),
         inputs=_REQUEST,
+        body={"use": str, "classes": [str]},
+        traces={files.NOISE: "noises that were trained on images, or made to carry a forgotten class"},
         needs=("checkpoint", "labels"),
         group="method",
         version=2,
@@ -202,10 +250,17 @@ _ROWS = (
     Stage(
         name="finetune",
         function="finetune:finetune",
+        estimate="finetune:finetune_estimate",
         file=files.FINETUNE,
         command="megu finetune",
         settings=("seed", "model.name", "finetune", "labels.source", "noise.strength"),
         inputs=_REQUEST,
+        body={
+            "loss": [_NUMBER],
+            "validation_acc": [_NUMBER],
+            "steps": int,
+            "forgotten": {"concepts": [str], "images": [str]},
+        },
         needs=("transition", "checkpoint", "labels", "noise", "wrapping"),
         weights=(files.WEIGHTS,),
         also_writes=_unlearned,
@@ -217,10 +272,16 @@ _ROWS = (
     Stage(
         name="eval",
         function="evaluate:evaluate",
+        estimate="evaluate:evaluate_estimate",
         file=files.EVALUATION,
         command="megu eval",
         settings=("seed", "model.name", "eval.attack_samples", "eval.probe_samples", "eval.relearn_epochs"),
         inputs=(*_REQUEST, "test_data"),
+        body={
+            **dict.fromkeys((*_MODELS, "request", "time", "aggregates", "verdict"), dict),
+            **{key: {str: dict} for key in ("comparison", "per_class", "entanglement", "intervals")},
+            "warnings": [str],
+        },
         needs=("checkpoint", "finetune"),
         optional=("labels", "oracle"),
         by_config=_judge,

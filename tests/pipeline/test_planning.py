@@ -12,6 +12,7 @@ from conftest import listing, write_config
 from megu_cli.cli import tables
 from megu_cli.config import load_config
 from megu_cli.pipeline import estimates as planning
+from megu_cli.pipeline import rehearsal
 from megu_cli.pipeline.context import RunContext
 
 
@@ -37,7 +38,7 @@ def test_a_dry_run_tells_steps_times_and_sizes_and_writes_nothing(megu, tmp_path
 
 
 def test_what_labels_take_counts_the_steps_of_the_proxy(tmp_path):
-    def labels(source: str) -> planning.Estimate:
+    def labels(source: str) -> rehearsal.Estimate:
         file = write_config(tmp_path, labels={"source": source, "proxy": {"networks": 2, "passes": 3}})
         return planning.estimates(RunContext.open(load_config(file)))["labels"]
 
@@ -50,8 +51,8 @@ def test_what_labels_take_counts_the_steps_of_the_proxy(tmp_path):
 
 
 def test_what_is_tried_is_drawn_from_all_classes():
-    assert len(set((planning._few(torch.arange(1000), 50) // 100).tolist())) > 5
-    assert planning._few(torch.arange(20), 50).tolist() == list(range(20))
+    assert len(set((rehearsal.few(torch.arange(1000), 50) // 100).tolist())) > 5
+    assert rehearsal.few(torch.arange(20), 50).tolist() == list(range(20))
 
 
 def test_a_budget_and_what_is_fresh_make_the_plan_shorter(megu, finished):

@@ -11,7 +11,7 @@ import typer
 from megu_cli.cli.commands.shared import Require, alone, display, opened
 from megu_cli.cli.console import say
 from megu_cli.cli.options import Options
-from megu_cli.run.files import REPORT
+from megu_cli.run.files import ORACLE, ORIGINAL, REPORT
 
 
 class _Format(str, Enum):
@@ -91,7 +91,8 @@ def purge(
     if not (options.force and out.is_dir()):
         traces.check(out)
     with contextlib.nullcontext() if options.dry_run else locked(out):
-        going = traces.traces(out, original=original, oracle=oracle)
+        asked = {ORIGINAL: original, ORACLE: oracle}
+        going = traces.traces(out, also=[file for file, wanted in asked.items() if wanted])
         result: dict[str, Any] = {
             "deleted": {trace.path.relative_to(out).as_posix(): trace.what for trace in going},
             "kept": traces.kept(out, going),

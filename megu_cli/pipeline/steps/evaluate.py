@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from megu_cli.baselines.mask import mask
+from megu_cli.evaluation import membership, probe
 from megu_cli.evaluation.measure import Measurement, Predictions, evaluated
 from megu_cli.pipeline import retrained, times
 from megu_cli.pipeline.context import RunContext
+from megu_cli.pipeline.rehearsal import Estimate, Rehearsal, seconds
 from megu_cli.pipeline.steps.problem import evaluation_problem
 from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.run import files
 from megu_cli.run.artifacts import Artifact
+
+# Size of eval.json: some tables, and the points of the report's figures.
+_BYTES = 100_000
 
 
 def evaluate(work: RunContext, inputs: Inputs) -> Product:
@@ -51,3 +57,34 @@ def evaluate(work: RunContext, inputs: Inputs) -> Product:
     validation = trained.body.get("validation_acc", []) if trained else None
     body = {**result, "time": times.summary(work.directory.log, lineage, "oracle", validation)}
     return Product(Artifact(body), notes=[f"warning: {line}" for line in result.get("warnings", [])])
+
+
+def evaluate_estimate(rehearsal: Rehearsal) -> Estimate:
+    """What `evaluate` takes: predictions and metrics of two models, or three with an oracle, and of the mask."""
+    context, inputs, settings = rehearsal.context, rehearsal.context.inputs, rehearsal.context.config.eval
+    models = 3 if settings.oracle or (context.directory.out / files.ORACLE).exists() else 2
+    images, forgotten = len(inputs.data.train) + len(inputs.data.test), len(inputs.request.forget)
+    duration = (models * images + forgotten) * rehearsal.per_sample + (models + 1) * _metrics(rehearsal)
+    if settings.relearn_epochs:
+        batches = math.ceil(forgotten / 64)
+        per_step = 3 * 64 * rehearsal.per_sample  # forward, and backward at about twice that
+        duration += models * settings.relearn_epochs * batches * per_step
+    # `measure.SplitPredictions`: four figures of every image, logits of D_f, features of a sample of each kind.
+    sampled = 4 * min(settings.probe_samples, len(inputs.data.train))
+    numbers = forgotten * rehearsal.outputs.logits.shape[1] + sampled * rehearsal.outputs.features.shape[1]
+    held, predicting = (models + 1) * (20 * images + 4 * numbers), rehearsal.predicting_bytes
+    return Estimate(0, 0, duration, None if predicting is None else predicting + held, _BYTES)
+
+
+def _metrics(rehearsal: Rehearsal) -> float:
+    """Seconds of the two slow metrics of one model: timed on a few samples, and scaled to all of them."""
+    settings, inputs, outputs = rehearsal.context.config.eval, rehearsal.context.inputs, rehearsal.outputs
+    y, features = inputs.data.train.labels[rehearsal.some], outputs.features
+    sure = outputs.logits.softmax(1).gather(1, y[:, None])[:, 0]
+    half = len(sure) // 2
+    attack = seconds(lambda: membership.mia_confidence_svc(sure[:half], sure[half : 2 * half], sure))
+    probing = seconds(lambda: probe.probe_acc(features, y, features, y)) if len(y.unique()) > 1 else 0.0
+    attacked = min(settings.attack_samples, len(inputs.request.retain), len(inputs.data.test))
+    probed = min(settings.probe_samples, len(inputs.data.train))
+    # A support vector machine is quadratic in its samples, a regression linear.
+    return attack * (attacked / max(half, 1)) ** 2 + probing * probed / len(y)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from megu_cli.method import unlearn as unlearning
@@ -13,7 +15,8 @@ from megu_cli.models import huggingface
 from megu_cli.models.marks import MARK, marked
 from megu_cli.models.weights import State, like, unreached
 from megu_cli.pipeline.context import RunContext
-from megu_cli.pipeline.steps.labels import loaded
+from megu_cli.pipeline.rehearsal import STEPS, Estimate, Rehearsal, timed, watched
+from megu_cli.pipeline.steps.labels import loaded, stand_in
 from megu_cli.pipeline.steps.problem import fresh, problem
 from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.request.earlier import provenance, record
@@ -116,3 +119,38 @@ def _product(
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def finetune_estimate(rehearsal: Rehearsal) -> Estimate:
+    """What `finetune` takes."""
+    given, inputs = rehearsal.problem, rehearsal.context.inputs
+    settings = given.finetune
+    whole = settings.epochs * math.ceil(given.retain_samples / settings.batch)
+    steps = min(whole, settings.max_steps or whole)
+    small = replace(
+        given,
+        finetune=settings.model_copy(update={"max_steps": 1 + STEPS, "lr": 1e-6}),
+        request=replace(given.request, validation=given.request.validation[:0]),
+    )
+    candidates = {question.concept: question.candidates for question in inputs.questions}
+    level = {concept: dict.fromkeys(compared, 0.0) for concept, compared in candidates.items()}
+    matrix, labels, pair = unlearning.transition(given, candidates, level), stand_in(given), _pair(rehearsal)
+    model = rehearsal.model()
+    with rehearsal.peak() as memory:
+        step = timed(lambda watch: unlearning.align(watched(small, watch), model, matrix, labels, pair))
+    epochs = math.ceil(steps * settings.epochs / whole)
+    seconds = steps * step + epochs * len(inputs.request.validation) * rehearsal.per_sample
+    return Estimate(steps, 0, seconds, memory(), rehearsal.model_bytes)
+
+
+def _pair(rehearsal: Rehearsal) -> dict[str, torch.Tensor]:
+    """A noise pair of the right form."""
+    given, inputs = rehearsal.problem, rehearsal.context.inputs
+    first = next(inputs.data.train.batches([inputs.request.retain[:1]]))
+    use = given.noise_use(given.label_mode)
+    pair: dict[str, torch.Tensor] = {}
+    for name, value in {"positive": stand_in(given).perturbing, "negative": given.true}.items():
+        if use in ("both", name):
+            pair[f"{name}_class"] = value.unique()
+            pair[name] = torch.zeros(len(pair[f"{name}_class"]), given.noise.batch, *first.shape[1:])
+    return pair

@@ -5,6 +5,7 @@ from __future__ import annotations
 from megu_cli.method import unlearn as unlearning
 from megu_cli.mllm.base import Ratings
 from megu_cli.pipeline.context import RunContext
+from megu_cli.pipeline.rehearsal import Estimate, Rehearsal
 from megu_cli.pipeline.steps.problem import problem
 from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.run.artifacts import Artifact
@@ -37,3 +38,17 @@ def transition(work: RunContext, inputs: Inputs) -> Product:
         "columns": work.inputs.data.classes,
     }
     return Product(Artifact(body, {"transition": matrix}))
+
+
+def similarity_estimate(rehearsal: Rehearsal) -> Estimate:
+    """What `similarity` takes: calls only; to time one would mean to make it."""
+    inputs = rehearsal.context.inputs
+    size = sum(len(candidate) + 10 for question in inputs.questions for candidate in question.candidates)
+    calls = inputs.rating_cost().calls
+    return Estimate(0, calls, None if calls else 0.0, None, size)
+
+
+def transition_estimate(rehearsal: Rehearsal) -> Estimate:
+    """What `transition` takes."""
+    inputs = rehearsal.context.inputs
+    return Estimate(disk_bytes=8 * len(inputs.request.asked) * len(inputs.data.classes))
