@@ -9,7 +9,18 @@ import typer
 
 from megu_cli.cli.commands.ledger import run_pending
 from megu_cli.cli.commands.proof import Day, Sign
-from megu_cli.cli.commands.shared import MaxSteps, Require, display, estimated, opened, show_eval, unlearned_files
+from megu_cli.cli.commands.shared import (
+    MaxSteps,
+    PerImage,
+    Require,
+    check_per_image,
+    display,
+    estimated,
+    keep_per_image,
+    opened,
+    show_eval,
+    unlearned_files,
+)
 from megu_cli.cli.console import say
 from megu_cli.cli.options import Options
 
@@ -18,6 +29,7 @@ def run(
     options: Options,
     require: Require = None,
     max_steps: MaxSteps = None,
+    per_image: PerImage = None,
     ledger: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--ledger", metavar="FILE", help="Do all pending requests of this ledger in one unlearning."),
@@ -33,18 +45,26 @@ def run(
     Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
     """
     from megu_cli.cli import tables
+    from megu_cli.errors import ConfigError
     from megu_cli.execution.processes import rank
     from megu_cli.record.fingerprints import keep
 
     options = options.having("finetune.max_steps", max_steps)
     if ledger is not None:
+        if per_image is not None:
+            raise ConfigError(
+                "give only one of --ledger, --per-image",
+                "The run that the ledger asks for has a config of its own making.",
+            )
         run_pending(options, ledger, done.date() if done else None, sign, require)
         return
     with opened(options, require, shared=True) as (pipeline, config):
         if options.dry_run:
             display(options, estimated(pipeline, None, options.force), tables.plan)
             return
+        check_per_image(config, per_image)
         pipeline.run(force=options.force)
+        keep_per_image(pipeline, per_image)
         keep(pipeline.work)
         notes = pipeline.work.inputs.notes
     try:

@@ -38,6 +38,14 @@ MaxSteps = Annotated[
 ]
 
 
+PerImage = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        metavar="FILE.csv", help="Also write what the models say of each forgotten image; the file names the images."
+    ),
+]
+
+
 @contextlib.contextmanager
 def opened(
     options: Options, require: list[str] | None = None, write: bool = True, shared: bool = False
@@ -164,6 +172,25 @@ def unlearned_files(out: Path) -> list[str]:
     meta = read_meta(out / files.FINETUNE)
     names = [*meta["weights"], *meta.get("files", {})]
     return [str(out / name) for name in dict.fromkeys(name.split("/")[0] for name in names)]
+
+
+def check_per_image(config: Config, file: Path | None) -> None:
+    """See, before anything runs, that --per-image names a file that may be written."""
+    if file is not None:
+        from megu_cli.pipeline.per_image import check
+
+        check(file, config.out)
+
+
+def keep_per_image(pipeline: Pipeline, file: Path | None) -> None:
+    """Write the file of --per-image, where one is asked for."""
+    if file is not None:
+        from megu_cli.pipeline import per_image
+
+        found = per_image.answers(pipeline.work)
+        if pipeline.work.runtime.processes.first:
+            per_image.write(file, found)
+            pipeline.say(f"wrote {file}: {len(found.rows):,} forgotten images by name")
 
 
 def show_eval(options: Options, config: Config, notes: list[str]) -> None:

@@ -8,7 +8,19 @@ from typing import Annotated, Optional
 
 import typer
 
-from megu_cli.cli.commands.shared import MaxSteps, Require, built, display, estimated, opened, rows_of, show_eval
+from megu_cli.cli.commands.shared import (
+    MaxSteps,
+    PerImage,
+    Require,
+    built,
+    check_per_image,
+    display,
+    estimated,
+    keep_per_image,
+    opened,
+    rows_of,
+    show_eval,
+)
 from megu_cli.cli.console import say
 from megu_cli.cli.options import Options
 from megu_cli.run.files import HEAT_MAP
@@ -140,12 +152,20 @@ def finetune(options: Options, max_steps: MaxSteps = None) -> None:
     _stage(options.having("finetune.max_steps", max_steps), ["finetune"])
 
 
-def evaluate(options: Options, require: Require = None) -> None:
+def evaluate(options: Options, require: Require = None, per_image: PerImage = None) -> None:
     """Measure the unlearned model beside the original, the masked and (where it is there) the retrained one.
 
     Example: megu eval --require 'forget_test_acc<=0.02' --require 'avg_gap<=0.03'
     """
-    _stage(options, ["eval"], require)
+    if options.dry_run:
+        _stage(options, ["eval"], require)
+        return
+    with opened(options, require, shared=True) as (pipeline, config):
+        check_per_image(config, per_image)
+        pipeline.build(["eval"], options.force)
+        keep_per_image(pipeline, per_image)
+        notes = pipeline.work.inputs.notes
+    show_eval(options, config, notes)
 
 
 def _stage(options: Options, names: list[str], require: list[str] | None = None) -> None:
@@ -155,10 +175,5 @@ def _stage(options: Options, names: list[str], require: list[str] | None = None)
     if options.dry_run:
         with opened(options, require, shared=True) as (pipeline, _):
             display(options, estimated(pipeline, names, options.force), tables.plan)
-    elif names == ["eval"]:
-        with opened(options, require, shared=True) as (pipeline, config):
-            pipeline.build(names, options.force)
-            notes = pipeline.work.inputs.notes
-        show_eval(options, config, notes)
     else:
         display(options, built(options, names), tables.stages)
