@@ -269,7 +269,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _rated(self) -> Config:
-        if self.mllm.backend == "none" and self.labels.source in ("transition", "transition+prediction"):
+        if not self.mllm.rater.rates and self.labels.source in ("transition", "transition+prediction"):
             why = "preset: paper takes labels from ratings" if self.preset == "paper" else (
                 f"labels.source: {self.labels.source} takes labels from ratings"
             )  # fmt: skip

@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from megu_cli.config.base import Count, Fraction, Positive, Section, is_path
+from megu_cli.config.raters import RATERS, RaterKind, RaterName
+from megu_cli.errors import ConfigError, brief
 
 # Data sets whose ratings come with megu.
 SHIPPED_RATINGS = ("digits", "fashion_mnist")
@@ -176,12 +178,10 @@ class ForgetConfig(Section):
 class MLLMConfig(Section):
     """Where the similarity ratings come from."""
 
-    backend: Literal["auto", "none", "recorded", "local", "endpoint", "clip"] = Field(
+    backend: RaterName = Field(
         "auto",
-        description="auto (recorded where mllm.ratings is set, and for digits and fashion_mnist; else none) | none: no "
-        "ratings, every class is as near as any other | recorded: replay the ratings in a file | local: a "
-        "vision-language model of transformers | endpoint: an OpenAI-compatible server | clip: a CLIP or SigLIP model "
-        "of transformers",
+        description="auto (recorded where mllm.ratings is set, and for digits and fashion_mnist; else none) | "
+        + " | ".join(f"{rater.name}: {rater.text}" for rater in RATERS.values()),
     )
     ratings: Path | None = Field(
         None, description="recorded: file of ratings; null: those shipped for digits and fashion_mnist"
@@ -217,6 +217,17 @@ class MLLMConfig(Section):
     )
     trust_remote_code: bool = Field(False, description="local, clip: run code that comes with the model")
 
+    @property
+    def rater(self) -> RaterKind:
+        """The rater that ``backend`` names, once auto is resolved.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self.backend not in RATERS:
+            raise ConfigError(f"mllm.backend: there is no rater {brief(self.backend)}", f"Known: {', '.join(RATERS)}.")
+        return RATERS[self.backend]
+
     @field_validator("key_env", mode="plain")
     @classmethod
     def _a_name(cls, value: Any) -> str:
@@ -227,9 +238,10 @@ class MLLMConfig(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> MLLMConfig:
-        if self.backend in ("local", "endpoint", "clip") and not self.model:
+        needs = () if self.backend == "auto" else self.rater.needs
+        if "model" in needs and not self.model:
             raise ValueError(f"backend: {self.backend} needs mllm.model")
-        if self.backend == "endpoint":
+        if "base_url" in needs:
             try:
                 url = urlsplit(self.base_url or "")
                 complete = url.scheme in ("http", "https") and bool(url.hostname)
@@ -237,7 +249,7 @@ class MLLMConfig(Section):
             except ValueError:
                 complete = False
             if not complete:
-                raise ValueError("backend: endpoint needs mllm.base_url, such as http://localhost:8000/v1")
+                raise ValueError(f"backend: {self.backend} needs mllm.base_url, such as http://localhost:8000/v1")
             if url.username or url.password or url.query or url.fragment:
                 raise PydanticCustomError("base_url", "base_url: give the address only, and a key by mllm.key_env")
         return self

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import DataError, MLLMError
 from megu_cli.mllm.base import FLAT, SCALE, Cost, Question, Ratings
-from megu_cli.mllm.pretrained import Looking, Pretrained, provenance
+from megu_cli.mllm.pretrained import Looking, Pretrained, loading, provenance
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+    from megu_cli.mllm.backends import Setup
 
 _TEMPLATE = "a photo of a {}"
 
@@ -32,6 +34,11 @@ class Clip:
     def __init__(self, source: Pretrained, looking: Looking) -> None:
         self.source, self.looking = source, looking
         self._texts: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def of(cls, setup: Setup) -> Clip:
+        """Return the rater of a run."""
+        return cls(*loading(setup))
 
     def cost(self, questions: list[Question]) -> Cost:
         """See `Backend.cost`."""

@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from megu_cli.errors import ConfigError, MLLMError
 from megu_cli.execution.runtime import Track, silent
-from megu_cli.mllm import http, pictures
+from megu_cli.mllm import completion, http, pictures
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import (
     PROMPT_VERSION,
@@ -32,6 +32,9 @@ from megu_cli.mllm.base import (
     unrated,
 )
 from megu_cli.mllm.masking import Key, masked
+
+if TYPE_CHECKING:
+    from megu_cli.mllm.backends import Setup
 
 # Names asked about in one call.
 CHUNK = 50
@@ -101,6 +104,23 @@ class Endpoint:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._refused = 0  # how many of _OPTIONS the server refused: they are not sent again
+
+    @classmethod
+    def of(cls, setup: Setup) -> Endpoint:
+        """Return the rater of a run."""
+        settings = setup.settings
+        return cls(
+            str(settings.model),
+            settings.base_url or "",
+            key=Key.of(settings),
+            allow_remote=settings.allow_remote,
+            show=setup.show,
+            answers=Answers(setup.answers),
+            concurrency=settings.concurrency,
+            timeout=settings.timeout,
+            retries=settings.retries,
+            track=setup.track,
+        )
 
     @property
     def host(self) -> str:
@@ -233,7 +253,7 @@ class Endpoint:
         entry = self.answers.find(self._asked(call, 1))
         if entry is None:
             return False
-        again = self._again(call, parse(_text(_unpacked(entry)), call.candidates, call.names))
+        again = self._again(call, parse(completion.text(completion.unpacked(entry)), call.candidates, call.names))
         return again is None or self.answers.find(self._asked(again, 2)) is not None
 
     def _check(self) -> None:
@@ -262,12 +282,12 @@ class Endpoint:
     def _answer(self, call: _Call) -> _Answer:
         """Ratings of one call, and the text they were read from; what is not there is asked for once more."""
         body = self._said(call, 1)
-        ratings = parse(_text(body), call.candidates, call.names)
+        ratings = parse(completion.text(body), call.candidates, call.names)
         if again := self._again(call, ratings):
             second = self._said(again, 2)
-            ratings |= parse(_text(second), again.candidates, call.names)
-            body = second if _text(second) else body
-        return ratings, self._masked(_text(body) or body.decode(errors="replace"))
+            ratings |= parse(completion.text(second), again.candidates, call.names)
+            body = second if completion.text(second) else body
+        return ratings, self._masked(completion.text(body) or body.decode(errors="replace"))
 
     def _again(self, call: _Call, ratings: dict[str, float]) -> _Call | None:
         """The call for what an answer did not rate; ``None`` if it rated all."""
@@ -288,8 +308,10 @@ class Endpoint:
             started = time.perf_counter()
             body = self._post([{"role": "user", "content": content}], call.candidates)
             seconds = round(time.perf_counter() - started, 3)
-            entry = self.answers.append(asked, {"seconds": seconds, "tokens": _tokens(body), **self._packed(body)})
-        return _unpacked(entry)
+            entry = self.answers.append(
+                asked, {"seconds": seconds, "tokens": completion.tokens(body), **self._packed(body)}
+            )
+        return completion.unpacked(entry)
 
     def _packed(self, body: bytes) -> dict[str, str]:
         """A body, byte for byte; only where a server repeats the key to us is the key taken out."""
@@ -404,41 +426,3 @@ def _retry_after(response: http.Response) -> float | None:
         except (ValueError, TypeError, OverflowError):
             return None
     return seconds if seconds > 0 else None
-
-
-def _unpacked(entry: dict[str, Any]) -> bytes:
-    if "body" in entry:
-        return str(entry["body"]).encode()
-    return base64.b64decode(entry["body_base64"])
-
-
-def _text(body: bytes) -> str:
-    """The assistant's words in the body of a chat completion; empty where there are none."""
-    try:
-        message = _decoded(body)["choices"][0]["message"]
-        content = message.get("content") or message.get("refusal") or ""
-    except (LookupError, TypeError, AttributeError):
-        return ""
-    if isinstance(content, list):  # some servers answer in parts
-        texts = [part.get("text") for part in content if isinstance(part, dict)]
-        return "".join(text for text in texts if isinstance(text, str))
-    return content if isinstance(content, str) else ""
-
-
-def _tokens(body: bytes) -> dict[str, int | None] | None:
-    """Token counts as the server reports them; what is no count is left out."""
-    try:
-        usage = _decoded(body)["usage"]
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    except (LookupError, TypeError, AttributeError):
-        return None
-    given, written = (c if type(c) is int and 0 <= c < 1 << 53 else None for c in counts)
-    return {"in": given, "out": written}
-
-
-def _decoded(body: bytes) -> Any:
-    """The JSON in a body; ``None`` where there is none."""
-    try:
-        return json.loads(body.decode())
-    except (ValueError, RecursionError):
-        return None

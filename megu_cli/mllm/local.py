@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import DataError
 from megu_cli.mllm.base import SCALE, Cost, Question, Ratings, averaged, single_prompt
-from megu_cli.mllm.pretrained import Looking, Pretrained, provenance
+from megu_cli.mllm.pretrained import Looking, Pretrained, loading, provenance
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+    from megu_cli.mllm.backends import Setup
 
 # The answers whose likelihoods are read.
 ANSWERS = tuple(str(value) for value in range(int(SCALE[0]), int(SCALE[1]) + 1))
@@ -40,6 +42,11 @@ class Local:
 
     def __init__(self, source: Pretrained, looking: Looking) -> None:
         self.source, self.looking = source, looking
+
+    @classmethod
+    def of(cls, setup: Setup) -> Local:
+        """Return the rater of a run."""
+        return cls(*loading(setup))
 
     @cached_property
     def scorer(self) -> Scorer:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
+
+from megu_cli.config import MLLMConfig
 
 MASK = "[key]"
 # A shorter key is no secret but a filler for servers that want some key, and may be part of any word.
@@ -38,6 +41,12 @@ class Key:
     value: str | None
     variable: str
     needed: bool = False
+
+    @classmethod
+    def of(cls, settings: MLLMConfig) -> Key:
+        """Return the key in the environment variable that ``mllm.key_env`` names; one of the user's must be there."""
+        needed = settings.key_env != MLLMConfig.model_fields["key_env"].default
+        return cls(os.environ.get(settings.key_env, "").strip(), settings.key_env, needed)
 
 
 def masked(text: str, key: str) -> str:

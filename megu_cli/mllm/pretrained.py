@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from megu_cli.mllm.backends import Setup
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -152,6 +154,21 @@ class Looking:
             "image": None if position is None else pictures.digest(self.show(position)),
             "candidates": question.candidates,
         }
+
+
+def loading(setup: Setup) -> tuple[Pretrained, Looking]:
+    """The model of a run, and what asks it about images."""
+    settings = setup.settings
+    assert settings.model is not None  # the config has seen to it
+    source = Pretrained(
+        settings.model,
+        setup.device,
+        revision=settings.revision,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    asker = {"backend": settings.backend, "model": setup.identity(), "dtype": settings.dtype}
+    return source, Looking(setup.show, Answers(setup.answers), asker, setup.track)
 
 
 def provenance(found: dict[str, list[dict[str, Any]]], prompt: Callable[[bool], str]) -> dict[str, Any]:

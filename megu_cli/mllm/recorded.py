@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +12,9 @@ from megu_cli.errors import DataError, brief
 from megu_cli.mllm.base import SCALE, Cost, Question, Ratings
 from megu_cli.run import reading
 from megu_cli.run.artifacts import strict_json
+
+if TYPE_CHECKING:
+    from megu_cli.mllm.backends import Setup
 
 # Classes without a rating that an error names.
 _NAMED = 5
@@ -55,6 +58,11 @@ class Recorded:
             ) from None
         self.classes, self.scores, self.rater = content.classes, content.scores, content.rater
         self.provenance: dict[str, Any] = content.model_dump(exclude={"classes", "scores", "rater"}, exclude_unset=True)
+
+    @classmethod
+    def of(cls, setup: Setup) -> Recorded:
+        """Return the rater of a run."""
+        return cls(setup.ratings())
 
     def cost(self, questions: list[Question]) -> Cost:
         """Nothing is asked."""

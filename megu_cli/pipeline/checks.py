@@ -27,7 +27,7 @@ def notes(inputs: RunInputs) -> list[str]:
     from megu_cli.request import resolve
 
     lines = resolve.notes(inputs.data, inputs.request, inputs.config.forget.duplicates)
-    if inputs.config.mllm.backend == "none":
+    if not inputs.config.mllm.rater.rates:
         lines.append(
             "no ratings (mllm.backend: none): every class counts as near as any other, and labels come from the "
             "proxy and the model's own prediction"

@@ -165,7 +165,7 @@ def _sources(config: Config) -> Iterator[str | Path]:
             raise Unknown  # a config leads to other files
         yield path
         yield path / files.FINETUNE
-    if rater.backend == "recorded":
+    if "ratings" in rater.rater.inputs:
         from megu_cli.mllm.recorded import shipped
 
         yield rater.ratings or shipped(config.data.name)

@@ -199,16 +199,18 @@ class RunInputs:
         self._rater.free()
 
     def _backend(self) -> Backend:
-        from megu_cli.mllm.backends import backend
+        from megu_cli.mllm.backends import Setup, backend
 
         return backend(
-            self.config.mllm,
-            ratings=lambda: self.ratings_file,
-            identity=lambda: self.digest("rater_model"),
-            answers=self.directory.out / files.ANSWERS,
-            show=self.picture,
-            device=self._runtime.device,
-            track=self._runtime.track,
+            Setup(
+                self.config.mllm,
+                ratings=lambda: self.ratings_file,
+                identity=lambda: self.digest("rater_model"),
+                answers=self.directory.out / files.ANSWERS,
+                show=self.picture,
+                device=self._runtime.device,
+                track=self._runtime.track,
+            )
         )
 
     def picture(self, position: int) -> Image.Image:

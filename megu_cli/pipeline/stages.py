@@ -107,29 +107,9 @@ def _step(place: str) -> Any:
     return getattr(importlib.import_module(f"megu_cli.pipeline.steps.{module}"), name)
 
 
-# mllm.backend -> settings and inputs that determine its ratings. Waiting times, concurrency and keys do not.
-_RATING: dict[str, tuple[Names, Names]] = {
-    "none": ((), ()),
-    "recorded": ((), ("ratings",)),
-    "endpoint": (("mllm.model", "mllm.base_url"), ("prompt",)),
-    "local": (("mllm.dtype",), ("prompt", "rater_model")),
-    "clip": (("mllm.dtype",), ("prompt", "rater_model")),
-}
-# The same for every backend that may be shown images.
-_SHOWING: tuple[Names, Names] = (
-    ("mllm.images", "mllm.images_per_class", "mllm.image_size"),
-    ("train_data", "forget"),
-)
-
-
 def _rating(config: Config) -> tuple[Names, Names]:
     """Settings and inputs that determine the ratings of a config."""
-    settings, inputs = _RATING[config.mllm.backend]
-    if config.mllm.backend in ("none", "recorded"):
-        return settings, inputs
-    if config.mllm.images == "none":
-        return (*settings, "mllm.images"), inputs
-    return (*settings, *_SHOWING[0]), (*inputs, *_SHOWING[1])
+    return config.mllm.rater.depends_on(config.mllm.images)
 
 
 def _judge(config: Config) -> tuple[Names, Names]:
@@ -138,7 +118,7 @@ def _judge(config: Config) -> tuple[Names, Names]:
 
 
 def _answers(inputs: RunInputs) -> Sequence[str]:
-    return () if inputs.config.mllm.backend in ("none", "recorded") else (files.ANSWERS,)
+    return (files.ANSWERS,) if inputs.config.mllm.rater.asks else ()
 
 
 def _unlearned(inputs: RunInputs) -> Sequence[str]:

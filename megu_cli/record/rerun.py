@@ -47,7 +47,7 @@ def rerun(
         out = Path(folder, "run")
         out.mkdir()
         ratings = config.out / files.SIMILARITY
-        if config.mllm.backend not in ("none", "recorded") and ratings.is_file():
+        if config.mllm.rater.asks and ratings.is_file():
             shutil.copy2(ratings, out)
         judged = files.ORACLE in predicate.files or "oracle" in (predicate.figures or {})
         oracle = config.eval.own_oracle if judged and config.eval.own_oracle else judged

@@ -30,7 +30,7 @@ def questions(data: Dataset, request: Request, settings: MLLMConfig) -> list[Que
 
 def _shown(concept: int, data: Dataset, request: Request, settings: MLLMConfig) -> list[int]:
     """Positions of the images of a concept that a model is shown."""
-    if settings.backend in ("recorded", "none") or settings.images == "none":
+    if not settings.rater.asks or settings.images == "none":
         return []
     shown = data.train.concepts == concept
     whole = concept in request.concepts and not request.single

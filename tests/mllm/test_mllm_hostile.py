@@ -23,7 +23,7 @@ from test_mllm_endpoint import KEY, endpoint, question  # noqa: F401
 from megu_cli.errors import MLLMError
 from megu_cli.mllm import http
 from megu_cli.mllm.base import parse
-from megu_cli.mllm.endpoint import _tokens
+from megu_cli.mllm.completion import tokens
 from megu_cli.mllm.masking import masked
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -113,7 +113,7 @@ def test_odd_metadata_costs_no_answer(endpoint: Any, server: Server, usage: str)
 
 
 def test_counts_are_whole_numbers() -> None:
-    assert _tokens(b'{"usage": {"prompt_tokens": 3, "completion_tokens": 4.5}}') == {"in": 3, "out": None}
+    assert tokens(b'{"usage": {"prompt_tokens": 3, "completion_tokens": 4.5}}') == {"in": 3, "out": None}
 
 
 @pytest.mark.parametrize("body", [b"[" * 3_000_000, b'{"choices":' * 300_000, b'{"a":1e' + b"9" * 99_999, b"9" * 9999])

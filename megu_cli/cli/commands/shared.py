@@ -117,7 +117,7 @@ def readable(work: RunContext) -> None:
     from megu_cli.pipeline.inputs import recorded
 
     config = work.config
-    if config.mllm.backend != "recorded":
+    if "ratings" not in config.mllm.rater.inputs:
         return
     known = recorded(work.inputs)
     asked = {str(name) for name in config.forget.classes or config.forget.subclasses or []}

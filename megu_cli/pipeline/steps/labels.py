@@ -35,7 +35,7 @@ def labels(work: RunContext, inputs: Inputs) -> Product:
     if made.proxy:
         body["proxy"] = made.proxy
         if made.mode != "proxy":
-            rated = work.config.mllm.backend != "none"
+            rated = work.config.mllm.rater.rates
             sources = "the ratings and the prediction" if rated else "the model's own prediction"
             notes.append(
                 f"the proxy is right on {made.proxy['held_out_acc']:.0%} of the held-out images, the model on "

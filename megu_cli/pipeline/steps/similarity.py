@@ -30,7 +30,7 @@ def transition(work: RunContext, inputs: Inputs) -> Product:
     """The transition matrix of the rated concepts."""
     candidates = {question.concept: question.candidates for question in work.inputs.questions}
     scores = inputs["similarity"].body["scores"]
-    if work.config.mllm.backend == "none":
+    if not work.config.mllm.rater.rates:
         scores = {concept: dict.fromkeys(compared, 0.0) for concept, compared in candidates.items()}
     matrix = unlearning.transition(problem(work), candidates, scores)
     body = {

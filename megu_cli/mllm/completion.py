@@ -1,0 +1,46 @@
+"""What is read of the body of a chat completion."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+
+def unpacked(entry: dict[str, Any]) -> bytes:
+    """The body of an answer as it was kept."""
+    if "body" in entry:
+        return str(entry["body"]).encode()
+    return base64.b64decode(entry["body_base64"])
+
+
+def text(body: bytes) -> str:
+    """The assistant's words in the body of a chat completion; empty where there are none."""
+    try:
+        message = _decoded(body)["choices"][0]["message"]
+        content = message.get("content") or message.get("refusal") or ""
+    except (LookupError, TypeError, AttributeError):
+        return ""
+    if isinstance(content, list):  # some servers answer in parts
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def tokens(body: bytes) -> dict[str, int | None] | None:
+    """Token counts as the server reports them; what is no count is left out."""
+    try:
+        usage = _decoded(body)["usage"]
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    except (LookupError, TypeError, AttributeError):
+        return None
+    given, written = (c if type(c) is int and 0 <= c < 1 << 53 else None for c in counts)
+    return {"in": given, "out": written}
+
+
+def _decoded(body: bytes) -> Any:
+    """The JSON in a body; ``None`` where there is none."""
+    try:
+        return json.loads(body.decode())
+    except (ValueError, RecursionError):
+        return None
