@@ -68,6 +68,23 @@ def write(
     return path
 
 
+def write_card(work: RunContext, outcomes: Sequence[Outcome], path: Path, notices: Sequence[str] = ()) -> None:
+    """Write a Hugging Face model card of the unlearned model, which `card.check` has allowed.
+
+    Raises:
+        ArtifactError: eval.json is missing or damaged, or the file cannot be written.
+    """
+    from megu_cli.report.card import card
+    from megu_cli.report.content import gather
+
+    sources = _readable(_sources(work, outcomes, False, notices))
+    report = gather(sources)
+    metadata, parts = card(work, sources, report)
+    text = f"---\n{metadata}\n---\n{_markdown(report, 'card.md.j2', card=parts)}\n"
+    with writing.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _sources(work: RunContext, outcomes: Sequence[Outcome], show_forgotten: bool, notices: Sequence[str]) -> Sources:
     from megu_cli.report.parts import Sources
 
@@ -211,14 +228,14 @@ def _html(report: Report) -> str:
     return str(template.render(report=report, picture=picture, marker=marker))
 
 
-def _markdown(report: Report) -> str:
+def _markdown(report: Report, template: str = "template.md.j2", **more: Any) -> str:
     def cell(text: str) -> str:
         return " · ".join(line for line in text.splitlines() if line)
 
     environment = _environment()
     environment.filters["cell"] = cell
     environment.filters["md"] = markdown
-    return str(environment.get_template("template.md.j2").render(report=report))
+    return str(environment.get_template(template).render(report=report, **more))
 
 
 def _json(report: Report) -> str:

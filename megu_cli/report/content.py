@@ -8,6 +8,9 @@ from megu_cli.report.parts import Report, Sources, Tile, View
 from megu_cli.report.sections import answers, inside, judgement, method, provenance
 from megu_cli.report.words import LIMITS, MODELS, counted, listed, percent
 
+# The limit that is about the run directory and not about the model.
+TRACES = "Traces beside the model"
+
 
 def gather(sources: Sources) -> Report:
     """Put the report together."""
@@ -170,5 +173,5 @@ def _own_limits(view: View) -> list[tuple[str, str]]:
             "When this was written, the run directory held labels or noises made from the forgotten images. "
             "`megu purge` deletes them once the result is accepted."
         )
-        limits.append(("Traces beside the model", text))
+        limits.append((TRACES, text))
     return limits

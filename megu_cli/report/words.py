@@ -45,6 +45,9 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "es" if what.endswith("s") else "s")
 
 
+# The limit that is about the digests of a request.
+DIGESTS = "Digests identify, they do not hide"
+
 LIMITS = [
     (
         "Empirical evidence, no formal guarantee",
@@ -67,7 +70,7 @@ LIMITS = [
         "the retrained model, not zero.",
     ),
     (
-        "Digests identify, they do not hide",
+        DIGESTS,
         "The digest of a very short list of images can be found by trying lists out. Treat it as you treat the list.",
     ),
 ]

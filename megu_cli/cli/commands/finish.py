@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from enum import Enum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -12,6 +14,10 @@ from megu_cli.cli.commands.shared import Require, alone, display, opened
 from megu_cli.cli.console import say
 from megu_cli.cli.options import Options
 from megu_cli.run.files import ORACLE, ORIGINAL, REPORT
+
+if TYPE_CHECKING:
+    from megu_cli.evaluation.requirements import Outcome
+    from megu_cli.pipeline.context import RunContext
 
 
 class _Format(str, Enum):
@@ -28,9 +34,15 @@ def report(
     show_forgotten: Annotated[
         bool, typer.Option("--show-forgotten", help="Show a few of the forgotten images (html only).")
     ] = False,
+    card: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE.md", help="Write a Hugging Face model card of the unlearned model, and stop."),
+    ] = None,
     require: Require = None,
 ) -> None:
     """Write a report that opens from disk: report.html in the run directory.
+
+    --card writes a model card instead, such as README.md of a repository on the Hugging Face hub. It names no image.
 
     Example: megu report --format md
     """
@@ -41,6 +53,8 @@ def report(
     from megu_cli.run.artifacts import read_body
     from megu_cli.run.ownership import refuse_foreign
 
+    if card is not None and show_forgotten:
+        raise ConfigError("give only one of --card, --show-forgotten", "A model card names and shows no image.")
     if show_forgotten and form is not _Format.html:
         raise ConfigError(f"--show-forgotten needs --format html: {form.value} holds no pictures")
     with opened(options, require, write=False) as (pipeline, config):
@@ -57,6 +71,9 @@ def report(
             # The evaluation can be read where the data are not; whether it still fits them cannot be told there.
             notices.append(f"It could not be checked here whether this evaluation is up to date: {state.reason}.")
         outcomes = judge(parse(config.eval.require), read_body(file))
+        if card is not None:
+            _write_card(options, pipeline.work, outcomes, card, notices)
+            return
         refuse_foreign(config.out, f"{REPORT}.{form.value}")
         if options.dry_run:
             display(options, {"file": str(config.out / f"{REPORT}.{form.value}")}, lambda r: say(r["file"]))
@@ -66,6 +83,19 @@ def report(
         say(notice, err=True)
     result = {"file": str(path), "format": form.value, "bytes": path.stat().st_size, "shows_forgotten": show_forgotten}
     display(options, result, lambda r: say(f"wrote {r['file']} ({r['bytes'] / 1e3:,.0f} kB)"))
+
+
+def _write_card(
+    options: Options, work: RunContext, outcomes: Sequence[Outcome], file: Path, notices: Sequence[str]
+) -> None:
+    from megu_cli import report as reports
+    from megu_cli.report.card import check
+
+    check(file, options.force)
+    if not options.dry_run:
+        reports.write_card(work, outcomes, file, notices)
+    verb = "would write" if options.dry_run else "wrote"
+    display(options, {"file": str(file)}, lambda r: say(f"{verb} {r['file']}: a model card that names no image"))
 
 
 def purge(
