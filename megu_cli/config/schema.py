@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from megu_cli.config.base import Count, Fraction, NonNegative, Positive, Section
 from megu_cli.config.sources import (
-    SHIPPED_RATINGS,
     DataConfig,
     ForgetConfig,
     MLLMConfig,
@@ -262,7 +261,7 @@ class Config(Section):
             # The only way to a section of a frozen model while it is validated.
             object.__setattr__(self, "data", self.data.model_copy(update=resolved))
         if self.mllm.backend == "auto":
-            rated = self.mllm.ratings is not None or self.data.name in SHIPPED_RATINGS
+            rated = self.mllm.ratings is not None or self.data.source.rated
             found = self.mllm.model_copy(update={"backend": "recorded" if rated else "none"})
             object.__setattr__(self, "mllm", found)
         return self

@@ -11,14 +11,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from megu_cli.config.base import Count, Fraction, Positive, Section, is_path
+from megu_cli.config.datasets import DATA_SOURCES, DataName, DataSource
 from megu_cli.config.raters import RATERS, RaterKind, RaterName
 from megu_cli.errors import ConfigError, brief
 
-# Data sets whose ratings come with megu.
-SHIPPED_RATINGS = ("digits", "fashion_mnist")
 # Of names alone, YAML's 7 is the name 7. Where it may be an index as well, neither true nor 3.0 is one.
 _Name = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
 _NameOrIndex = Annotated[str, Field(strict=True)] | Annotated[int, Field(strict=True)]
+# Data sets whose ratings come with megu.
+_RATED = " and ".join(source.name for source in DATA_SOURCES.values() if source.rated)
 # What holds, or lists, the weights in a directory of transformers.
 _HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -26,11 +27,10 @@ _HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_mod
 class DataConfig(Section):
     """The images."""
 
-    name: Literal[
-        "digits", "fashion_mnist", "cifar10", "cifar20", "cifar100", "imagefolder", "manifest", "hf_dataset"
-    ] = Field(
-        description="digits | fashion_mnist | cifar10 | cifar20 | cifar100, or data of your own (see docs/data.md): "
-        "imagefolder | manifest | hf_dataset"
+    name: DataName = Field(
+        description=" | ".join(source.name for source in DATA_SOURCES.values() if not source.users)
+        + ", or data of your own (see docs/data.md): "
+        + " | ".join(source.name for source in DATA_SOURCES.values() if source.users)
     )
     root: Path | None = Field(
         None,
@@ -66,6 +66,11 @@ class DataConfig(Section):
         2.0, description="GiB of decoded images to keep in memory; a larger split streams from disk"
     )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that decode images; 0: none but this one")
+
+    @property
+    def source(self) -> DataSource:
+        """The data set that ``name`` names."""
+        return DATA_SOURCES[self.name]
 
     @model_validator(mode="after")
     def _fits(self) -> DataConfig:
@@ -180,12 +185,10 @@ class MLLMConfig(Section):
 
     backend: RaterName = Field(
         "auto",
-        description="auto (recorded where mllm.ratings is set, and for digits and fashion_mnist; else none) | "
+        description=f"auto (recorded where mllm.ratings is set, and for {_RATED}; else none) | "
         + " | ".join(f"{rater.name}: {rater.text}" for rater in RATERS.values()),
     )
-    ratings: Path | None = Field(
-        None, description="recorded: file of ratings; null: those shipped for digits and fashion_mnist"
-    )
+    ratings: Path | None = Field(None, description=f"recorded: file of ratings; null: those shipped for {_RATED}")
     model: Path | str | None = Field(
         None,
         description="local, clip: a hub id, or a directory (absolute, or beginning with ./ or ../); endpoint: the "

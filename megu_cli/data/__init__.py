@@ -3,14 +3,12 @@
 from megu_cli.data.builtin import CIFAR20
 from megu_cli.data.decode import Preprocessing, Resizing
 from megu_cli.data.images import EncodedImages, Images, MemoryImages
-from megu_cli.data.loading import NORMALISATION, SMALL, folder_of, holding_out, load, reordered, sampled
+from megu_cli.data.loading import holding_out, load, reordered, sampled
 from megu_cli.data.own import Reserved
 from megu_cli.data.splits import Dataset, Split
 
 __all__ = [
     "CIFAR20",
-    "NORMALISATION",
-    "SMALL",
     "Dataset",
     "EncodedImages",
     "Images",
@@ -19,7 +17,6 @@ __all__ = [
     "Reserved",
     "Resizing",
     "Split",
-    "folder_of",
     "holding_out",
     "load",
     "reordered",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def _in_memory(classes: list[str], train: Any, test: Any) -> Raw:
 
 
 def resized(raw: Raw, resizing: Resizing) -> Raw:
-    """The images of `LOADERS` at another size."""
+    """The images of a data set of this module at another size."""
 
     def resize(part: Part) -> Part:
         blocks = part.images.batches(list(torch.arange(len(part.labels)).split(4096)))
@@ -72,7 +71,7 @@ def resized(raw: Raw, resizing: Resizing) -> Raw:
     return replace(raw, train=resize(raw.train), test=resize(raw.test))
 
 
-def _digits(root: Path | None) -> Raw:
+def digits(root: Path | None) -> Raw:
     """scikit-learn's 1,797 digits of 8x8 pixels; every fifth by hash is a test image."""
     from sklearn.datasets import load_digits
 
@@ -83,7 +82,8 @@ def _digits(root: Path | None) -> Raw:
     return _in_memory([str(name) for name in bunch.target_names], *parts)
 
 
-def _fashion_mnist(root: Path | None) -> Raw:
+def fashion_mnist(root: Path | None) -> Raw:
+    """Fashion-MNIST (Xiao et al., 2017): Debian's files, or torchvision's."""
     classes, folder = list(FASHION_MNIST), root or DEBIAN_FASHION_MNIST
     if (folder / "train-images-idx3-ubyte.gz").exists():
         return _in_memory(classes, *(_idx_pair(folder, prefix) for prefix in ("train", "t10k")))
@@ -118,15 +118,27 @@ def _idx_pair(folder: Path, prefix: str) -> tuple[Any, Any]:
     return read(f"{prefix}-images-idx3-ubyte.gz", 0x803), read(f"{prefix}-labels-idx1-ubyte.gz", 0x801)
 
 
-def _cifar(kind: str) -> Callable[[Path | None], Raw]:
-    def load_it(root: Path | None) -> Raw:
-        import torchvision
+def cifar10(root: Path | None) -> Raw:
+    """CIFAR-10 (Krizhevsky, 2009)."""
+    return _cifar("CIFAR10", root)
 
-        reader = getattr(torchvision.datasets, kind)
-        train, test = _downloaded(reader, root, f"put {reader.base_folder} of the python version into data.root")
-        return _in_memory(list(train.classes), *((s.data, s.targets) for s in (train, test)))
 
-    return load_it
+def cifar100(root: Path | None) -> Raw:
+    """CIFAR-100 (Krizhevsky, 2009)."""
+    return _cifar("CIFAR100", root)
+
+
+def cifar20(root: Path | None) -> Raw:
+    """CIFAR-100 with its 20 superclasses as the model's classes."""
+    return replace(cifar100(root), superclasses=CIFAR20)
+
+
+def _cifar(kind: str, root: Path | None) -> Raw:
+    import torchvision
+
+    reader = getattr(torchvision.datasets, kind)
+    train, test = _downloaded(reader, root, f"put {reader.base_folder} of the python version into data.root")
+    return _in_memory(list(train.classes), *((s.data, s.targets) for s in (train, test)))
 
 
 def _downloaded(reader: Any, root: Path | None, otherwise: str) -> tuple[Any, Any]:
@@ -144,12 +156,3 @@ def _downloaded(reader: Any, root: Path | None, otherwise: str) -> tuple[Any, An
             f"{reader.__name__}: nothing usable in {folder}, and the download failed ({reason})",
             f"Either let megu download it once on a machine with a network, or {otherwise}.",
         ) from None
-
-
-LOADERS: dict[str, Callable[[Path | None], Raw]] = {
-    "digits": _digits,
-    "fashion_mnist": _fashion_mnist,
-    "cifar10": _cifar("CIFAR10"),
-    "cifar20": _cifar("CIFAR100"),
-    "cifar100": _cifar("CIFAR100"),
-}

@@ -327,10 +327,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a loader gives: both splits, whether it made the second, the names of fine classes and of subjects."""
+    """What a loader gives.
+
+    Attributes:
+        classes: Names of the fine classes.
+        train: The training split.
+        test: The test split.
+        subjects: Names of the subjects.
+        test_made: True if the loader made the test split itself.
+        superclasses: Superclass -> its classes, if the data set is a coarse-labelled one.
+    """
 
     classes: list[str]
     train: Part
     test: Part
     subjects: Sequence[str] = ()
     test_made: bool = False
+    superclasses: dict[str, list[str]] | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,39 +13,19 @@ import torch
 from torch import Tensor
 
 from megu_cli.config import DataConfig
-from megu_cli.data.builtin import CIFAR20, LOADERS, resized
+from megu_cli.data.builtin import resized
 from megu_cli.data.decode import Preprocessing, Resizing
-from megu_cli.data.hub import hf_dataset
 from megu_cli.data.images import Raw
 from megu_cli.data.names import hashed
-from megu_cli.data.own import Reserved, UserData, imagefolder, manifest
+from megu_cli.data.own import Reserved, UserData
 from megu_cli.data.splits import Dataset, Split
 from megu_cli.errors import DataError, Faults, brief
 from megu_cli.run.file_digests import FileDigestCache
 
-# The user's own data sets, by data.name.
-USER_DATA: dict[str, Callable[[UserData], Raw]] = {
-    "imagefolder": imagefolder,
-    "manifest": manifest,
-    "hf_dataset": hf_dataset,
-}
-_GRAY = ((0.5,), (0.5,))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-NORMALISATION = {
-    "digits": ((0.3,), (0.37,)),
-    "fashion_mnist": ((0.2860,), (0.3530,)),
-    "cifar10": _CIFAR,
-    "cifar20": _CIFAR,
-    "cifar100": _CIFAR,
-    **dict.fromkeys(USER_DATA, _IMAGENET),
-}
 # Of each class, images that are borrowed from the test split at least: the accuracy on fewer is hardly known.
 _FEW = 50
 # Nothing that the model says: size and normalisation are those of the data set.
 _AS_IT_IS = Preprocessing()
-# Data sets of small images of one size, which models take as they are.
-SMALL = frozenset(LOADERS)
 
 
 def load(
@@ -75,23 +55,20 @@ def load(
     Raises:
         DataError: The files are missing or damaged, or the superclasses do not fit.
     """
-    name = settings.name
+    name, (mean, std) = settings.name, settings.source.normalisation
     if prepare.image_size is None:
         prepare = replace(prepare, image_size=settings.image_size)
     raw = _raw(settings, prepare.resizing, channels, order, reserved or Reserved(), file_digests or FileDigestCache())
-    superclasses = settings.superclasses
-    if name == "cifar20" and superclasses is None:
-        superclasses = CIFAR20
+    superclasses = raw.superclasses if settings.superclasses is None else settings.superclasses
     classes, concept_class = _coarse(raw.classes, superclasses)
 
-    there = len(NORMALISATION[name][0])
+    there = len(mean)
     wanted = channels or max(there, len(prepare.mean or ()))
     if there > wanted:
         raise DataError(
             f"the model takes {wanted}-channel images, {name} has {there}",
             "Choose another model.name; grey images can be repeated, colours cannot be dropped.",
         )
-    mean, std = NORMALISATION[name]
     means, stds = _per_channel(prepare.mean, mean, wanted), _per_channel(prepare.std, std, wanted)
 
     splits = []
@@ -105,7 +82,7 @@ def load(
     none = torch.empty(0, dtype=torch.int64)
     data = Dataset(
         name, classes, raw.classes, concept_class, train, train.view(none), test, none, raw.subjects, raw.test_made,
-        folder_of(settings), train.digest,
+        settings.source.folder(settings), train.digest,
     )  # fmt: skip
     if settings.validation_from == "test" and not raw.test_made:
         return _borrowing(data, settings.validation)
@@ -121,19 +98,16 @@ def _raw(
     file_digests: FileDigestCache,
 ) -> Raw:
     """Both splits as a loader gives them."""
-    if settings.name in USER_DATA:
+    module, _, function = settings.source.loader.partition(":")
+    loader = getattr(importlib.import_module(f"megu_cli.data.{module}"), function)
+    raw: Raw
+    if settings.source.users:
         if resizing is None:
             raise DataError(f"data.name: {settings.name} needs data.image_size")
-        return USER_DATA[settings.name](UserData(settings, resizing, channels or 3, order, reserved, file_digests))
-    raw = LOADERS[settings.name](settings.root)
+        raw = loader(UserData(settings, resizing, channels or 3, order, reserved, file_digests))
+        return raw
+    raw = loader(settings.root)
     return resized(raw, resizing) if resizing else raw
-
-
-def folder_of(settings: DataConfig) -> Path | None:
-    """The folder that the names of images are relative to; ``None`` if they are no paths."""
-    if settings.name == "manifest":
-        return settings.root or (settings.manifest.parent if settings.manifest else None)
-    return settings.root if settings.name == "imagefolder" else None
 
 
 def holding_out(data: Dataset, share: float) -> Dataset:

@@ -60,11 +60,10 @@ class UserModel:
     @cached_property
     def advised(self) -> Preprocessing:
         """How the model itself says that images are to be prepared, whatever the config says."""
-        from megu_cli.data import SMALL
         from megu_cli.models.sources import preprocessing_of
 
         settings = self.settings
-        return preprocessing_of(settings.name, self.data.name not in SMALL, settings.trust_remote_code)
+        return preprocessing_of(settings.name, self.data.source.users, settings.trust_remote_code)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:

@@ -47,19 +47,18 @@ def notes(inputs: RunInputs) -> list[str]:
 
 def preflight(work: RunContext) -> Finding:
     """See whether the original model classifies the data, and if not, why."""
-    from megu_cli.data import NORMALISATION, SMALL
     from megu_cli.models import preflight
 
     config = work.config
-    small = config.data.name in SMALL
+    source = config.data.source
     work.runtime.start()
     return preflight.examine(
         work.original(),
         work.inputs.data.train,
         work.inputs.data.classes,
         expected=config.model.expected_accuracy,
-        own=NORMALISATION[config.data.name] if small else None,
-        root=None if small else work.inputs.data.root,
+        own=None if source.users else source.normalisation,
+        root=work.inputs.data.root if source.users else None,
         prepared=work.inputs.user_model.preprocessing,
         advised=work.inputs.user_model.advised,
         device=work.runtime.device,

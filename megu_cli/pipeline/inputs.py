@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megu_cli.errors import CheckpointError, DataError
-from megu_cli.run import artifacts
+from megu_cli.models.user_model import UserModel
+from megu_cli.run import artifacts, files
 from megu_cli.run.file_digests import FileDigestCache
+from megu_cli.run.trees import Unknown, below
 
 if TYPE_CHECKING:
+    from megu_cli.config import Config
     from megu_cli.mllm.recorded import Recorded
     from megu_cli.pipeline.run_inputs import RunInputs
 
@@ -64,11 +67,11 @@ def _rater_model(inputs: RunInputs) -> str:
     folder = settings.model
     found = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))} if folder else {}
     # Hidden files belong to the tools that fetched the model.
-    files = {n: p for n, p in found.items() if p.is_file() and not any(part[0] == "." for part in n.parts)}
-    if not files:
+    parts = {n: p for n, p in found.items() if p.is_file() and not any(part[0] == "." for part in n.parts)}
+    if not parts:
         raise DataError(f"mllm.model: {folder} is no directory of a model")
     return artifacts.digest(
-        [[name.as_posix() for name in files], _files(list(files.values()), inputs.directory.file_digests)]
+        [[name.as_posix() for name in parts], _files(list(parts.values()), inputs.directory.file_digests)]
     )
 
 
@@ -103,9 +106,62 @@ def _retrained(inputs: RunInputs) -> str:
     return retrained.digest(inputs)
 
 
-def _files(files: Sequence[Path], file_digests: FileDigestCache) -> list[str]:
+def _files(paths: Sequence[Path], file_digests: FileDigestCache) -> list[str]:
     """sha256 of each file, remembered by path, size and time of change."""
-    return [bytes(digest).hex() for digest in file_digests.digests(map(str, files))]
+    return [bytes(digest).hex() for digest in file_digests.digests(map(str, paths))]
+
+
+def _no_files(config: Config) -> Iterator[Path]:
+    return iter(())
+
+
+def _data_files(config: Config) -> Iterator[str | Path]:
+    return config.data.source.files(config.data, config.out)
+
+
+def _request_files(config: Config) -> Iterator[Path]:
+    if config.forget.samples:
+        yield config.forget.samples
+    for path in config.forget.already or []:
+        if path.suffix in (".yaml", ".yml"):
+            raise Unknown  # a config leads to other files
+        yield path
+        yield path / files.FINETUNE
+
+
+def _ratings_files(config: Config) -> Iterator[Path]:
+    if "ratings" in config.mllm.rater.inputs:
+        from megu_cli.mllm.recorded import shipped
+
+        yield config.mllm.ratings or shipped(config.data.name)
+
+
+def _rater_files(config: Config) -> Iterator[str]:
+    if isinstance(config.mllm.model, Path):
+        yield from below(config.mllm.model, config.out)
+
+
+def _model_files(config: Config) -> Iterator[str | Path]:
+    source, _, name = config.model.name.partition(":")
+    if source == "python" or config.model.trust_remote_code or (source == "hf" and not Path(name).is_absolute()):
+        raise Unknown  # code of the user's may read anything; a hub id may move
+    if source == "hf":
+        yield from below(Path(name), config.out)
+    if isinstance(config.model.classes, Path):
+        yield config.model.classes
+    checkpoint = UserModel(config.model, config.data).checkpoint
+    if checkpoint is not None:
+        yield checkpoint
+        if checkpoint.is_dir():
+            yield from below(checkpoint, config.out)
+        # Records of earlier requests may lie beside it.
+        for folder in (config.out, checkpoint.parent, checkpoint.parent.parent):
+            yield folder / files.FINETUNE
+
+
+def _retrained_files(config: Config) -> Iterator[str | Path]:
+    if oracle := config.eval.own_oracle:
+        yield from below(oracle, config.out) if oracle.is_dir() else [oracle]
 
 
 def _always(inputs: RunInputs) -> bool:
@@ -122,6 +178,8 @@ class Input:
         digest: Content digest; an input that is missing or at fault raises an InputError.
         applies: True if this run has the input.
         made_by: The stage that makes it if the user does not give it; empty: none.
+        files: Called with the config; gives every file and folder that the digest is computed from, so that the digest
+            can be remembered as long as none changes. It raises `Unknown` where there are others.
         checked_first: True if it can be checked by itself in a moment: `megu run` does so before it reads images.
     """
 
@@ -130,23 +188,25 @@ class Input:
     digest: Callable[[RunInputs], str]
     applies: Callable[[RunInputs], bool] = _always
     made_by: str = ""
+    files: Callable[[Config], Iterable[str | Path]] = _no_files
     checked_first: bool = False
 
 
 _ROWS = (
-    Input("train_data", "the training data", _train_data),
+    Input("train_data", "the training data", _train_data, files=_data_files),
     Input("test_data", "the test data", _test_data),
-    Input("forget", "the forget request", _forget),
+    Input("forget", "the forget request", _forget, files=_request_files),
     Input("concepts", "the classes asked about", _concepts),
-    Input("ratings", "the recorded ratings", _ratings, checked_first=True),
+    Input("ratings", "the recorded ratings", _ratings, files=_ratings_files, checked_first=True),
     Input("prompt", "the wording of the questions", _prompt),
-    Input("rater_model", "the model that rates", _rater_model),
+    Input("rater_model", "the model that rates", _rater_model, files=_rater_files),
     Input(
         "checkpoint",
         "the checkpoint",
         _checkpoint,
         applies=lambda inputs: inputs.user_model.checkpoint is not None,
         made_by="train",
+        files=_model_files,
     ),
     Input(
         "wrapping",
@@ -160,6 +220,7 @@ _ROWS = (
         _retrained,
         applies=_has_own_oracle,
         made_by="oracle",
+        files=_retrained_files,
     ),
 )
 INPUTS = {row.name: row for row in _ROWS}

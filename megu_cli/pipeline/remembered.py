@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,10 +18,11 @@ from typing import Any, TypeVar
 
 import megu_cli
 from megu_cli.config import Config
-from megu_cli.config.places import DEBIAN_FASHION_MNIST, downloads
+from megu_cli.config.datasets import DATA_SOURCES
 from megu_cli.errors import ArtifactError, MeguError
-from megu_cli.models.user_model import UserModel
+from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.run import artifacts, files, reading, writing
+from megu_cli.run.trees import Unknown
 
 T = TypeVar("T")
 # Sections and settings of the config that no input depends on.
@@ -31,16 +31,12 @@ _UNRELATED = {
     *("transition", "labels", "noise", "finetune", "train", "eval", "compare"),
 }
 # Packages that read data and models.
-_PACKAGES = (
-    *("torch", "torchvision", "timm", "transformers", "huggingface_hub", "safetensors"),
-    *("numpy", "pillow", "scikit-learn", "datasets", "pyarrow", "pandas"),
+_PACKAGES = dict.fromkeys(
+    [
+        *("torch", "torchvision", "timm", "transformers", "huggingface_hub", "safetensors", "numpy", "pillow"),
+        *(package for source in DATA_SOURCES.values() for package in source.packages),
+    ]
 )
-# What torchvision's data sets unpack their files to.
-_UNPACKED = ("FashionMNIST", "cifar-10-batches-py", "cifar-100-python")
-
-
-class Unknown(Exception):  # noqa: N818 - no error: the inputs are then read
-    """It cannot be told from files and settings alone whether an input has changed."""
 
 
 class InputMemory:
@@ -124,8 +120,9 @@ def evidence(config: Config) -> str:
     total.update(artifacts.canonical([megu_cli.__version__, sys.version, versions, settings]))
     for stamp in _stamps(sorted(package.rglob("*.py"))):
         total.update(stamp)
-    for stamp in _stamps(_sources(config)):
-        total.update(stamp)
+    for row in INPUTS.values():
+        for stamp in _stamps(row.files(config)):
+            total.update(stamp)
     return total.hexdigest()
 
 
@@ -145,110 +142,3 @@ def _stamps(paths: Any) -> Iterator[bytes]:
         except (FileNotFoundError, NotADirectoryError):
             text = f"{path}\0-\0"
         yield text.encode(errors="surrogateescape")
-
-
-def _sources(config: Config) -> Iterator[str | Path]:
-    """Every file and folder that the digests of the inputs are computed from.
-
-    Raises:
-        Unknown: There are others.
-    """
-    yield from _data(config)
-    yield from _model(config)
-    if oracle := config.eval.own_oracle:
-        yield from _walk(oracle, config.out) if oracle.is_dir() else [oracle]
-    forget, rater = config.forget, config.mllm
-    if forget.samples:
-        yield forget.samples
-    for path in forget.already or []:
-        if path.suffix in (".yaml", ".yml"):
-            raise Unknown  # a config leads to other files
-        yield path
-        yield path / files.FINETUNE
-    if "ratings" in rater.rater.inputs:
-        from megu_cli.mllm.recorded import shipped
-
-        yield rater.ratings or shipped(config.data.name)
-    if isinstance(rater.model, Path):
-        yield from _walk(rater.model, config.out)
-
-
-def _data(config: Config) -> Iterator[str | Path]:
-    data = config.data
-    if data.name == "digits":
-        found = importlib.util.find_spec("sklearn")
-        if found is None or not found.origin:
-            raise Unknown
-        yield Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    elif data.name == "manifest" and data.manifest:
-        yield data.manifest
-        yield from _named(data.manifest, data.root or data.manifest.parent)
-    elif data.name in ("imagefolder", "hf_dataset") and data.root:
-        yield from _walk(data.root, config.out)
-    else:
-        for folder in [data.root] if data.root else [DEBIAN_FASHION_MNIST, downloads()]:
-            yield folder
-            if folder.is_dir():
-                yield from sorted(path for path in folder.iterdir() if path.is_file())
-            for name in _UNPACKED:
-                yield from _walk(folder / name, config.out)
-
-
-def _named(manifest: Path, root: Path) -> Iterator[str]:
-    """The images that a manifest names."""
-    with reading.opened(manifest) as stream:
-        lines = (line.decode("utf-8-sig") for line in stream)
-        rows = csv.reader(lines)
-        columns = [name.strip().lower() for name in next((row for row in rows if any(map(str.strip, row))), [])]
-        if "path" not in columns:
-            raise Unknown
-        place = columns.index("path")
-        for row in rows:
-            if place < len(row):
-                path = f"{root}/{row[place].strip()}"
-                if not os.path.isfile(path):  # noqa: PTH113 - called for every image
-                    raise Unknown  # it is written in another way, or is not there
-                yield path
-
-
-def _model(config: Config) -> Iterator[str | Path]:
-    source, _, name = config.model.name.partition(":")
-    if source == "python" or config.model.trust_remote_code or (source == "hf" and not Path(name).is_absolute()):
-        raise Unknown  # code of the user's may read anything; a hub id may move
-    if source == "hf":
-        yield from _walk(Path(name), config.out)
-    if isinstance(config.model.classes, Path):
-        yield config.model.classes
-    checkpoint = UserModel(config.model, config.data).checkpoint
-    if checkpoint is not None:
-        yield checkpoint
-        if checkpoint.is_dir():
-            yield from _walk(checkpoint, config.out)
-        # Records of earlier requests may lie beside it.
-        for folder in (config.out, checkpoint.parent, checkpoint.parent.parent):
-            yield folder / files.FINETUNE
-
-
-def _walk(folder: Path, out: Path) -> Iterator[str]:
-    """All folders and files below a folder, in order; links are followed.
-
-    Raises:
-        Unknown: The run directory lies in the folder, and so changes it; or a link leads back.
-    """
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise Unknown
-    waiting, seen = [str(folder)], set()
-    while waiting:
-        here = waiting.pop()
-        real = os.path.realpath(here)
-        if real in seen:
-            raise Unknown
-        seen.add(real)
-        yield here
-        if os.path.isdir(here):  # noqa: PTH112 - strings: there may be a million files
-            with os.scandir(here) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    if entry.is_dir():
-                        waiting.append(entry.path)
-                    else:
-                        yield entry.path

@@ -114,9 +114,7 @@ class RunInputs:
             self.user_model.preprocessing,
             channels=channels_of(model.name, model.trust_remote_code),
             # Of a coarse-labelled set they name the superclasses: those are put in order below.
-            order=self.user_model.classes
-            if settings.name not in data.SMALL and settings.superclasses is None
-            else None,
+            order=self.user_model.classes if settings.source.users and settings.superclasses is None else None,
             reserved=self.reserved,
             file_digests=self.directory.file_digests,
         )
@@ -141,11 +139,11 @@ class RunInputs:
     @property
     def reserved(self) -> Reserved:
         """The images of this and earlier requests: they never belong to a test split that megu makes."""
-        from megu_cli.data import Reserved, folder_of
+        from megu_cli.data import Reserved
         from megu_cli.request.deletion_list import paths_in
 
         asked, before = self.config.forget, self.earlier
-        root = folder_of(self.config.data)
+        root = self.config.data.source.folder(self.config.data)
         lists = [asked.samples, *before.lists]
         return Reserved(
             frozenset(name for path in lists if path is not None for name in paths_in(path, root)),

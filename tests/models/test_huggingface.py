@@ -13,8 +13,8 @@ from conftest import data_set, listing, weights, write_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from megu_cli import data
 from megu_cli.config import load_config
+from megu_cli.config.datasets import DATA_SOURCES
 from megu_cli.errors import CheckpointError, ConfigError
 from megu_cli.models import class_names, huggingface, sources
 from megu_cli.pipeline.context import RunContext
@@ -112,7 +112,7 @@ def test_a_config_alone_is_trained_and_retrained_from_scratch(megu, tmp_path):
     processor = transformers.AutoImageProcessor.from_pretrained(out / "model")
     assert processor.size["height"] == 8
     # The data set's normalisation, as the processor writes it down.
-    assert processor.image_mean == pytest.approx(data.NORMALISATION["digits"][0])
+    assert processor.image_mean == pytest.approx(DATA_SOURCES["digits"].normalisation[0])
     first = weights(out)
     assert megu("run", "-c", file, "-o", tmp_path / "again").code == 0
     assert weights(tmp_path / "again") == first

@@ -11,7 +11,7 @@ from conftest import write_config
 from safetensors.torch import load_file
 
 from megu_cli.config import load_config
-from megu_cli.config.sources import SHIPPED_RATINGS
+from megu_cli.config.datasets import DATA_SOURCES
 from megu_cli.errors import ConfigError, DataError
 from megu_cli.mllm.base import Question
 from megu_cli.mllm.recorded import Recorded
@@ -22,7 +22,8 @@ FOLDER = {"name": "imagefolder", "root": "photos", "image_size": 8}
 
 def test_the_default_follows_the_data(tmp_path):
     ratings = Path(__file__).parents[2] / "megu_cli" / "mllm" / "ratings"
-    assert sorted(SHIPPED_RATINGS) == sorted(file.stem for file in ratings.glob("*.json"))
+    rated = [row.name for row in DATA_SOURCES.values() if row.rated]
+    assert sorted(rated) == sorted(file.stem for file in ratings.glob("*.json"))
     assert load_config(write_config(tmp_path)).mllm.backend == "recorded"
     assert load_config(write_config(tmp_path, data=FOLDER)).mllm.backend == "none"
     assert load_config(write_config(tmp_path, data={"name": "cifar10"})).mllm.backend == "none"
