@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from megu_cli.errors import ArtifactError, ConfigError, MeguError
 from megu_cli.pipeline import times
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.pipeline.stages import STAGES
+from megu_cli.pipeline.stages import STAGES, in_group
 from megu_cli.run import artifacts, files, ownership, writing
 from megu_cli.run.artifacts import Artifact
 from megu_cli.run.log import RunLog
@@ -82,7 +82,8 @@ class Arena:
 
     def __init__(self, base: RunContext, seed: int, say: Say, apart: bool = False) -> None:
         self.base, self.seed, self.say, self.apart = base, seed, say, apart
-        self.folder = base.directory.out / files.COMPARE_FOLDER / (f"tune-{seed}" if apart else str(seed))
+        self.name = f"tune-{seed}" if apart else str(seed)
+        self.folder = base.directory.out / files.COMPARE_FOLDER / self.name
         if apart:
             self.context = self._smaller()
         elif seed == base.config.seed:
@@ -135,10 +136,15 @@ class Arena:
                 ours = self._ours(entry)
                 ours.refuse_foreign(ours.all_before(["finetune"]), force)
 
-    def prepare(self) -> None:
-        """Train the original and, where anything is judged, the oracle, unless they are there."""
+    def prepare(self, goals: Sequence[str] | None = None) -> None:
+        """Train the original and, where anything is judged, the oracle, unless they are there.
+
+        Args:
+            goals: Only these of `goals`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        Pipeline(self.context, lambda line: self.say(f"{self.seed}/{line}")).run(goals=self.goals)
+        pipeline = Pipeline(self.context, lambda line: self.say(f"{self.name}/{line}"))
+        pipeline.run(goals=self.goals if goals is None else goals)
 
     # -- loaded when the first cell needs them ---------------------------------------------------------------------
 
@@ -244,11 +250,11 @@ class Arena:
 
     def _result(self, entry: _Entry, force: bool) -> Artifact:
         """What the file of an entry holds; it is computed and written unless it is there and fits."""
-        contender, key = entry.contender, f"{self.seed}/{entry.contender.label}"
+        contender, key = entry.contender, f"{self.name}/{entry.folder.relative_to(self.folder).as_posix()}"
         entry.folder.parent.mkdir(parents=True, exist_ok=True)
         if entry.ours:
-            if contender.label != contender.method and not force:
-                self._borrow(self._ours(entry), self.folder / contender.method)
+            if not force:
+                self._borrow(entry)
             self._ours(entry).run(force, goals=["finetune"])
         parts = self._parts(entry)
         if not force and (found := _fresh(entry.file, parts)):
@@ -320,21 +326,32 @@ class Arena:
         entry.folder.mkdir(parents=True, exist_ok=True)
         return Pipeline(entry.context.sibling(config))
 
-    def _borrow(self, ours: Pipeline, source: Path) -> None:
-        """Copy from the method's run directory what its variant has not; what does not fit is stale and is rebuilt."""
-        out, log = ours.work.directory.out, RunLog(source)
+    def _borrow(self, entry: _Entry) -> None:
+        """Copy what others have made and MeGU's run directory has not; what does not fit is stale and is rebuilt.
+
+        A variant takes it from its method's run directory, and the method takes the ratings that all seeds share.
+        """
+        ours = self._ours(entry)
+        before = ours.all_before(["finetune"])[:-1]
+        if entry.contender.label != entry.contender.method:
+            source = self.folder / entry.contender.method
+        elif entry.context is self.context and not self.apart:
+            source, before = self.base.directory.out, [name for name in before if name in in_group("ratings")]
+        else:  # other images or another request, which are rated anew
+            return
         if ours.state("finetune").status == "fresh":
             return
-        for name in ours.all_before(["finetune"])[:-1]:
+        directory, log = ours.work.directory, RunLog(source)
+        for name in before:
             # Anew for each stage: what was copied decides whether the next one fits.
             state, stage = Pipeline(ours.work).state(name), STAGES[name]
             if state.status not in ("missing", "stale") or not (source / stage.file).is_file():
                 continue
-            with writing.replacing(out / stage.file) as temporary:
+            with writing.replacing(directory.out / stage.file) as temporary:
                 shutil.copyfile(source / stage.file, temporary)
-            meta = artifacts.read_meta(out / stage.file)
-            if (made := log.last(meta["fingerprint"])) and not ours.work.directory.log.last(meta["fingerprint"]):
-                ours.work.directory.log.append(made)
+            meta = artifacts.read_meta(directory.out / stage.file)
+            if (made := log.last(meta["fingerprint"])) and not directory.log.last(meta["fingerprint"]):
+                directory.log.append(made)
 
     def _judge(self, model: nn.Module, entry: _Entry) -> Row:
         """All figures of a model; the oracle itself is judged by the oracle of the next seed."""

@@ -6,22 +6,22 @@ goes on where it stopped, and another method or seed computes only what is new.
 
 from __future__ import annotations
 
-import re
-import traceback
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any
 
 from megu_cli.baselines import methods
 from megu_cli.compare import tuning
 from megu_cli.compare.arena import CONFIDENCES, VERSION, Arena, Say, keep
+from megu_cli.compare.cells import Cell, Cells
 from megu_cli.compare.equivalence import equivalences
 from megu_cli.compare.methods import OURS, Contender, chosen, variants
 from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
-from megu_cli.errors import ConfigError, MeguError
+from megu_cli.errors import ConfigError, MeguError, brief
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
-from megu_cli.run import files, ownership, writing
+from megu_cli.run import files, ownership
+from megu_cli.run.artifacts import Artifact
 
 
 class Comparison:
@@ -81,23 +81,81 @@ class Comparison:
             tune: With the cells that settings are chosen by; those of a method whose choice is still to be made run.
         """
         rows: list[tuple[str, str, str]] = []
-        settings: dict[str, dict[str, Any] | None] = {name: self._given(name) for name in self.names}
+        tried: dict[str, list[dict[str, Any]] | None] = {}
         for name in self.names if tune else ():
             trials = []
             for number, point in enumerate(self._points(name)):
                 action, reason, score = self.tuning.plan_trial(name, number, {**self._given(name), **point})
                 rows.append((f"tune {name} {tuning.described(point)}", action, reason))
                 trials.append({"settings": dict(point), "score": score})
-            if trials:
-                known = all(row[1] == "keep" for row in rows[-len(trials) :])
-                settings[name] = {**self._given(name), **tuning.winner(trials)} if known else None
+            tried[name] = None if any(trial["score"] is None for trial in trials) else trials
         for arena in self.arenas:
-            for name, method in self.rows.items():
-                untuned = ("run", "its settings are still to be chosen")
-                given = self._varied(name, settings)
-                found = untuned if given is None else arena.plan(Contender(name, method, given), self._rival(arena))
-                rows.append((f"{arena.seed}/{name}", *found))
+            for label, method in self.rows.items():
+                settings = self._settings(label, tried)
+                found = ("run", "its settings are still to be chosen")
+                if settings is not None:
+                    found = arena.plan(Contender(label, method, settings), self._rival(arena))
+                rows.append((f"{arena.name}/{label}", *found))
         return rows
+
+    def cells(self, tune: bool = False) -> Cells:
+        """Return the cells of this comparison, which processes may compute side by side.
+
+        Args:
+            tune: Include the cells that settings are chosen by.
+        """
+        cells = Cells(self.base.directory.out, self.say)
+        ratings: tuple[str, ...] = ()
+        if set(OURS) & set(self.rows.values()):
+            # All seeds share these ratings. First, since they may fail for reasons outside.
+            ratings = (cells.add(Cell("ratings", self._rate, common=True)),)
+        start: dict[Arena, tuple[str, ...]] = {}
+        for arena in dict.fromkeys([*self.arenas, *([self.tuning] if tune else [])]):
+            goals = {f"{arena.name}/{goal}": partial(arena.prepare, [goal]) for goal in arena.goals}
+            start[arena] = tuple(cells.add(Cell(id, _done(goal), common=True)) for id, goal in goals.items())
+        for name in self.names if tune else ():
+            needs = (*(ratings if name in OURS else ()), *start[self.tuning])
+            for number, point in enumerate(self._points(name)):
+                trial = partial(self.tuning.trial, name, number, {**self._given(name), **point})
+                cells.add(Cell(self._trial_id(name, number), trial, needs, self.tuning))
+        for arena in self.arenas:
+            for label, method in self.rows.items():
+                needs = (*(ratings if method in OURS else ()), *start[arena])
+                if method == "retrain" and (rival := self._rival(arena)):
+                    needs += start[rival][-1:]
+                if tune and method in self.names:
+                    needs += tuple(self._trial_id(method, number) for number in range(len(self._points(method))))
+                if label in self.variants and method in self.names:
+                    needs += (f"{arena.name}/{method}",)
+                cells.add(Cell(f"{arena.name}/{label}", partial(self._cell, cells, arena, label), needs, arena))
+        return cells
+
+    def preflight(self) -> None:
+        """Set up this process for computing, and see that a checkpoint of the user's classifies the data."""
+        self.base.runtime.start()
+        Pipeline(self.base, self.say).preflight()
+
+    def run_cell(self, name: str, tune: bool = False, force: bool = False) -> None:
+        """Compute one cell, and what it needs that is not there.
+
+        Raises:
+            ConfigError: There is no such cell.
+            MeguError: The cell failed; its exit code is that of the cell's own error.
+        """
+        cells = self.cells(tune)
+        if name not in cells:
+            raise ConfigError(
+                f"--cell: there is no cell {brief(name)}",
+                "Name one that `megu compare --list-cells` prints with the same config and options.",
+            )
+        self.preflight()
+        try:
+            cells.compute(name, force)
+        except MeguError as error:
+            error.message = f"{name}: {error.message}"
+            raise
+        except Exception as error:
+            raise MeguError(f"{name}: {cells.described(name, error)}") from error
 
     def run(self, tune: bool = False, force: bool = False) -> dict[str, Any]:
         """Compute what is missing and write compare.json.
@@ -109,81 +167,52 @@ class Comparison:
         Returns:
             The body of compare.json.
         """
-        self.base.runtime.start()
-        Pipeline(self.base, self.say).preflight()
-        if set(OURS) & set(self.rows.values()):
-            # All seeds share these ratings. First, since they may fail for reasons outside.
-            Pipeline(self.base, self.say).run(goals=["transition"])
         from megu_cli.evaluation.ulira import attacks
 
-        for arena in self.arenas:
-            arena.prepare()
-        settings: dict[str, dict[str, Any] | None] = {name: self._given(name) for name in self.names}
-        trials: dict[str, list[dict[str, Any]]] = {}
-        if tune:
-            self.tuning.prepare()
-            trials = {name: self._trials(name, force) for name in self.names if self._points(name)}
-            self.tuning.forget_loaded()
-        failed: dict[str, dict[str, str]] = {}
-        for name, tried in trials.items():
-            try:
-                settings[name] = {**self._given(name), **tuning.winner(tried)}
-            except MeguError as error:
-                settings[name] = None
-                said = {str(arena.seed): error.message for arena in self.arenas}
-                failed |= {row: dict(said) for row, method in self.rows.items() if method == name}
+        self.preflight()
+        cells = self.cells(tune)
+        for name in cells:
+            cells.result(name, force)
 
-        cells: dict[str, dict[str, Row]] = {name: {} for name in self.rows}
-        confidences: dict[str, dict[str, list[float]]] = {name: {} for name in self.rows}
+        failed: dict[str, dict[str, str]] = {}
+        rows: dict[str, dict[str, Row]] = {label: {} for label in self.rows}
+        confidences: dict[str, dict[str, list[float]]] = {label: {} for label in self.rows}
         contents: dict[str, str] = {}
         for arena in self.arenas:
-            for name, method in self.rows.items():
-                if (given := self._varied(name, settings)) is None:
+            for label in self.rows:
+                name, seed = f"{arena.name}/{label}", str(arena.seed)
+                if (cell := cells.result(name)) is None:
+                    failed.setdefault(label, {})[seed] = cells.failures[name]
                     continue
-                try:
-                    cell = arena.cell(Contender(name, method, given), self._rival(arena), force)
-                except Exception as error:  # one method that fails must not cost the others' results
-                    failed.setdefault(name, {})[str(arena.seed)] = self._failure(f"{arena.seed}/{name}", error)
-                else:
-                    contents[f"{arena.seed}/{name}"] = cell.content
-                    row = {**cell.body, **arena.clock(cell)}
-                    if kept := row.pop(CONFIDENCES, None):  # cells of earlier versions have none
-                        confidences[name][str(arena.seed)] = kept
-                    cells[name][str(arena.seed)] = row
-            arena.forget_loaded()
+                contents[name] = cell.content
+                rows[label][seed] = {**cell.body, **arena.clock(cell)}
+                if values := rows[label][seed].pop(CONFIDENCES, None):  # cells of earlier versions have none
+                    confidences[label][seed] = values
 
-        body = self._body(cells) | {"failed": failed, "tuned": trials, "ulira": attacks(confidences, "retrain")}
+        tuned = {name: trials for name in self.names if (trials := self._trials(cells, name))}
+        body = self._body(rows) | {"failed": failed, "tuned": tuned, "ulira": attacks(confidences, "retrain")}
         if tune:
             body["tuning"] = {"seed": self.tuning.seed, "images": len(self.tuning.context.inputs.data.train)}
         parts = {"stage": "compare", "version": VERSION, "inputs": contents}
         keep(self.base.directory.out / files.COMPARISON, body, parts, self.base.config.seed)
         return body
 
-    def _failure(self, what: str, error: Exception) -> str:
-        """What is said of a method that failed; the traceback of a fault of its own goes to a file."""
-        if isinstance(error, MeguError):
-            message = error.message
-        else:
-            name = re.sub(r"[^\w.=]+", "-", what)
-            log = f"{files.COMPARE_FOLDER}/{name}.error.txt"
-            ownership.refuse_foreign(self.base.directory.out, log)
-            (self.base.directory.out / files.COMPARE_FOLDER).mkdir(exist_ok=True)
-            with writing.replacing(self.base.directory.out / log) as temporary:
-                temporary.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            message = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({log})"
-        self.say(f"{what}: FAILED: {message}")
-        return message
-
     def _given(self, name: str) -> dict[str, Any]:
         return dict(self.base.config.compare.settings.get(name, {}))
 
-    def _varied(self, name: str, settings: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
-        """The settings of a row; a variant has its method's, but for those it changes. ``None``: not chosen yet."""
-        if name not in self.variants:
-            return settings[name]
-        variant = self.variants[name]
-        base = settings.get(variant.method, self._given(variant.method))
-        return None if base is None else {**base, **variant.settings}
+    def _settings(self, label: str, tried: Mapping[str, list[dict[str, Any]] | None]) -> dict[str, Any] | None:
+        """Return the settings of a row; a variant has its method's, but for those that it changes.
+
+        Args:
+            label: The row.
+            tried: Method -> the points of its grid with their scores, ``None`` if some are still to be computed.
+        """
+        if label in self.variants:
+            variant = self.variants[label]
+            settings = self._settings(variant.method, tried)
+            return None if settings is None else {**settings, **variant.settings}
+        trials = tried.get(label, [])
+        return None if trials is None else {**self._given(label), **(tuning.winner(trials) if trials else {})}
 
     def _points(self, name: str) -> list[dict[str, Any]]:
         """The points that are tried for a method; what the config gives it is not varied."""
@@ -200,17 +229,24 @@ class Comparison:
         rival = self.arenas[(place + 1) % len(self.arenas)]
         return rival if rival is not arena else None
 
-    def _trials(self, name: str, force: bool) -> list[dict[str, Any]]:
+    def _trial_id(self, name: str, number: int) -> str:
+        return f"{self.tuning.name}/tune/{name}-{number}"
+
+    def _trials(self, cells: Cells, name: str) -> list[dict[str, Any]]:
         """Each point of a method's grid with its score; ``None`` where the method failed."""
-        trials: list[dict[str, Any]] = []
-        for number, point in enumerate(self._points(name)):
-            score = None
-            try:
-                score = self.tuning.trial(name, number, {**self._given(name), **point}, force).body["score"]
-            except Exception as error:
-                self._failure(f"tuning {name} with {tuning.described(point)}", error)
-            trials.append({"settings": dict(point), "score": score})
-        return trials
+        ids = [id for id in cells if id.rpartition("-")[0] == f"{self.tuning.name}/tune/{name}"]
+        results = zip(self._points(name), map(cells.result, ids), strict=True) if ids else ()
+        return [{"settings": dict(point), "score": trial.body["score"] if trial else None} for point, trial in results]
+
+    def _rate(self, force: bool) -> None:
+        Pipeline(self.base, self.say).run(goals=["transition"])
+
+    def _cell(self, cells: Cells, arena: Arena, label: str, force: bool) -> Artifact:
+        """Return the figures of a row for one seed."""
+        method = self.rows[label]
+        settings = self._settings(label, {method: self._trials(cells, method)})
+        assert settings is not None
+        return arena.cell(Contender(label, method, settings), self._rival(arena), force)
 
     def _body(self, cells: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:
         from megu_cli.evaluation.distance import noise_floor
@@ -241,3 +277,8 @@ class Comparison:
             "methods": rows,
             "noise_floor": noise_floor([cell["metrics"] for cell in cells.get("retrain", {}).values()]),
         }
+
+
+def _done(prepare: Callable[[], None]) -> Callable[[bool], None]:
+    """What leaves its result in the run directory, as a cell computes it."""
+    return lambda force: prepare()

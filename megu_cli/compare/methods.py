@@ -17,8 +17,8 @@ from megu_cli.pipeline.stages import STAGES
 OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
 # Sections of which a variant may change settings: the others decide what all rows share.
 _VARIED = ("mllm", "transition", "labels", "noise", "finetune")
-# Names of other files in the folder of a seed.
-_TAKEN = {"tune", *(Path(stage.file).stem for stage in STAGES.values())}
+# Names of other files and cells in the folder of a seed.
+_TAKEN = {"tune", *STAGES, *(Path(stage.file).stem for stage in STAGES.values())}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _check_name(name: str) -> None:
     if name.lower() in (*OURS, *methods(), "original", "retrain"):
         raise ConfigError(f"{where} is the name of a method", "Give the variant another name.")
     if name.lower() in _TAKEN:
-        raise ConfigError(f"{where} is the name of a file of megu", "Give the variant another name.")
+        raise ConfigError(f"{where} is the name of a file or stage of megu", "Give the variant another name.")
 
 
 def _check_settings(config: Config, settings: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,14 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the one writer of a run directory; leftovers of a killed one are swept.
+def locked(folder: Path, together: bool = False) -> Iterator[None]:
+    """Be the one writer of a run directory, or one of several; leftovers of a killed one are swept.
 
     The lock file goes with the lock, and so does the directory where it was made for nothing.
+
+    Args:
+        folder: The run directory.
+        together: Let other processes in that ask for the same. The last one to leave sweeps.
 
     Raises:
         ArtifactError: The directory cannot be written, or another process writes to it.
@@ -83,16 +87,13 @@ def locked(folder: Path) -> Iterator[None]:
 
     # What fails in the body is another's fault, and is not told as the directory's.
     file = folder / files.LOCK
-    lock = filelock.FileLock(file, timeout=0)
+    lock = _TogetherLock(file) if together else filelock.FileLock(file, timeout=0)
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        while not _holds(lock, file):  # its last holder deleted the file between our opening and locking it
-            lock.release()
-            lock.acquire()
-        for leftover in _leftovers(folder):
-            leftover.unlink(missing_ok=True)
+        _acquire(lock, file)
+        if not together:
+            _sweep(folder)
     except filelock.Timeout:
         raise ArtifactError(
             f"another megu process is writing to {folder}",
@@ -110,20 +111,107 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)  # while it is held: whoever opened it before sees in `_holds` that it is gone
+            if isinstance(lock, _TogetherLock):
+                lock.last(lambda: _sweep(folder))
+            else:
+                file.unlink(missing_ok=True)  # while it is held: who opened it before sees in `_holds` that it is gone
         lock.release()
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
+@contextlib.contextmanager
+def turn(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock file; while another process holds it, wait. A file that a killed process left does not count.
+
+    Args:
+        file: The lock file, which goes with the lock.
+        waiting: Called once if there is something to wait for.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    import filelock
+
+    lock = filelock.FileLock(file, timeout=0)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _acquire(lock, file)
+        except filelock.Timeout:
+            waiting()
+            _acquire(lock, file, timeout=-1, poll_interval=0.2)
+    except OSError as error:
+        lock.release()
+        raise unwritable(file, error) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+        lock.release()
+
+
+class _TogetherLock:
+    """A lock that processes hold together, on the file that filelock locks for one alone: each keeps the other out.
+
+    Args:
+        file: The lock file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.descriptor: int | None = None
+
+    def acquire(self) -> None:
+        import fcntl
+
+        import filelock
+
+        self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise filelock.Timeout(str(self.file)) from None
+
+    def last(self, tidy: Callable[[], None]) -> None:
+        """If no other process holds the lock any more, tidy up and delete the file."""
+        import fcntl
+
+        assert self.descriptor is not None
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        tidy()
+        self.file.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def _acquire(lock: Any, file: Path, **how: float) -> None:
+    """Lock a file, and again if its last holder deleted it between our opening and locking it."""
+    lock.acquire(**how)
+    while not _holds(lock, file):
+        lock.release()
+        lock.acquire(**how)
+
+
 def _holds(lock: Any, file: Path) -> bool:
     """True if the file that is locked is still the one in the directory."""
+    descriptor: Any = lock.descriptor if isinstance(lock, _TogetherLock) else lock._context.lock_file_fd
     try:
-        own, there = os.fstat(lock._context.lock_file_fd), file.stat()
+        own, there = os.fstat(descriptor), file.stat()
     except FileNotFoundError:
         return False
     return (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in _leftovers(folder):
+        leftover.unlink(missing_ok=True)
 
 
 def _leftovers(folder: Path, nested: bool = False) -> Iterator[Path]:

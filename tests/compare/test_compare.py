@@ -415,7 +415,7 @@ def test_a_variant_is_a_row_that_shares_what_it_does_not_change(small):
         ("x", {"method": "ssd", "alhpa": 3}, "ssd has no setting alhpa"),
         ("x", {"method": "magic"}, "there is no method 'magic'"),
         ("mask", {"noise.use": "none"}, "is the name of a method"),
-        ("oracle", {"noise.use": "none"}, "is the name of a file of megu"),
+        ("oracle", {"noise.use": "none"}, "is the name of a file or stage of megu"),
         ("../x", {"noise.use": "none"}, "is no name for a variant"),
     ],
 )

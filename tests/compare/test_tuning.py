@@ -222,7 +222,9 @@ def test_tuning_apart_is_kept_planned_and_only_in_part_done_again(tmp_path, megu
     said: list[str] = []
     first = comparison(file, said).run(tune=True)
     assert first["tuning"] == {"seed": 7, "images": 200}
-    assert {line.split(":")[0] for line in said if ": running" in line and line.startswith("7/")} == {"7/train"}
+    assert {line.split(":")[0] for line in said if ": running" in line and line.startswith("tune-7/")} == {
+        "tune-7/train"
+    }
     assert not (tmp_path / "run" / "compare" / "tune-7" / "oracle.safetensors").exists()
     assert set(first["methods"]["ssd"]["paired"]) >= {"avg_gap", "js_divergence", "probe_acc", "retain_test_acc"}
     rows = [first["methods"][name]["seeds"] for name in ("ssd", "megu")]

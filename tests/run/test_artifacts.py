@@ -320,3 +320,18 @@ def test_an_unlearned_model_that_was_moved_is_no_artifact_of_a_stage(tmp_path):
             refuse_foreign(tmp_path, file.name)
     model = ModelConfig(name="resnet18", checkpoint=path)
     assert UserModel(model, DataConfig(name="fashion_mnist")).foreign
+
+
+def test_several_may_write_together_and_the_last_one_tidies_up(tmp_path):
+    run = tmp_path / "run"
+    with writing.locked(run, together=True):
+        with writing.locked(run, together=True):
+            (run / ".megu-tmp-1-x").touch()
+            with pytest.raises(ArtifactError, match="another megu process"), writing.locked(run):
+                pass
+        assert sorted(path.name for path in run.iterdir()) == [".lock", ".megu-tmp-1-x"]
+    assert not run.exists()
+    with writing.locked(run):
+        with pytest.raises(ArtifactError, match="another megu process"), writing.locked(run, together=True):
+            pass
+        assert (run / ".lock").exists()

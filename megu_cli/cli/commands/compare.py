@@ -24,6 +24,15 @@ def compare(
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose every method's settings from an equally small grid first.")
     ] = False,
+    list_cells: Annotated[
+        bool, typer.Option("--list-cells", help="Print the ids of all cells, one a line, and compute nothing.")
+    ] = False,
+    cell: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="ID", help="Compute one cell and what it needs. Many such processes may run at once, anywhere."
+        ),
+    ] = None,
 ) -> None:
     """Set MeGU beside retraining and other methods: same data, same original, same oracle, several seeds.
 
@@ -32,16 +41,26 @@ def compare(
     from megu_cli.cli import tables
     from megu_cli.compare import Comparison
     from megu_cli.config import changed
-    from megu_cli.errors import MeguError
+    from megu_cli.errors import ConfigError, MeguError
 
-    with opened(options) as (pipeline, config):
+    if options.dry_run and (list_cells or cell):
+        raise ConfigError("--dry-run says what the whole comparison would run", "Leave out --list-cells and --cell.")
+    with opened(options, write=not list_cells, together=True) as (pipeline, config):
         given = {"methods": [name.strip() for name in methods.split(",")] if methods else None, "seeds": seeds}
         settings = {f"compare.{key}": value for key, value in given.items() if value is not None}
         work = replace(pipeline.work, config=changed(config, settings))
         comparison = Comparison(work, pipeline.say)
+        if list_cells:
+            cells = [{"id": c.id, "needs": list(c.needs)} for c in comparison.cells(tune).values()]
+            display(options, {"cells": cells}, lambda result: typer.echo("\n".join(c["id"] for c in result["cells"])))
+            return
         comparison.refuse_foreign(tune, options.force)
         if options.dry_run:
             display(options, {"plan": rows_of(comparison.plan(tune))}, tables.plan)
+            return
+        if cell:
+            comparison.run_cell(cell, tune, options.force)
+            display(options, {"cell": cell}, lambda result: typer.echo(f"{result['cell']}: done"))
             return
         result = comparison.run(tune, options.force)
     display(options, result, tables.comparison)

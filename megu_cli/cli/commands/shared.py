@@ -48,11 +48,16 @@ PerImage = Annotated[
 
 @contextlib.contextmanager
 def opened(
-    options: Options, require: list[str] | None = None, write: bool = True, shared: bool = False
+    options: Options,
+    require: list[str] | None = None,
+    write: bool = True,
+    shared: bool = False,
+    together: bool = False,
 ) -> Iterator[tuple[Pipeline, Config]]:
     """The pipeline of a call, with the run directory locked for writing unless nothing will be written.
 
     Several processes may share the work only where a command says so; the first of them locks, writes and prints.
+    Commands that write ``together`` may run at the same time; they lock what they write themselves.
 
     Raises:
         ConfigError: There are several, and the command is for one.
@@ -95,7 +100,7 @@ def opened(
             work.check()
             for line in work.inputs.notes:
                 pipeline.say(line)
-            with locked(config.out) if first else contextlib.nullcontext():
+            with locked(config.out, together) if first else contextlib.nullcontext():
                 yield pipeline, config
                 if first:
                     work.directory.keep_digests(only_beside_runs=True)
