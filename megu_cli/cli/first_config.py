@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from megu_cli.config.model_sources import source_of
 from megu_cli.config.templates import beside, data_at, template
 from megu_cli.errors import ConfigError, MeguError
 
@@ -106,7 +107,7 @@ class FirstConfig:
 
     def _of_model(self) -> int | None:
         """The size that a Hugging Face model says itself; other models say none that one could rely on."""
-        if not self.given.model.startswith("hf:"):
+        if not source_of(self.given.model)[0].directory:
             return None
         return self._work(_FIRST).inputs.user_model.advised.image_size
 

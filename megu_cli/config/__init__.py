@@ -2,6 +2,7 @@
 
 from megu_cli.config.base import Section, checked_path
 from megu_cli.config.loading import changed, load_config, section
+from megu_cli.config.model_sources import has_weights
 from megu_cli.config.presets import PRESETS, preset_settings
 from megu_cli.config.schema import (
     CompareConfig,
@@ -15,7 +16,7 @@ from megu_cli.config.schema import (
     TransitionConfig,
     get,
 )
-from megu_cli.config.sources import DataConfig, ForgetConfig, MLLMConfig, ModelConfig, RandomForget, has_weights
+from megu_cli.config.sources import DataConfig, ForgetConfig, MLLMConfig, ModelConfig, RandomForget
 
 __all__ = [
     "PRESETS", "CompareConfig", "Config", "DataConfig", "EvalConfig", "FinetuneConfig", "ForgetConfig",

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from megu_cli.config.base import Section, alternatives, checked_path, is_path
+from megu_cli.config.model_sources import source_of
 from megu_cli.config.presets import PRESETS
 from megu_cli.config.schema import CompareConfig, Config
 from megu_cli.errors import ConfigError, brief
@@ -254,18 +255,16 @@ def _placed(value: str | Path, folder: Path, key: str) -> Path:
 
 
 def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the folder in a model's name absolute: of ``hf:DIRECTORY``, and of ``python:MODULE`` always."""
+    """Make the path in a model's name absolute, if its source says that it is one."""
     section = raw.get("model")
     name = section.get("name") if isinstance(section, dict) else None
     if not (isinstance(section, dict) and isinstance(name, str)):
         return raw
-    source, colon, rest = name.partition(":")
-    if source not in ("python", "hf"):
+    source, rest = source_of(name)
+    if not rest or source.placed is None:
         return raw
     place = _placed(rest, folder, "model.name")
-    if rest and (source == "python" or (source == "hf" and (is_path(rest) or place.is_dir()))):
-        return {**raw, "model": {**section, "name": f"{source}{colon}{place}"}}
-    return raw
+    return {**raw, "model": {**section, "name": f"{source.prefix}{place}"}} if source.placed(rest, place) else raw
 
 
 def _describe(fault: Any) -> str:

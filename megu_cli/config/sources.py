@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from megu_cli.config.base import Count, Fraction, Positive, Section, is_path
+from megu_cli.config.base import Count, Fraction, Positive, Section
 from megu_cli.config.datasets import DATA_SOURCES, DataName, DataSource
+from megu_cli.config.model_sources import MODEL_SOURCES, source_of
 from megu_cli.config.raters import RATERS, RaterKind, RaterName
 from megu_cli.errors import ConfigError, brief
 
@@ -20,8 +21,6 @@ _Name = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) i
 _NameOrIndex = Annotated[str, Field(strict=True)] | Annotated[int, Field(strict=True)]
 # Data sets whose ratings come with megu.
 _RATED = " and ".join(source.name for source in DATA_SOURCES.values() if source.rated)
-# What holds, or lists, the weights in a directory of transformers.
-_HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class DataConfig(Section):
@@ -83,8 +82,10 @@ class ModelConfig(Section):
     """The classifier."""
 
     name: str = Field(
-        description="small_cnn | small_resnet | resnet18 (the field's CIFAR variant) | hf:DIRECTORY_OR_ID | "
-        "torchvision:NAME | timm:NAME | python:MODULE:FACTORY"
+        description=" | ".join(
+            ["small_cnn | small_resnet | resnet18 (the field's CIFAR variant)"]
+            + [source.form for source in MODEL_SOURCES.values()]
+        )
     )
     checkpoint: Path | None = Field(
         None,
@@ -122,9 +123,8 @@ class ModelConfig(Section):
     @property
     def trained(self) -> bool:
         """Whether the weights are the user's: named, or in the hf: directory; a hub id always comes with some."""
-        source, _, folder = self.name.partition(":")
-        own = source == "hf" and (not is_path(folder) or has_weights(Path(folder)))
-        return own or self.checkpoint is not None
+        source, name = source_of(self.name)
+        return source.trained(name) or self.checkpoint is not None
 
     @model_validator(mode="after")
     def _pair(self) -> ModelConfig:
@@ -256,8 +256,3 @@ class MLLMConfig(Section):
             if url.username or url.password or url.query or url.fragment:
                 raise PydanticCustomError("base_url", "base_url: give the address only, and a key by mllm.key_env")
         return self
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether trained weights lie in a directory of transformers, or only the config of a model to be trained."""
-    return any((folder / name).is_file() for name in _HF_WEIGHTS)

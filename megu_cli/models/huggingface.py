@@ -21,10 +21,11 @@ from torch import nn
 from megu_cli.config import has_weights
 from megu_cli.data.decode import Preprocessing
 from megu_cli.errors import CheckpointError, ConfigError, brief
+from megu_cli.models.architecture import Architecture
 from megu_cli.models.marks import MARK, MARK_IN_CONFIG
-from megu_cli.models.sources import HF
 from megu_cli.models.weights import State
 
+HF = "hf:"
 _CONFIG, _PREPROCESSOR, _WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 # Of config.json, what says nothing of the architecture.
 _INCIDENTAL = (
@@ -32,6 +33,26 @@ _INCIDENTAL = (
     MARK_IN_CONFIG,
 )
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+
+class HuggingFaceModel(Architecture):
+    """An image classifier of transformers: a directory, or a hub id."""
+
+    def build(self, classes: int, channels: int) -> nn.Module:
+        """See `Architecture.build`."""
+        return fresh(self.name, classes, self.trust_remote_code)
+
+    def channels(self) -> int | None:
+        """See `Architecture.channels`."""
+        return channels(self.name, self.trust_remote_code)
+
+    def preprocessing(self, folder_like: bool) -> Preprocessing:
+        """See `Architecture.preprocessing`."""
+        return preprocessing(self.name, self.trust_remote_code)
+
+    def identity(self) -> Any:
+        """See `Architecture.identity`."""
+        return [HF, identity(self.name, self.trust_remote_code)]
 
 
 def folder_of(name: str) -> Path:

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
+from megu_cli.config.model_sources import MODEL_SOURCES
+from megu_cli.errors import ConfigError, brief
+from megu_cli.models.architecture import Architecture
+
 
 class SmallCNN(nn.Module):
     """Two convolutions and two linear layers, for images of about 8 pixels a side."""
@@ -73,3 +77,17 @@ BUILTIN: dict[str, Callable[[int, int], nn.Module]] = {
     "small_resnet": lambda classes, channels: ResNet(classes, channels, [16, 32, 64], blocks=3, stem_stride=2),
     "resnet18": lambda classes, channels: ResNet(classes, channels, [64, 128, 256, 512], blocks=2, stem_stride=1),
 }
+
+
+class OwnNetwork(Architecture):
+    """A network of this module."""
+
+    def check(self) -> None:
+        """See `Architecture.check`."""
+        if self.name not in BUILTIN:
+            known = [*BUILTIN, *(source.form for source in MODEL_SOURCES.values())]
+            raise ConfigError(f"model.name: there is no model {brief(self.name)}", f"Known: {', '.join(known)}.")
+
+    def build(self, classes: int, channels: int) -> nn.Module:
+        """See `Architecture.build`."""
+        return BUILTIN[self.name](classes, channels)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_cli.config import DataConfig, ModelConfig, has_weights
+from megu_cli.config.model_sources import source_of
 from megu_cli.run import artifacts
 
 if TYPE_CHECKING:
@@ -26,16 +27,16 @@ class UserModel:
 
     @cached_property
     def folder(self) -> Path | None:
-        """The directory of a ``hf:`` model."""
-        name = self.settings.name
-        if not name.startswith("hf:"):
+        """The directory of a model of transformers."""
+        source, name = source_of(self.settings.name)
+        if not source.directory:
             return None
-        folder = Path(name.removeprefix("hf:"))
+        folder = Path(name)
         if folder.is_absolute() and (folder / "config.json").is_file():
             return folder
         from megu_cli.models.huggingface import folder_of
 
-        return folder_of(name.removeprefix("hf:"))
+        return folder_of(name)
 
     @cached_property
     def checkpoint(self) -> Path | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megu_cli.config.model_sources import source_of
 from megu_cli.errors import CheckpointError, DataError
 from megu_cli.models.user_model import UserModel
 from megu_cli.run import artifacts, files
@@ -142,11 +143,10 @@ def _rater_files(config: Config) -> Iterator[str]:
 
 
 def _model_files(config: Config) -> Iterator[str | Path]:
-    source, _, name = config.model.name.partition(":")
-    if source == "python" or config.model.trust_remote_code or (source == "hf" and not Path(name).is_absolute()):
-        raise Unknown  # code of the user's may read anything; a hub id may move
-    if source == "hf":
-        yield from below(Path(name), config.out)
+    if config.model.trust_remote_code:
+        raise Unknown  # code that comes with the model may read anything
+    source, name = source_of(config.model.name)
+    yield from source.files(name, config.out)
     if isinstance(config.model.classes, Path):
         yield config.model.classes
     checkpoint = UserModel(config.model, config.data).checkpoint

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import megu_cli
 from megu_cli.config import Config
 from megu_cli.config.datasets import DATA_SOURCES
+from megu_cli.config.model_sources import MODEL_SOURCES
 from megu_cli.errors import ArtifactError, MeguError
 from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.run import artifacts, files, reading, writing
@@ -33,8 +34,9 @@ _UNRELATED = {
 # Packages that read data and models.
 _PACKAGES = dict.fromkeys(
     [
-        *("torch", "torchvision", "timm", "transformers", "huggingface_hub", "safetensors", "numpy", "pillow"),
+        *("torch", "safetensors", "numpy", "pillow"),
         *(package for source in DATA_SOURCES.values() for package in source.packages),
+        *(package for source in MODEL_SOURCES.values() for package in source.packages),
     ]
 )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megu_cli.config.model_sources import source_of
 from megu_cli.errors import ArtifactError, ConfigError
 from megu_cli.evaluation.registry import metrics
 from megu_cli.pipeline.context import RunContext
@@ -18,8 +19,6 @@ from megu_cli.run import artifacts, files
 
 # What tells a card of ours from a README of the user's.
 _MARK = b"<!-- Written by megu report --card. -->"
-# Data sets of these names are the user's own images.
-_OWN = ("imagefolder", "manifest", "hf_dataset")
 # Settings of the finetuning that a reader of a card asks for.
 _SETTINGS = ("epochs", "max_steps", "batch", "lr", "weight", "adversary")
 
@@ -167,15 +166,12 @@ def _metadata(work: RunContext, name: str, body: dict[str, Any]) -> str:
     """The metadata block, checked as huggingface_hub checks it when it loads a card."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    from megu_cli.models.sources import HF, TIMM, source_of
-
-    data = work.config.data.name
-    own = data in _OWN
+    data, users = work.config.data.name, work.config.data.source.users
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type="imagefolder" if own else data,
-            dataset_name="own images" if own else data,
+            dataset_type="imagefolder" if users else data,
+            dataset_name="own images" if users else data,
             dataset_split=where,
             metric_type="accuracy",
             metric_name=metric,
@@ -189,7 +185,7 @@ def _metadata(work: RunContext, name: str, body: dict[str, Any]) -> str:
         if body["unlearned"].get(metric) is not None
     ]
     return ModelCardData(
-        library_name={HF: "transformers", TIMM: "timm"}.get(source_of(work.config.model.name)[0], "pytorch"),
+        library_name=source_of(work.config.model.name)[0].library,
         pipeline_tag="image-classification",
         tags=["image-classification", "machine-unlearning", "megu"],
         metrics=["accuracy"],
