@@ -37,6 +37,7 @@ class FirstConfig:
             self.data = {"name": "imagefolder", "root": "images"}
         named: dict[str, Any] = {
             "data.image_size": given.image_size,
+            "model.classes": beside(given.model_classes, folder) if given.model_classes else None,
             "forget.already": [beside(path, folder) for path in given.already] or None,
             "mllm.ratings": beside(given.ratings, folder) if given.ratings else None,
             "out": beside(given.out, folder) if given.out else None,
@@ -141,7 +142,8 @@ class FirstConfig:
         try:
             found = preflight(self._work(size))
         except MeguError as error:
-            return None, [f"the checkpoint was not checked: {error.message.splitlines()[0]}"]
+            lines = [f"the checkpoint was not checked: {error.message.splitlines()[0]}"]
+            return None, [*lines, error.hint] if error.hint else lines
         if found.settings:
             self.more |= {key: value for key, value in found.settings.items() if key != "data.image_size"}
             told = ", ".join(f"{key}: {value}" for key, value in found.settings.items() if key != "model.classes")

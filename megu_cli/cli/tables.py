@@ -94,6 +94,9 @@ def evaluation(result: dict[str, Any]) -> None:
     for metric, needed in result.get("absent", {}).items():
         if metric in {shown.name for shown in metrics("model", "table")}:
             console.print(f"{metric} is not measured: it needs {needed}.", style="dim")
+    unseen = sum(value is None for value in result["per_class"]["original"]["test"].values())
+    if unseen:
+        console.print(f"not measured: {unseen:,} classes without test images.", style="dim")
     for line in result.get("warnings", ()):
         console.print(Text.assemble(("Warning", "bold yellow"), f": {line}."))
     if verdict := result.get("verdict"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from megu_cli.errors import CheckpointError
+from megu_cli.errors import CheckpointError, ConfigError
 
 
 def has_head(model: nn.Module, classes: int) -> bool:
@@ -129,3 +129,32 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, need in zip(model.parameters(), needed, strict=True):
             parameter.requires_grad_(need)
+
+
+def check_outputs(logits: Tensor, classes: int) -> None:
+    """See that a model gives one logit for each class.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if logits.ndim != 2:
+        raise ConfigError(
+            f"the model gives outputs of shape {tuple(logits.shape[1:])} for an image, not one for each of the "
+            f"{classes:,} classes",
+            "Check model.name.",
+        )
+    if logits.shape[1] != classes:
+        raise ConfigError(
+            f"the model has {logits.shape[1]:,} outputs, and the data have {classes:,} classes",
+            outputs_hint(logits.shape[1], classes),
+        )
+
+
+def outputs_hint(outputs: int, classes: int) -> str:
+    """What to do where a model has other classes than the data."""
+    if outputs > classes:
+        return (
+            f"Name all {outputs:,} classes of the model in model.classes, in the order of its outputs, also those "
+            "without images (a list, or a file with a name a line). Of a named data set check data.superclasses."
+        )
+    return "Check data.name, data.superclasses and model.name: each class of the data needs an output."

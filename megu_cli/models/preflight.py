@@ -18,7 +18,7 @@ from megu_cli.data import Split
 from megu_cli.data.decode import Preprocessing
 from megu_cli.errors import CheckpointError
 from megu_cli.execution.runtime import Track, silent
-from megu_cli.models.features import frozen
+from megu_cli.models.features import check_outputs, frozen
 from megu_cli.models.looks import Look, Pictures, Seen, batches_of, normalisations, see, sizes
 
 _IMAGES = 500
@@ -116,6 +116,8 @@ def examine(
     with frozen(model):
         with track("preflight", batches_of(len(pictures.labels))) as advance:
             now = see(model, pictures, pictures.now, len(pictures.labels), device, advance)
+        if now:
+            check_outputs(now.logits, len(classes))
         labels = pictures.labels[:_IMAGES]
         right = now.first(_IMAGES).says == labels if now else torch.zeros(len(labels), dtype=torch.bool)
         accuracy = right.double().mean().item()
@@ -135,6 +137,8 @@ def examine(
             return Finding(line, low)
         search = _Search(model, pictures, device)
         best = search.best(now, own, advised, track)
+        if best:
+            check_outputs(best.seen.logits, len(classes))
     return Finding(line, low) if best is None else _told(Finding(line, low), best, search, classes)
 
 

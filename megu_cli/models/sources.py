@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from megu_cli.config.model_sources import source_of
 from megu_cli.data.decode import Preprocessing
 from megu_cli.errors import CheckpointError, ConfigError
 from megu_cli.models.architecture import Architecture
-from megu_cli.models.features import frozen, penultimate
+from megu_cli.models.features import check_outputs, frozen, has_head, heads, penultimate
 
 
 def _architecture(name: str, trust_remote_code: bool = False) -> Architecture:
@@ -121,7 +122,9 @@ def try_out(model: nn.Module, shape: Sequence[int], classes: int) -> None:
     """
     device = next(model.parameters()).device
     size = " x ".join(map(str, shape))
-    with frozen(model), torch.no_grad(), penultimate(model, classes):
+    # Where no layer has an output for each class, the number of outputs says why.
+    features = penultimate(model, classes) if has_head(model, classes) else contextlib.nullcontext()
+    with frozen(model), torch.no_grad(), features:
         try:
             logits = model(torch.zeros(2, *shape, device=device).contiguous(memory_format=torch.channels_last))
         except (RuntimeError, ValueError, AssertionError, TypeError, SystemExit) as error:
@@ -130,9 +133,5 @@ def try_out(model: nn.Module, shape: Sequence[int], classes: int) -> None:
                 f"the model cannot take images of {size}: {reason}",
                 "Set data.image_size to the size that it was trained with, or check the channels.",
             ) from None
-    if logits.shape != (2, classes):
-        raise ConfigError(
-            f"the model gives {tuple(logits.shape[1:])} outputs for an image of {size}, not one for each of the "
-            f"{classes} classes",
-            "Check data.name, data.superclasses and model.name.",
-        )
+    check_outputs(logits, classes)
+    heads(model, classes)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from megu_cli.errors import CheckpointError
-from megu_cli.models.features import frozen
+from megu_cli.models.features import frozen, outputs_hint
 
 State = dict[str, Tensor]
 
@@ -55,8 +55,8 @@ def load_state(model: nn.Module, state: State, source: str) -> nn.Module:
         ]
     if faults:
         hint = "model.name is another architecture, or the channels differ."
-        if all(fault.startswith("shape") for fault in faults) and len(faults) <= 2:
-            hint = "The number of classes differs: check data.name, data.superclasses and model.name."
+        if all(fault.startswith("shape") for fault in faults) and (k := _other_classes(state, own)):
+            hint = f"The checkpoint has {k[0]:,} classes, and the data have {k[1]:,}.\n{outputs_hint(*k)}"
         told = "\n".join(f"  {fault}" for fault in faults[:10])
         more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise CheckpointError(f"{source} does not fit the model ({len(faults)} differences)\n{told}{more}", hint)
@@ -68,6 +68,13 @@ def load_state(model: nn.Module, state: State, source: str) -> nn.Module:
         )
     model.load_state_dict({key: state[alias.get(key, key)] for key in own}, strict=True)
     return model
+
+
+def _other_classes(state: State, own: State) -> tuple[int, int] | None:
+    """The outputs of the checkpoint and of the model, where the layers that differ do so in their outputs alone."""
+    apart = [(state[key].shape, value.shape) for key, value in own.items() if state[key].shape != value.shape]
+    outputs = {(a[0], b[0]) for a, b in apart if a[1:] == b[1:] and a and b}
+    return outputs.pop() if len(outputs) == 1 and all(a[1:] == b[1:] for a, b in apart) else None
 
 
 def like(state: State, original: State) -> State:

@@ -68,13 +68,19 @@ def _facts(view: View) -> list[tuple[str, str]]:
         ("In the config", view.sources.asked),
         ("Forgotten training images", _numbers(request)),
         ("Kept training images", f"{request['retain']:,}"),
-        ("Classes of the model", f"{len(view.classes)}"),
+        ("Classes of the model", _classes(view)),
         ("Model", view.sources.model),
         ("Seed", str(meta["seed"])),
     ]
     if view.sources.finished:
         facts.append(("Measured", view.sources.finished))
     return facts
+
+
+def _classes(view: View) -> str:
+    """How many classes the model has, and how many of them have images."""
+    number, shown = len(view.classes), len(view.shown)
+    return f"{number:,}" if number == shown else f"{number:,}, of which {shown:,} have images"
 
 
 def _numbers(request: dict[str, Any]) -> str:

@@ -344,8 +344,9 @@ def planes(
     """
     shape = (len(models), 1) if look.narrow else (1, len(models))
     coloured = dict.fromkeys(forgotten, look.forgotten) | dict(zip(near, look.palette, strict=False))
+    drawn = np.unique(labels).tolist()
     if not coloured:
-        coloured = dict(zip(range(len(classes)), look.palette, strict=False))
+        coloured = dict(zip(drawn, look.palette, strict=False))
     everything = np.concatenate(list(models.values()))
     low, high = everything.min(0), everything.max(0)
     # All panels alike, no flatter than 1:2, with a margin.
@@ -356,15 +357,13 @@ def planes(
     figure = Figure(figsize=(look.width, height), layout="constrained")
     grid = figure.subplots(*shape, squeeze=False).ravel()
     for (model, points), axes in zip(models.items(), grid, strict=True):
-        for c in sorted(range(len(classes)), key=lambda c: (c in coloured, c in forgotten)):
+        for c in sorted(drawn, key=lambda c: (c in coloured, c in forgotten)):
             here = points[labels == c]
-            if not len(here):
-                continue
             colour = coloured.get(c, look.faint)
             strong = c in coloured
             axes.scatter(*here.T, s=11 if strong else 7, color=colour, alpha=0.8 if strong else 0.35, lw=0,
                          rasterized=True, zorder=3 + (c in forgotten) if strong else 2)  # fmt: skip
-            if strong or len(classes) <= 12:
+            if strong or len(drawn) <= 12:
                 x, y = np.median(here, 0)
                 box = {"boxstyle": "round,pad=0.22", "fc": look.page, "ec": colour, "lw": 0.9, "alpha": 0.9}
                 axes.text(x, y, short(classes[c], 14), ha="center", va="center", fontsize="small", zorder=7,

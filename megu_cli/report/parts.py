@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,6 +174,12 @@ class View:
         """The wholly forgotten classes."""
         return [self.classes.index(name) for name in self.request["classes"]]
 
+    @cached_property
+    def shown(self) -> list[int]:
+        """The classes that have training or test images; a model may have outputs for others."""
+        told = self.body["per_class"]["original"]
+        return [c for c, name in enumerate(self.classes) if (told["train"][name], told["test"][name]) != (None, None)]
+
     @property
     def whole(self) -> bool:
         """Whether classes or sub-classes are forgotten, rather than images out of many classes."""
@@ -185,13 +192,13 @@ class View:
 
     def near(self) -> dict[int, str]:
         """The retained classes nearest to what is forgotten, nearest first, each with its rating."""
-        transition = self.sources.artifacts.get("transition")
-        if transition is None or not self.whole:
-            return {}
+        transition, similarity = (self.sources.artifacts.get(name) for name in ("transition", "similarity"))
+        if transition is None or not self.whole or (similarity is not None and not similarity.body["scores"]):
+            return {}  # without ratings every class is as near as any other
         weights = transition.tensors["transition"].mean(0)
         # Of three classes not all can be the nearest.
-        most = max(1, min(_NEAREST, (len(self.classes) - len(self.forgotten)) // 2))
-        order = sorted(range(len(self.classes)), key=lambda c: -float(weights[c]))[:most]
+        most = max(1, min(_NEAREST, (len(self.shown) - len(self.forgotten)) // 2))
+        order = sorted(self.shown, key=lambda c: -float(weights[c]))[:most]
         rating = self.ratings
         notes = {}
         for c in order:

@@ -68,6 +68,12 @@ class InitOptions:
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="FILE", help="Trained weights: model.checkpoint. They are checked as by `megu check`."),
     ] = None
+    model_classes: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FILE", help="The classes in the order of the model's outputs, a name a line: model.classes."
+        ),
+    ] = None
     classes: Annotated[list[str], typer.Option("--class", metavar="NAME", help="Forget this class. Repeatable.")] = ()  # type: ignore[assignment]
     samples: Annotated[
         Optional[Path],  # noqa: UP045

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megu_cli.report import figures
 from megu_cli.report.parts import Figure, Section, Table, View
-from megu_cli.report.words import MODELS, listed, percent
+from megu_cli.report.words import MODELS, counted, listed, percent
 
 _ROWS = 32  # classes in a figure; the tables hold all
 
@@ -23,7 +23,7 @@ def classes(view: View) -> Section:
         return 0.0 if before is None or now is None else before - now
 
     order = [*forgotten, *near]
-    order += sorted(set(range(len(view.classes))) - set(order))
+    order += sorted(set(view.shown) - set(order))
     drawn = order
     if len(order) > _ROWS:
         # Room for some only: after the forgotten and the near ones, those that lost most.
@@ -36,10 +36,14 @@ def classes(view: View) -> Section:
         lead += f"Of the kept classes, “{view.classes[worst]}” lost most: {100 * loss(worst):.1f} points."
     elif worst is not None:
         lead += "No kept class lost accuracy."
+    unmeasured = sum(accuracy["unlearned"][c] is None for c in range(len(view.classes)) if c not in forgotten)
+    if unmeasured:
+        lead = lead.rstrip() + f" Not measured: {counted(unmeasured, 'class')} without test images."
     if near:
         lead += (
             f" The nearest to what was forgotten, where harm shows first: {listed([view.classes[c] for c in near])}."
         )
+    absent = len(view.classes) - len(view.shown)
     rows = []
     for c in order:
         before, now = accuracy["original"][c], accuracy["unlearned"][c]
@@ -50,7 +54,9 @@ def classes(view: View) -> Section:
         ["class", "", *(MODELS[m] for m in models), "change, points"],
         rows,
         marked=[row for row, c in enumerate(order) if c in forgotten],
-        folded="All classes as a table",
+        folded="All classes as a table"
+        if len(view.shown) == len(view.classes)
+        else "All classes with images as a table",
     )
     figure = Figure(
         lambda look: figures.per_class(
@@ -64,9 +70,11 @@ def classes(view: View) -> Section:
         + "; ".join(f"{r[0]} {r[2]} before, {r[3]} after" for r in rows[:12])
         + ("; the table below has all." if len(rows) > 12 else "."),
     )
-    detail = (
-        "Accuracy on test images by class; nearest are the classes with the largest weights in the transition matrix."
+    detail = "Accuracy on test images by class" + (
+        "; nearest are the classes with the largest weights in the transition matrix." if near else "."
     )
+    if absent:
+        detail += f" {counted(absent, 'class')} of the model {'has' if absent == 1 else 'have'} no images at all."
     return Section("classes", "Class by class", lead, detail, [figure], [table])
 
 

@@ -61,14 +61,15 @@ def planes(view: View) -> Section | None:
     labels = np.array(told["labels"])
     points = {m: np.array(told[m]) for m in ("original", "unlearned", "oracle") if m in told}
     near = list(view.near())
-    focus = [*view.forgotten, *near] or list(range(len(view.classes)))[:8]
+    drawn = [c for c in range(len(view.classes)) if (labels == c).any()]
+    focus = [*view.forgotten, *near] or drawn[:8]
     rows = []
     for c in focus:
         cells = []
         for flat in points.values():
-            own = flat[labels == c]
-            others = {k: np.linalg.norm(own.mean(0) - flat[labels == k].mean(0)) for k in set(labels.tolist()) - {c}}
-            nearest = min(others, key=lambda k: others[k]) if len(own) and others else None
+            means = {k: flat[labels == k].mean(0) for k in drawn}
+            others = {k: np.linalg.norm(means[c] - means[k]) for k in drawn if k != c} if c in means else {}
+            nearest = min(others, key=lambda k: others[k]) if others else None
             cells.append("–" if nearest is None else f"{view.classes[nearest]} ({others[nearest]:.2f})")
         rows.append([view.classes[c], *cells])
     lead = (
