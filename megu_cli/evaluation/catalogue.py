@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from megu_cli.evaluation.metric import Metric, Place
 
+# Version of the stage `eval`: raise it when a metric is added, or gives another figure for the same models.
+VERSION = 6
+
 _UNPAIRED: tuple[Place, ...] = ("table", "report", "require")
 _QUIET: tuple[Place, ...] = ("report", "require")
 _CORRECT = "share of images with the correct label"

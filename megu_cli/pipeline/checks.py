@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from megu_cli.pipeline.run_inputs import RunInputs
 
 
-def passes(work: RunContext) -> bool:
+def passes(context: RunContext) -> bool:
     """Return True once data, request and model are resolved and fit together; raise what is at fault."""
     from megu_cli.models.sources import check_name, try_out
 
-    check_name(work.config.model.name)
-    work.runtime.start()
-    _ = work.inputs.request, work.inputs.questions
-    pixels = work.inputs.data.train.images[0]
-    try_out(work.build(), (work.inputs.data.channels, *pixels.shape[1:]), len(work.inputs.data.classes))
+    check_name(context.config.model.name)
+    context.runtime.start()
+    _ = context.inputs.request, context.inputs.questions
+    pixels = context.inputs.data.train.images[0]
+    try_out(context.build(), (context.inputs.data.channels, *pixels.shape[1:]), len(context.inputs.data.classes))
     return True
 
 
@@ -45,22 +45,22 @@ def notes(inputs: RunInputs) -> list[str]:
     return lines
 
 
-def preflight(work: RunContext) -> Finding:
+def preflight(context: RunContext) -> Finding:
     """See whether the original model classifies the data, and if not, why."""
     from megu_cli.models import preflight
 
-    config = work.config
+    config = context.config
     source = config.data.source
-    work.runtime.start()
+    context.runtime.start()
     return preflight.examine(
-        work.original(),
-        work.inputs.data.train,
-        work.inputs.data.classes,
+        context.original(),
+        context.inputs.data.train,
+        context.inputs.data.classes,
         expected=config.model.expected_accuracy,
         own=None if source.users else source.normalisation,
-        root=work.inputs.data.root if source.users else None,
-        prepared=work.inputs.user_model.preprocessing,
-        advised=work.inputs.user_model.advised,
-        device=work.runtime.device,
-        track=work.runtime.track,
+        root=context.inputs.data.root if source.users else None,
+        prepared=context.inputs.user_model.preprocessing,
+        advised=context.inputs.user_model.advised,
+        device=context.runtime.device,
+        track=context.runtime.track,
     )

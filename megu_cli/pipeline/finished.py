@@ -13,23 +13,23 @@ from megu_cli.run import files
 from megu_cli.run.artifacts import read_body
 
 
-def images_deleted(work: RunContext) -> str:
+def images_deleted(context: RunContext) -> str:
     """How it is known that all forgotten images have left the data of a finished run; empty if they have not.
 
     The request itself is not read: its list may be deleted as well.
     """
     try:
-        purge.check(work.directory.out)
-        forgotten = recorded(read_body(work.directory.out / files.FINETUNE)["forgotten"], files.FINETUNE)
+        purge.check(context.directory.out)
+        forgotten = recorded(read_body(context.directory.out / files.FINETUNE)["forgotten"], files.FINETUNE)
     except (MeguError, KeyError):
         return ""
-    settings = work.config.data
+    settings = context.config.data
     place = settings.manifest or settings.root
     if place is not None and not place.exists():
         return f"{place.name} is not there"
     nothing = {"random": {"count": 1}, "already": []}
     try:
-        data = RunContext.open(changed(work.config, {"forget": nothing})).inputs.data
+        data = RunContext.open(changed(context.config, {"forget": nothing})).inputs.data
     except MeguError:
         return ""
     there = {data.concepts[c] for c in data.train.concepts.unique().tolist()}

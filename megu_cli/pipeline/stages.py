@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from megu_cli.evaluation import catalogue
 from megu_cli.run import files
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ _ROWS = (
         by_config=_judge,
         goal=True,
         group="evaluation",
-        version=6,
+        version=catalogue.VERSION,
         shared=True,
     ),
 )

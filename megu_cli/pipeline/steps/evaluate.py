@@ -20,21 +20,21 @@ from megu_cli.run.artifacts import Artifact
 _BYTES = 100_000
 
 
-def evaluate(work: RunContext, inputs: Inputs) -> Product:
+def evaluate(context: RunContext, inputs: Inputs) -> Product:
     """Every metric of the original, the unlearned, the masked and, where it is there, the retrained model."""
-    problem = evaluation_problem(work)
-    models = {"unlearned": work.unlearned()}
+    problem = evaluation_problem(context)
+    models = {"unlearned": context.unlearned()}
     trained = inputs.get("oracle")
-    if own := work.config.eval.own_oracle:
-        models["oracle"] = work.load(retrained.weights(work.inputs), own.name)
+    if own := context.config.eval.own_oracle:
+        models["oracle"] = context.load(retrained.weights(context.inputs), own.name)
     elif trained:
-        models["oracle"] = work.load(trained.tensors, files.ORACLE)
+        models["oracle"] = context.load(trained.tensors, files.ORACLE)
     predictions = {name: Predictions.of(model, problem, name) for name, model in models.items()}
-    models["original"] = work.original()
+    models["original"] = context.original()
     original, masked = Predictions.with_mask(
-        models["original"], problem, "original", partial(mask, forgotten=work.inputs.request.classes)
+        models["original"], problem, "original", partial(mask, forgotten=context.inputs.request.classes)
     )
-    if not work.runtime.processes.first:  # its predictions are gathered; the rest is measured once
+    if not context.runtime.processes.first:  # its predictions are gathered; the rest is measured once
         return Product(Artifact({}))
     predictions |= {"original": original, "mask": masked}
     # A checkpoint that was handed over without its labels, or purged of them, can be judged too.
@@ -55,7 +55,7 @@ def evaluate(work: RunContext, inputs: Inputs) -> Product:
     lineage = {key: entry for artifact in inputs.values() for key, entry in artifact.meta["lineage"].items()}
     lineage |= {name: artifact.meta for name, artifact in inputs.items()}
     validation = trained.body.get("validation_acc", []) if trained else None
-    body = {**result, "time": times.summary(work.directory.log, lineage, "oracle", validation)}
+    body = {**result, "time": times.summary(context.directory.log, lineage, "oracle", validation)}
     return Product(Artifact(body), notes=[f"warning: {line}" for line in result.get("warnings", [])])
 
 

@@ -24,32 +24,32 @@ from megu_cli.run.artifacts import Artifact, canonical
 from megu_cli.run.files import UNLEARNED, WEIGHTS
 
 
-def finetune(work: RunContext, inputs: Inputs) -> Product:
+def finetune(context: RunContext, inputs: Inputs) -> Product:
     """Fragment-Align: the unlearned model."""
     made = loaded(inputs["labels"])
-    model = work.original()
+    model = context.original()
     history = unlearning.align(
-        problem(work), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors
+        problem(context), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors
     )
-    if not work.runtime.processes.first:  # the model is the same in all processes: one makes the files of it
+    if not context.runtime.processes.first:  # the model is the same in all processes: one makes the files of it
         return Product(Artifact({}))
     body = {
         "loss": history.loss,
         "validation_acc": history.validation,
         "steps": history.steps,
-        "forgotten": record(work.inputs.data, work.inputs.request, work.inputs.earlier),
+        "forgotten": record(context.inputs.data, context.inputs.request, context.inputs.earlier),
     }
-    return _unlearned(work, model, body)
+    return _unlearned(context, model, body)
 
 
-def _unlearned(work: RunContext, model: nn.Module, body: dict[str, Any]) -> Product:
+def _unlearned(context: RunContext, model: nn.Module, body: dict[str, Any]) -> Product:
     """The unlearned weights as the original ones came: file or directory, keys, dtypes, wrapping."""
-    original, files, notes = work.inputs.original.weights, {}, []
+    original, files, notes = context.inputs.original.weights, {}, []
     state = model.state_dict()
-    example = next(work.inputs.data.train.batches([work.inputs.request.retain[:1]], work.runtime.device))
+    example = next(context.inputs.data.train.batches([context.inputs.request.retain[:1]], context.runtime.device))
     if idle := unreached(model, example):
         # No step has touched them, and what they learned they would keep.
-        newly = fresh(work, "idle").state_dict()
+        newly = fresh(context, "idle").state_dict()
         trained = {name for name, _ in model.named_parameters()}
         parts = {name.rpartition(".")[0] for name in idle} - {""}
         # Their running statistics as well.
@@ -58,55 +58,55 @@ def _unlearned(work: RunContext, model: nn.Module, body: dict[str, Any]) -> Prod
         body["reinitialised"] = idle
         notes.append(f"initialised anew, since the logits do not depend on them: {_some(idle)}")
     weights = like(state, original)
-    if work.inputs.user_model.folder:
-        own = work.inputs.user_model.checkpoint
+    if context.inputs.user_model.folder:
+        own = context.inputs.user_model.checkpoint
         content, renamed = huggingface.directory(
-            str(work.inputs.user_model.folder),
+            str(context.inputs.user_model.folder),
             own if own and own.is_dir() else None,
             {name: weights.get(name, value.cpu()) for name, value in state.items()},
-            work.inputs.data.classes,
+            context.inputs.data.classes,
             replace(
-                work.inputs.user_model.preprocessing,
-                mean=tuple(work.inputs.data.train.mean.flatten().tolist()),
-                std=tuple(work.inputs.data.train.std.flatten().tolist()),
+                context.inputs.user_model.preprocessing,
+                mean=tuple(context.inputs.data.train.mean.flatten().tolist()),
+                std=tuple(context.inputs.data.train.std.flatten().tolist()),
                 image_size=example.shape[-1],
             ),
-            work.config.model.trust_remote_code,
+            context.config.model.trust_remote_code,
         )
-        in_directory = _provenance(work, body, renamed)
+        in_directory = _provenance(context, body, renamed)
         content = huggingface.marked(content, in_directory)
         files = {f"{UNLEARNED}/{name}": data for name, data in content.items()}
         notes.append(f"{UNLEARNED}/ is the unlearned model for from_pretrained()")
         if own and own.is_dir():
             return _product(body, renamed, in_directory, files, notes)
-    if work.inputs.user_model.checkpoint and work.inputs.wrapped:
-        renewed = work.inputs.original.file.renewed(state)
+    if context.inputs.user_model.checkpoint and context.inputs.wrapped:
+        renewed = context.inputs.original.file.renewed(state)
         body["checkpoint"] = {
-            "weights": work.inputs.original.file.chosen.name,
+            "weights": context.inputs.original.file.chosen.name,
             "replaced": renewed.replaced,
             "dropped": renewed.dropped,
         }
-        if work.inputs.original.file.suffix == ".safetensors":
+        if context.inputs.original.file.suffix == ".safetensors":
             weights = renewed.content
         else:
-            mark = canonical(_provenance(work, body, weights)).decode()
-            files[f"{UNLEARNED}{work.inputs.original.file.suffix}"] = marked(
-                work.inputs.original.file.written(state), mark
+            mark = canonical(_provenance(context, body, weights)).decode()
+            files[f"{UNLEARNED}{context.inputs.original.file.suffix}"] = marked(
+                context.inputs.original.file.written(state), mark
             )
             notes.append(
-                f"{UNLEARNED}{work.inputs.original.file.suffix} is the unlearned checkpoint, wrapped as the input is"
+                f"{UNLEARNED}{context.inputs.original.file.suffix} is the unlearned checkpoint, wrapped as the input is"
             )
         if len(renewed.replaced) > 1:
             notes.append(f"unlearned from {renewed.replaced[0]}; replaced as well: {_some(renewed.replaced[1:])}")
         if renewed.dropped:
             notes.append(f"left out, since it was learned: {_some(renewed.dropped)}")
-    return _product(body, weights, _provenance(work, body, weights), files, notes)
+    return _product(body, weights, _provenance(context, body, weights), files, notes)
 
 
-def _provenance(work: RunContext, body: Mapping[str, Any], weights: State) -> dict[str, Any]:
-    request = [work.inputs.digest("train_data"), work.inputs.digest("forget")]
+def _provenance(context: RunContext, body: Mapping[str, Any], weights: State) -> dict[str, Any]:
+    request = [context.inputs.digest("train_data"), context.inputs.digest("forget")]
     return provenance(
-        body["forgotten"], work.inputs.earlier.of_checkpoint, work.inputs.original.weights, weights, request
+        body["forgotten"], context.inputs.earlier.of_checkpoint, context.inputs.original.weights, weights, request
     )
 
 

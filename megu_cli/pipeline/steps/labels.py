@@ -18,24 +18,24 @@ from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.run.artifacts import Artifact
 
 
-def labels(work: RunContext, inputs: Inputs) -> Product:
+def labels(context: RunContext, inputs: Inputs) -> Product:
     """A perturbing label, or a distribution over labels, for each forgotten sample."""
-    given = problem(work)
-    made = unlearning.perturb(given, work.original(), inputs["transition"].tensors["transition"])
-    names = work.inputs.data.classes
+    given = problem(context)
+    made = unlearning.perturb(given, context.original(), inputs["transition"].tensors["transition"])
+    names = context.inputs.data.classes
     counts = torch.bincount(made.perturbing, minlength=len(names)).tolist()
     body: dict[str, Any] = {"mode": made.mode, "classes": names}
     if made.keep:
         body["keep"] = made.keep
     body["counts"] = {name: n for name, n in zip(names, counts, strict=True) if n}
-    tensors = {"index": work.inputs.request.forget, "perturbing": made.perturbing}
+    tensors = {"index": context.inputs.request.forget, "perturbing": made.perturbing}
     if made.target is not None:
         tensors["target"] = made.target
     notes = []
     if made.proxy:
         body["proxy"] = made.proxy
         if made.mode != "proxy":
-            rated = work.config.mllm.rater.rates
+            rated = context.config.mllm.rater.rates
             sources = "the ratings and the prediction" if rated else "the model's own prediction"
             notes.append(
                 f"the proxy is right on {made.proxy['held_out_acc']:.0%} of the held-out images, the model on "
@@ -43,9 +43,9 @@ def labels(work: RunContext, inputs: Inputs) -> Product:
             )
     if (
         made.keep
-        and work.config.labels.keep == "auto"
-        and work.inputs.user_model.foreign
-        and not work.inputs.data.borrowed
+        and context.config.labels.keep == "auto"
+        and context.inputs.user_model.foreign
+        and not context.inputs.data.borrowed
     ):
         notes.append(
             f"the forgotten images keep {_kept(made.keep)} of their labels, as much as the model gives those of the "

@@ -13,12 +13,12 @@ from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.run.artifacts import Artifact
 
 
-def noise(work: RunContext, inputs: Inputs) -> Product:
+def noise(context: RunContext, inputs: Inputs) -> Product:
     """The positive-negative feature noise pair."""
-    given = problem(work)
+    given = problem(context)
     made = loaded(inputs["labels"])
-    pair = unlearning.noise_pair(given, work.original(), made)
-    return Product(Artifact({"use": given.noise_use(made.mode), "classes": work.inputs.data.classes}, pair))
+    pair = unlearning.noise_pair(given, context.original(), made)
+    return Product(Artifact({"use": given.noise_use(made.mode), "classes": context.inputs.data.classes}, pair))
 
 
 def noise_estimate(rehearsal: Rehearsal) -> Estimate:

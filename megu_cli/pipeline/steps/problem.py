@@ -11,46 +11,50 @@ from megu_cli.method.unlearn import UnlearningProblem
 from megu_cli.pipeline.context import RunContext
 
 
-def fresh(work: RunContext, purpose: str) -> nn.Module:
+def fresh(context: RunContext, purpose: str) -> nn.Module:
     """A newly initialised model: every random layer anew, another one for each purpose and seed."""
-    with seeded(work.config.seed, purpose, "init"):
-        return work.build()
+    with seeded(context.config.seed, purpose, "init"):
+        return context.build()
 
 
-def task(work: RunContext) -> Task:
+def task(context: RunContext) -> Task:
     """The forget request as the baselines see it: an epoch is as long as one of the method's own finetuning."""
-    given, request = problem(work), work.inputs.request
+    given, request = problem(context), context.inputs.request
     return Task(
-        split=work.inputs.data.train,
+        split=context.inputs.data.train,
         retain=request.retain,
         forget=request.forget,
-        validation=work.inputs.data.held_out.view(request.validation),
+        validation=context.inputs.data.held_out.view(request.validation),
         forgotten=request.classes,
-        classes=len(work.inputs.data.classes),
-        fresh=lambda purpose: fresh(work, purpose),
+        classes=len(context.inputs.data.classes),
+        fresh=lambda purpose: fresh(context, purpose),
         samples=given.retain_samples,
         batch=given.finetune.batch,
         forget_batch=given.forget_batch_in(BASELINE_EPOCHS),
-        execution=work.execution,
+        execution=context.execution,
     )
 
 
-def problem(work: RunContext) -> UnlearningProblem:
+def problem(context: RunContext) -> UnlearningProblem:
     """The forget request and the method's settings."""
-    config = work.config
+    config = context.config
     return UnlearningProblem(
-        data=work.inputs.data,
-        request=work.inputs.request,
+        data=context.inputs.data,
+        request=context.inputs.request,
         transition=config.transition,
         labels=config.labels,
         noise=config.noise,
         finetune=config.finetune,
-        execution=work.execution,
+        execution=context.execution,
     )
 
 
-def evaluation_problem(work: RunContext) -> EvaluationProblem:
+def evaluation_problem(context: RunContext) -> EvaluationProblem:
     """The forget request and the evaluation's settings."""
     return EvaluationProblem(
-        work.inputs.data, work.inputs.request, work.config.eval, lambda purpose: fresh(work, purpose), work.execution
+        context.inputs.data,
+        context.inputs.request,
+        context.config.eval,
+        lambda purpose: fresh(context, purpose),
+        context.execution,
     )

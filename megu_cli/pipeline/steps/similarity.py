@@ -11,31 +11,33 @@ from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.run.artifacts import Artifact
 
 
-def similarity(work: RunContext, inputs: Inputs) -> Product:
+def similarity(context: RunContext, inputs: Inputs) -> Product:
     """Ratings of how similar the forgotten concepts are to the retained ones."""
     # With a single candidate there is nothing to ask: the transition is certain.
-    asked = [question for question in work.inputs.questions if len(question.candidates) > 1]
-    ratings = work.inputs.rater.rate(asked) if asked else Ratings("nobody: a single candidate needs no rating", {}, {})
+    asked = [question for question in context.inputs.questions if len(question.candidates) > 1]
+    ratings = (
+        context.inputs.rater.rate(asked) if asked else Ratings("nobody: a single candidate needs no rating", {}, {})
+    )
     body = {
-        "classes": work.inputs.data.concepts,
+        "classes": context.inputs.data.concepts,
         "rater": ratings.rater,
         "scores": ratings.scores,
-        "backend": work.config.mllm.backend,
+        "backend": context.config.mllm.backend,
         **ratings.provenance,
     }
     return Product(Artifact(body))
 
 
-def transition(work: RunContext, inputs: Inputs) -> Product:
+def transition(context: RunContext, inputs: Inputs) -> Product:
     """The transition matrix of the rated concepts."""
-    candidates = {question.concept: question.candidates for question in work.inputs.questions}
+    candidates = {question.concept: question.candidates for question in context.inputs.questions}
     scores = inputs["similarity"].body["scores"]
-    if not work.config.mllm.rater.rates:
+    if not context.config.mllm.rater.rates:
         scores = {concept: dict.fromkeys(compared, 0.0) for concept, compared in candidates.items()}
-    matrix = unlearning.transition(problem(work), candidates, scores)
+    matrix = unlearning.transition(problem(context), candidates, scores)
     body = {
-        "rows": [work.inputs.data.concepts[c] for c in work.inputs.request.asked],
-        "columns": work.inputs.data.classes,
+        "rows": [context.inputs.data.concepts[c] for c in context.inputs.request.asked],
+        "columns": context.inputs.data.classes,
     }
     return Product(Artifact(body, {"transition": matrix}))
 

@@ -18,33 +18,33 @@ from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.run.artifacts import Artifact
 
 
-def train(work: RunContext, inputs: Inputs) -> Product:
+def train(context: RunContext, inputs: Inputs) -> Product:
     """Train the original model on all training images but the held-out ones."""
-    model = fresh(work, "train")
-    index = torch.where(work.inputs.data.trainable)[0]
+    model = fresh(context, "train")
+    index = torch.where(context.inputs.data.trainable)[0]
     history = training.train_classifier(
         model,
-        work.inputs.data.train,
+        context.inputs.data.train,
         index,
-        work.config.train,
+        context.config.train,
         label="train",
-        execution=work.execution,
+        execution=context.execution,
     )
-    return _trained(work, model, len(index), history)
+    return _trained(context, model, len(index), history)
 
 
-def oracle(work: RunContext, inputs: Inputs) -> Product:
+def oracle(context: RunContext, inputs: Inputs) -> Product:
     """Retrain from a true re-initialisation, without the forget set: the same recipe, the same passes."""
     # What is loaded into the model does not matter: every weight is initialised anew.
-    model = work.build()
-    history = retrain(model, task(work), work.config.train)
-    return _trained(work, model, len(work.inputs.request.retain), history)
+    model = context.build()
+    history = retrain(model, task(context), context.config.train)
+    return _trained(context, model, len(context.inputs.request.retain), history)
 
 
-def _trained(work: RunContext, model: nn.Module, samples: int, history: training.History) -> Product:
+def _trained(context: RunContext, model: nn.Module, samples: int, history: training.History) -> Product:
     body = {
-        "model": shown(work.config.model.name),
-        "classes": work.inputs.data.classes,
+        "model": shown(context.config.model.name),
+        "classes": context.inputs.data.classes,
         "samples": samples,
         "loss": history.loss,
         "validation_acc": history.validation,
