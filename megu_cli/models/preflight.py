@@ -297,8 +297,10 @@ def _told(finding: Finding, best: _Tried, search: _Search, classes: Sequence[str
             settings[key] = [float(f"{value:.4g}") for value in values]
     if look.turned:
         ways.append("red and blue exchanged")
-        hints.append("The model takes blue, green, red: name a python: factory whose module turns them round "
-                     "(x.flip(1)).")  # fmt: skip
+        hints.append(
+            "The model takes blue, green, red: name a python: factory that adds to the network "
+            "`model.register_forward_pre_hook(lambda module, x: (x[0].flip(1),))`; the checkpoint's keys stay."
+        )
     if settings:
         set_ = [f"{key}: {_yaml(value)}" for key, value in settings.items()]
         hints.insert(0, f"Set {', '.join(set_[:-1])}{' and ' if len(set_) > 1 else ''}{set_[-1]}.")

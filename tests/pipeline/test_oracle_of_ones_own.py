@@ -6,11 +6,25 @@ import json
 
 import pytest
 import torch
+import transformers
 from conftest import refused, write_config
 from safetensors.torch import load_file
 
+from megu_cli.config import load_config
 from megu_cli.evaluation.warnings import warnings
+from megu_cli.pipeline.context import RunContext
 from megu_cli.run import artifacts
+
+VIT = transformers.ViTConfig(
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    patch_size=4,
+    num_channels=1,
+    image_size=8,
+    num_labels=10,
+)
 
 
 @pytest.fixture
@@ -102,3 +116,35 @@ def test_an_oracle_well_below_the_original_is_said_everywhere(megu, tmp_path):
     assert len(found) == 1
     assert megu("report", "-c", config, *poor, "--format", "md").code == 0
     assert "The oracle is well below the original" in (tmp_path / "two" / "report.md").read_text()
+
+
+def test_no_oracle_is_trained_beside_ones_own(megu, finished, own):
+    (finished.parent / "run" / "oracle.safetensors").unlink()
+    answer = megu("train", "--retain-only", "-c", finished, "--set", f"eval.oracle={own}")
+    refused(answer, "eval.oracle names your own retrained model, retrained.pth", "Set eval.oracle: true")
+    assert not (finished.parent / "run" / "oracle.safetensors").exists()
+
+
+def test_a_directory_of_transformers_is_ones_own_oracle(megu, tmp_path):
+    for name, seed in (("mine", 0), ("retrained", 1)):
+        torch.manual_seed(seed)
+        transformers.AutoModelForImageClassification.from_config(VIT).save_pretrained(tmp_path / name)
+    file = write_config(
+        tmp_path,
+        model={"name": "hf:mine", "preflight": False},
+        eval={"oracle": "retrained"},
+        labels={"proxy": {"images": 50, "passes": 1, "networks": 1}},
+    )
+    answer = megu("run", "-c", file, "--json")
+    assert answer.code == 0, answer.err
+    assert "retrained" in artifacts.read_meta(tmp_path / "run" / "eval.json")["inputs"]
+    assert not (tmp_path / "run" / "oracle.safetensors").exists()
+    # The figures are those of the model in the directory.
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "retrained").eval()
+    data = RunContext.open(load_config(file)).inputs.data
+    eights = data.test.at((data.test.labels == 8).nonzero()[:, 0])
+    with torch.no_grad():
+        says = model(next(iter(eights.batches([torch.arange(len(eights))])))).logits.argmax(1)
+    assert answer.json["oracle"]["forget_test_acc"] == pytest.approx((says == 8).double().mean().item())
+    other = megu("eval", "-c", file, "--set", f"eval.oracle={tmp_path / 'mine'}")
+    refused(other, "eval.oracle holds the weights of the original model")

@@ -36,6 +36,14 @@ def train(
 
     Example: megu train --retain-only
     """
+    from megu_cli.config import load_config
+    from megu_cli.errors import ConfigError
+
+    if retain_only and (own := load_config(options.config, list(options.set_)).eval.own_oracle):
+        raise ConfigError(
+            f"eval.oracle names your own retrained model, {own.name}: no evaluation would look at one that megu trains",
+            "Set eval.oracle: true to train one here. With your own model there is nothing to train: run `megu eval`.",
+        )
     _stage(options, ["oracle" if retain_only else "train"])
 
 
