@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import DataError, MLLMError
 from megu_cli.mllm.base import FLAT, SCALE, Cost, Question, Ratings
-from megu_cli.mllm.pretrained import Looking, Pretrained, loading, provenance
+from megu_cli.mllm.pretrained import ImageAnswers, Pretrained, loading, provenance
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +31,8 @@ _TEMPLATE = "a photo of a {}"
 class Clip:
     """Ratings by cosine of image and text features; see `Local` for the arguments."""
 
-    def __init__(self, source: Pretrained, looking: Looking) -> None:
-        self.source, self.looking = source, looking
+    def __init__(self, source: Pretrained, image_answers: ImageAnswers) -> None:
+        self.source, self.image_answers = source, image_answers
         self._texts: dict[str, torch.Tensor] = {}
 
     @classmethod
@@ -42,11 +42,11 @@ class Clip:
 
     def cost(self, questions: list[Question]) -> Cost:
         """See `Backend.cost`."""
-        return self.looking.cost(questions, lambda question: 8 * (len(question.candidates) + 1))
+        return self.image_answers.cost(questions, lambda question: 8 * (len(question.candidates) + 1))
 
     def rate(self, questions: list[Question]) -> Ratings:
         """See `Backend.rate`."""
-        found = self.looking.each(questions, self._ask)
+        found = self.image_answers.each(questions, self._ask)
         scores, faults = {}, []
         for question in questions:
             entries = found[question.concept]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import DataError
 from megu_cli.mllm.base import SCALE, Cost, Question, Ratings, averaged, single_prompt
-from megu_cli.mllm.pretrained import Looking, Pretrained, loading, provenance
+from megu_cli.mllm.pretrained import ImageAnswers, Pretrained, loading, provenance
 
 if TYPE_CHECKING:
     import torch
@@ -37,11 +37,11 @@ class Local:
 
     Args:
         source: The model.
-        looking: Shows the images, and keeps the answers.
+        image_answers: Shows the images, and keeps the answers.
     """
 
-    def __init__(self, source: Pretrained, looking: Looking) -> None:
-        self.source, self.looking = source, looking
+    def __init__(self, source: Pretrained, image_answers: ImageAnswers) -> None:
+        self.source, self.image_answers = source, image_answers
 
     @classmethod
     def of(cls, setup: Setup) -> Local:
@@ -63,11 +63,11 @@ class Local:
             names = sum(len(name) // 4 + 12 for name in question.candidates)
             return names + len(single_prompt(question.concept, "", True)) // 4 + (576 if question.positions else 0)
 
-        return self.looking.cost(questions, tokens)
+        return self.image_answers.cost(questions, tokens)
 
     def rate(self, questions: list[Question]) -> Ratings:
         """See `Backend.rate`."""
-        found = self.looking.each(questions, self._ask)
+        found = self.image_answers.each(questions, self._ask)
         given = {concept: [entry["ratings"] for entry in entries] for concept, entries in found.items()}
         said = {
             concept: ", ".join(f"{name} {rating:.2f}" for name, rating in rows[0].items())

@@ -107,7 +107,7 @@ class Pretrained:
         return values
 
 
-class Looking:
+class ImageAnswers:
     """Asks about each image once, and keeps the answers.
 
     Args:
@@ -156,7 +156,7 @@ class Looking:
         }
 
 
-def loading(setup: Setup) -> tuple[Pretrained, Looking]:
+def loading(setup: Setup) -> tuple[Pretrained, ImageAnswers]:
     """The model of a run, and what asks it about images."""
     settings = setup.settings
     assert settings.model is not None  # the config has seen to it
@@ -168,14 +168,14 @@ def loading(setup: Setup) -> tuple[Pretrained, Looking]:
         trust_remote_code=settings.trust_remote_code,
     )
     asker = {"backend": settings.backend, "model": setup.identity(), "dtype": settings.dtype}
-    return source, Looking(setup.show, Answers(setup.answers), asker, setup.track)
+    return source, ImageAnswers(setup.show, Answers(setup.answers), asker, setup.track)
 
 
 def provenance(found: dict[str, list[dict[str, Any]]], prompt: Callable[[bool], str]) -> dict[str, Any]:
     """What the artifact tells of answers that were all given in this process.
 
     Args:
-        found: concept -> its answers, as `Looking.each` gives them.
+        found: concept -> its answers, as `ImageAnswers.each` gives them.
         prompt: The wording of a question, with an image shown or without.
     """
     shown = len({entry["image"] for entries in found.values() for entry in entries} - {None})

@@ -14,7 +14,7 @@ from megu_cli.errors import DataError, MLLMError
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import Question
 from megu_cli.mllm.clip import Clip
-from megu_cli.mllm.pretrained import Looking, Pretrained
+from megu_cli.mllm.pretrained import ImageAnswers, Pretrained
 
 NAMES = ["polar_bear", "Bag", "Ankle boot", "sea"]
 QUESTION = Question("wolf", NAMES, [1, 2])
@@ -31,7 +31,7 @@ def picture(seed: int) -> Image.Image:
 
 def backend(folder: Path, path: Path) -> Clip:
     source = Pretrained(folder, torch.device("cpu"))
-    return Clip(source, Looking(picture, Answers(path), {"model": "tiny"}))
+    return Clip(source, ImageAnswers(picture, Answers(path), {"model": "tiny"}))
 
 
 def test_ratings_are_linear_in_the_models_own_logits(folder: Path, tmp_path: Path) -> None:
@@ -80,7 +80,9 @@ def test_a_model_that_does_not_tell_names_apart_is_refused(folder: Path, tmp_pat
 
 def test_ratings_that_are_alike_beside_the_own_name_are_refused(tmp_path: Path) -> None:
     """Logits may be apart, and the ratings made of them not."""
-    found = Clip(Pretrained("tiny", torch.device("cpu")), Looking(picture, Answers(tmp_path / "a"), {"model": "tiny"}))
+    found = Clip(
+        Pretrained("tiny", torch.device("cpu")), ImageAnswers(picture, Answers(tmp_path / "a"), {"model": "tiny"})
+    )
     logits = {"wolf": 100.0, "polar_bear": 1.0, "Bag": 2.0, "Ankle boot": 1.5, "sea": 5.0}
     found._ask = lambda question, image: {"logits": logits}  # type: ignore[method-assign]
     with pytest.raises(MLLMError, match=r"wolf: all ratings lie between 0\.00 and 0\.40"):

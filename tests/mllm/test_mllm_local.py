@@ -16,7 +16,7 @@ from megu_cli.errors import DataError, MLLMError
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import Question, single_prompt
 from megu_cli.mllm.local import ANSWERS, Local, Scorer
-from megu_cli.mllm.pretrained import Looking, Pretrained
+from megu_cli.mllm.pretrained import ImageAnswers, Pretrained
 
 # Builder, vision tower, the token that ends a turn.
 KINDS = {
@@ -126,7 +126,7 @@ def test_batches_of_any_size_give_the_same(
 
 def backend(folder: Path, path: Path) -> Local:
     source = Pretrained(folder, torch.device("cpu"))
-    return Local(source, Looking(picture, Answers(path), {"model": "tiny"}))
+    return Local(source, ImageAnswers(picture, Answers(path), {"model": "tiny"}))
 
 
 def test_one_pass_of_the_vision_tower_per_image(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
