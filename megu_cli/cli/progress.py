@@ -31,12 +31,12 @@ def _bar(label: str, total: int) -> Iterator[Callable[[], None]]:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f}/s"),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=SafeConsole(stderr=True),
         transient=True,
     )
-    task = progress.add_task(label, total=total, rate=0.0)
+    task = progress.add_task(label, total=total, rate="")
     started = time.monotonic()
     done = 0
 
@@ -46,7 +46,7 @@ def _bar(label: str, total: int) -> Iterator[Callable[[], None]]:
         elapsed = time.monotonic() - started
         if not progress.live.is_started and elapsed > _PATIENCE:
             progress.start()
-        progress.update(task, completed=done, rate=done / max(elapsed, 1e-9))
+        progress.update(task, completed=done, rate=_pace(done / max(elapsed, 1e-9)))
 
     try:
         yield advance
@@ -69,6 +69,11 @@ def _lines(label: str, total: int) -> Iterator[Callable[[], None]]:
             said = now
             rate = done / (now - started)
             left = (total - done) / rate
-            print(f"{printable(label)}: {done}/{total}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{printable(label)}: {done}/{total}, {_pace(rate)}, {left:.0f} s left", file=sys.stderr, flush=True)  # noqa: T201
 
     yield advance
+
+
+def _pace(rate: float) -> str:
+    """How much is done in a second, or in a minute where that is less than one."""
+    return f"{rate:.0f}/s" if rate >= 1 else f"{60 * rate:.0f}/min"

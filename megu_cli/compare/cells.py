@@ -78,7 +78,7 @@ class Cells(Mapping[str, Cell]):
             except Exception as error:  # one method that fails must not cost the others' results
                 if self[name].common:
                     raise
-                self.failures[name] = self.described(name, error)
+                self.failures[name] = self._described(name, error)
                 self.say(f"{name}: FAILED: {self.failures[name]}")
         return self._results.get(name)
 
@@ -107,7 +107,14 @@ class Cells(Mapping[str, Cell]):
                     other.forget_loaded()
             self._arena = cell.arena
 
-    def described(self, name: str, error: Exception) -> str:
+    def named(self, name: str, error: Exception) -> MeguError:
+        """Return the error of a cell with the cell's id in its message; the exit code stays."""
+        if not isinstance(error, MeguError):
+            return MeguError(f"{name}: {self._described(name, error)}")
+        error.message = f"{name}: {error.message}"
+        return error
+
+    def _described(self, name: str, error: Exception) -> str:
         """Return what is said of a cell that failed; the traceback of an unexpected error goes to a file."""
         if isinstance(error, MeguError):
             return error.message

@@ -15,9 +15,11 @@ from megu_cli.compare import tuning
 from megu_cli.compare.arena import CONFIDENCES, VERSION, Arena, Say, keep
 from megu_cli.compare.cells import Cell, Cells
 from megu_cli.compare.equivalence import equivalences
+from megu_cli.compare.jobs import Jobs
 from megu_cli.compare.methods import OURS, Contender, chosen, variants
 from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
-from megu_cli.errors import ConfigError, MeguError, brief
+from megu_cli.config import Config
+from megu_cli.errors import ConfigError, brief
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.run import files, ownership
@@ -36,7 +38,7 @@ class Comparison:
     """
 
     def __init__(self, base: RunContext, say: Say = lambda line: None) -> None:
-        self.base, self.say = base, say
+        self.base, self._say, self._computed = base, say, False
         settings = base.config.compare
         self.names = chosen(settings.methods, rated=base.config.mllm.backend != "none")
         for name, given in settings.settings.items():
@@ -50,7 +52,12 @@ class Comparison:
             **{name: name for name in self.names},
             **{name: variant.method for name, variant in self.variants.items()},
         }
-        self.arenas = [Arena(base, base.config.seed + i, say) for i in range(settings.seeds)]
+        self.arenas = [Arena(base, base.config.seed + i, self.say) for i in range(settings.seeds)]
+
+    def say(self, line: str) -> None:
+        """Tell what is done; after other processes have computed the cells, not that each is there."""
+        if not (self._computed and line.endswith(": fresh")):
+            self._say(line)
 
     @cached_property
     def tuning(self) -> Arena:
@@ -151,18 +158,16 @@ class Comparison:
         self.preflight()
         try:
             cells.compute(name, force)
-        except MeguError as error:
-            error.message = f"{name}: {error.message}"
-            raise
         except Exception as error:
-            raise MeguError(f"{name}: {cells.described(name, error)}") from error
+            raise cells.named(name, error) from error
 
-    def run(self, tune: bool = False, force: bool = False) -> dict[str, Any]:
+    def run(self, tune: bool = False, force: bool = False, jobs: int = 1) -> dict[str, Any]:
         """Compute what is missing and write compare.json.
 
         Args:
             tune: Choose each method's settings from its grid first.
             force: Compute every cell again.
+            jobs: Number of processes of this machine that compute cells side by side.
 
         Returns:
             The body of compare.json.
@@ -171,6 +176,10 @@ class Comparison:
 
         self.preflight()
         cells = self.cells(tune)
+        if jobs > 1:
+            self.base.directory.keep_digests()  # the other processes need not read the data for them
+            Jobs(cells, partial(_opened, self.base.config, tune), jobs, self._say, force).run(self.base.runtime.track)
+            self._computed, force = True, False
         for name in cells:
             cells.result(name, force)
 
@@ -282,3 +291,10 @@ class Comparison:
 def _done(prepare: Callable[[], None]) -> Callable[[bool], None]:
     """What leaves its result in the run directory, as a cell computes it."""
     return lambda force: prepare()
+
+
+def _opened(config: Config, tune: bool, say: Say) -> Cells:
+    """The cells of a comparison, in a process that is to compute some."""
+    comparison = Comparison(RunContext.open(config), say)
+    comparison.base.runtime.start()
+    return comparison.cells(tune)

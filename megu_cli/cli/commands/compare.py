@@ -24,6 +24,9 @@ def compare(
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose every method's settings from an equally small grid first.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Cells (a method and a seed) that are computed side by side.")
+    ] = 1,
     list_cells: Annotated[
         bool, typer.Option("--list-cells", help="Print the ids of all cells, one a line, and compute nothing.")
     ] = False,
@@ -36,7 +39,7 @@ def compare(
 ) -> None:
     """Set MeGU beside retraining and other methods: same data, same original, same oracle, several seeds.
 
-    Example: megu compare --methods megu,neggrad_plus,delete,mask --seeds 3
+    Example: megu compare --methods megu,neggrad_plus,delete,mask --seeds 3 --jobs 2
     """
     from megu_cli.cli import tables
     from megu_cli.compare import Comparison
@@ -62,7 +65,7 @@ def compare(
             comparison.run_cell(cell, tune, options.force)
             display(options, {"cell": cell}, lambda result: typer.echo(f"{result['cell']}: done"))
             return
-        result = comparison.run(tune, options.force)
+        result = comparison.run(tune, options.force, jobs)
     display(options, result, tables.comparison)
     if result["failed"]:
         told = "; ".join(f"{name} ({next(iter(seeds.values()))})" for name, seeds in result["failed"].items())
