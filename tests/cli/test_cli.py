@@ -194,7 +194,7 @@ def test_progress_is_plain_lines_in_a_pipe(capsys, monkeypatch):
         for _ in range(4):
             advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["training: 1/4, 0/s, 18 s left", "training: 3/4, 0/s, 6 s left"]
+    assert lines == ["training: 1/4, 10/min, 18 s left", "training: 3/4, 10/min, 6 s left"]
     with progress.tracker(quiet=True)("training", 4) as advance:
         advance()
     assert capsys.readouterr().err == ""
