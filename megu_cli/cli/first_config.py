@@ -149,7 +149,10 @@ class FirstConfig:
             told = ", ".join(f"{key}: {value}" for key, value in found.settings.items() if key != "model.classes")
             order = ["model.classes, the order of the outputs"] if "model.classes" in found.settings else []
             written = " and ".join([*filter(None, [told]), *order])
-            return found.settings.get("data.image_size", size), [f"preflight: {found.cause}; written: {written}"]
+            lines = [f"preflight: {found.cause}; written: {written}"]
+            if told:
+                lines.append("found by trying: where your training script has other values, write those")
+            return found.settings.get("data.image_size", size), lines
         if found.fault:
             return None, [found.fault.message, found.hint] if found.hint else [found.fault.message]
         return size, [f"preflight: {found.line}"]

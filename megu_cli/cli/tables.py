@@ -241,8 +241,9 @@ def _told(console: Console, result: dict[str, Any]) -> None:
     if ratio is not None:
         console.print(f"labels, noise and finetune take about {100 * ratio:.1f}% of the time of retraining.")
         if ratio > 0.5:
-            console.print("Less with a smaller finetune.retain_fraction (1: each retained image once an epoch) "
-                          "or --max-steps.")  # fmt: skip
+            if ratio > 1:
+                console.print("Retraining takes less time, and is exact: `megu train --retain-only`.")
+            console.print("Less with a smaller finetune.retain_fraction (1: each retained image once) or --max-steps.")
     if result["total"]["untimed"]:
         console.print(f"Not timed, since nothing is sent before you say so: {', '.join(result['total']['untimed'])}.")
     console.print("Estimates, from a few batches on this machine as busy as it is now. Nothing was run.", style="dim")

@@ -67,6 +67,7 @@ def test_the_size_is_that_with_which_the_checkpoint_is_right(megu, project, side
     assert answer.code == 0, answer.err
     assert "preflight: " in answer.out
     assert load_config(project / "megu.yaml").data.image_size == side
+    assert ("found by trying: where your training script has other values" in answer.out) == (side == 32)
     assert megu("check").code == 0
 
 

@@ -99,11 +99,13 @@ def test_a_dry_run_says_from_the_start_what_it_does(megu, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("ratio", "said"), [(2.7, True), (0.1, False)])
-def test_what_makes_a_long_finetuning_shorter_is_said(capsys, ratio, said):
+@pytest.mark.parametrize(("ratio", "said", "dear"), [(2.7, True, True), (0.7, True, False), (0.1, False, False)])
+def test_what_makes_a_long_finetuning_shorter_is_said_and_that_retraining_may_be_cheaper(capsys, ratio, said, dear):
     nothing = {"steps": 0, "calls": 0, "seconds": 0.0, "memory_bytes": None, "disk_bytes": 0, "untimed": []}
     tables.plan({"plan": [], "total": nothing, "retraining": nothing, "time_ratio": ratio})
-    assert ("finetune.retain_fraction" in capsys.readouterr().out) == said
+    out = capsys.readouterr().out
+    assert ("finetune.retain_fraction" in out) == said
+    assert ("Retraining takes less time, and is exact" in out) == dear
 
 
 def test_sizes_on_disk_are_those_of_the_files(finished):

@@ -147,6 +147,7 @@ def _confirm(result: dict[str, Any]) -> None:
     try:
         sure = typer.confirm("Delete these for good?", err=True)
     except typer.Abort:
+        say("", err=True)  # the question has no end of line
         raise InputError("nothing was deleted: the question was not answered", "Say --yes to purge unasked.") from None
     if not sure:
         raise InputError("nothing was deleted")
