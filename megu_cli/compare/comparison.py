@@ -129,7 +129,7 @@ class Comparison:
             for label, method in self.rows.items():
                 needs = (*(ratings if method in OURS else ()), *start[arena])
                 if method == "retrain" and (rival := self._rival(arena)):
-                    needs += start[rival][-1:]
+                    needs += start[rival]
                 if tune and method in self.names:
                     needs += tuple(self._trial_id(method, number) for number in range(len(self._points(method))))
                 if label in self.variants and method in self.names:

@@ -98,8 +98,8 @@ def test_the_processes_end_with_the_first_and_the_same_command_goes_on(serial, t
     assert not (tmp_path / "run" / "compare.json").exists()
     if number == signal.SIGKILL:
         running = started(file)
-        running.communicate(timeout=300)
-        assert running.returncode == 0
+        _, err = running.communicate(timeout=300)
+        assert running.returncode == 0, err
         assert compared(file) == compared(serial)
 
 
