@@ -69,7 +69,7 @@ def check(out: Path) -> None:
         made, judged = (read_meta(out / name) for name in (files.FINETUNE, files.EVALUATION))
     except ArtifactError as error:
         raise _unfinished(error.message) from None
-    if judged.get("inputs", {}).get("finetune") != made["content"]:
+    if judged.get("inputs", {}).get(made.get("stage")) != made["content"]:
         raise _unfinished(f"{files.EVALUATION} is not the evaluation of this {files.FINETUNE}")
 
 
