@@ -102,7 +102,9 @@ class FinetuneConfig(Section):
         "auto", description="forgotten samples per step; auto: as make three passes over them, from 8 to 64"
     )
     weight: Literal["auto"] | Positive = Field(
-        "auto", description="weight of the loss on forgotten samples; auto: 0.1 for hard labels, else 0.2"
+        "auto",
+        description="weight of the loss on forgotten samples; auto: 0.1 for hard labels, 0.2 for distributions, and for "
+        "single images by a proxy sqrt(forget_batch) / 15",
     )
     adversary: NonNegative = Field(
         0.2,

@@ -18,6 +18,8 @@ from megu_cli.request.resolve import Request
 _RETAINED = 12_000
 _PASSES = 20
 _FORGET_PASSES = 3
+# Forgotten samples per step at which the loss on single images has the weight 1; it grows with the root of their number.
+_BATCH_OF_WEIGHT_ONE = 225
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class UnlearningProblem:
         """Weight of the loss on forgotten samples with labels made by ``mode``."""
         if self.finetune.weight != "auto":
             return self.finetune.weight
+        if mode == "proxy" and self.request.kind not in ("classes", "subclasses"):
+            # The more forgotten samples a step has, the less noise is in their gradient: weight times noise stays the same.
+            return math.sqrt(self.forget_batch / _BATCH_OF_WEIGHT_ONE)
         return 0.1 if mode == "hard" else 0.2
 
     def noise_use(self, mode: str) -> str:

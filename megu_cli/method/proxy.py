@@ -29,6 +29,8 @@ _SMALLEST, _LARGEST, _SAMPLES, _FEWEST_PASSES, _MOST_PASSES = 8, 32, 60_000, 10,
 # Two poolings need so many pixels a side; a smaller image is enlarged.
 _LEAST = 4
 _BATCH, _LR, _MOMENTUM, _WEIGHT_DECAY = 128, 0.3, 0.9, 5e-4
+# Scales of a `Mapping`, from 0.2 to 20 in steps of 5%.
+_SCALES = [0.2 * 1.05**step for step in range(95)]
 
 
 class ThumbnailNet(nn.Module):
@@ -153,12 +155,12 @@ def _trained(
 class Mapping:
     """A map from the proxy's answer and the true label to the original model's answer on unseen images.
 
-    softmax(scale * log q + bonus * onehot(y)). The original is the stronger model: it is right more often than the
-    proxy, so the true label says something about its answer.
+    softmax(scale * (log q + bonus * onehot(y))). The original is right more often than the proxy, so the true label says
+    something about its answer.
 
     Attributes:
-        scale: Factor of the proxy's log-probabilities.
-        bonus: What is added to the true label's.
+        scale: Factor of the log-probabilities; above 1 the answer is surer than the proxy's.
+        bonus: What is added to the true label's log-probability, in nats.
     """
 
     scale: float = 1.0
@@ -167,31 +169,29 @@ class Mapping:
     def __call__(self, proxy: Tensor, true: Tensor) -> Tensor:
         """(N, K) distributions of (N, K) log-probabilities and (N,) true labels."""
         label = functional.one_hot(true, proxy.shape[1])
-        return (self.scale * proxy + self.bonus * label).softmax(1)
+        return (self.scale * (proxy + self.bonus * label)).softmax(1)
 
 
 def mapping(proxy: Tensor, original: Tensor, true: Tensor) -> Mapping:
-    """Fit a `Mapping` on held-out images, by the cross-entropy to the original's answers.
+    """Fit a `Mapping` on held-out images.
+
+    The bonus makes the mapped answer right as often as the original's, and the scale then brings it as near to the
+    original's as can be, by the mean JS divergence. A fit of both by cross-entropy would be right too often: the most
+    likely label of a distribution is right more often than a model that is surer than its accuracy.
 
     Args:
-        proxy: (V, K) log-probabilities of the proxy.
+        proxy: (V, K) log-probabilities of the proxy, V > 0.
         original: (V, K) logits of the original model.
         true: (V,) true labels.
     """
-    label = functional.one_hot(true, proxy.shape[1]).double()
-    target, proxy = original.double().softmax(1), proxy.double()
-    with torch.inference_mode(False), torch.enable_grad():
-        factors = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS([factors], max_iter=100, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            value = -(target * (factors[0] * proxy + factors[1] * label).log_softmax(1)).sum(1).mean()
-            value.backward()
-            return value
-
-        optimizer.step(loss)
-    return Mapping(*factors.tolist())
+    proxy, answer = proxy.double(), original.double().softmax(1)
+    others = proxy.scatter(1, true[:, None], float("-inf")).amax(1)
+    # The bonus from which on each image is right.
+    needed = (others - proxy.gather(1, true[:, None])[:, 0]).sort().values
+    right = int((original.argmax(1) == true).sum())
+    bonus = float((needed[max(right - 1, 0)] + needed[min(right, len(needed) - 1)]) / 2)
+    scale = min(_SCALES, key=lambda scale: _divergence(Mapping(scale, bonus)(proxy, true), answer))
+    return Mapping(scale, bonus)
 
 
 def temperature(proxy: Tensor, original: Tensor) -> float:
@@ -208,15 +208,19 @@ def temperature(proxy: Tensor, original: Tensor) -> float:
     """
     if not len(proxy):
         return 1.0
-    sure = _entropy(original.double())
+    sure = _entropy(original.double().softmax(1))
     low, high = 0.05, 5.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if _entropy(proxy / middle) < sure else (low, middle)
+        low, high = (middle, high) if _entropy((proxy / middle).softmax(1)) < sure else (low, middle)
     return (low + high) / 2
 
 
-def _entropy(logits: Tensor) -> float:
-    """Mean entropy in nats of the softmax of (V, K) logits."""
-    p = logits.softmax(1)
+def _entropy(p: Tensor) -> float:
+    """Mean entropy in nats of (V, K) distributions."""
     return float(-torch.xlogy(p, p).sum(1).mean())
+
+
+def _divergence(p: Tensor, q: Tensor) -> float:
+    """Mean Jensen-Shannon divergence in nats of (V, K) distributions."""
+    return _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2

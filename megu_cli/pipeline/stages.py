@@ -211,7 +211,7 @@ _ROWS = (
         traces={files.LABELS: "positions of the forgotten images and their perturbing labels"},
         needs=("transition", "checkpoint"),
         group="method",
-        version=6,
+        version=7,
     ),
     Stage(
         name="noise",
@@ -247,7 +247,7 @@ _ROWS = (
         also_writes=_unlearned,
         goal=True,
         group="method",
-        version=12,
+        version=13,
         shared=True,
     ),
     Stage(

@@ -102,9 +102,22 @@ def test_the_mapping_finds_scale_and_bonus():
     true = torch.randint(4, (400,), generator=draw)
     planted = proxy.Mapping(0.7, 1.3)
     found = proxy.mapping(said, planted(said, true).log(), true)
-    assert (found.scale, found.bonus) == pytest.approx((0.7, 1.3), abs=1e-4)
-    expected = (0.7 * said[0] + 1.3 * torch.eye(4)[true[0]]).softmax(0)
+    # The scale is one of a grid in steps of 5%, and the bonus lies between those of two images.
+    assert (found.scale, found.bonus) == pytest.approx((0.7, 1.3), rel=0.03)
+    expected = (0.7 * (said[0] + 1.3 * torch.eye(4)[true[0]])).softmax(0)
     assert torch.allclose(planted(said, true)[0], expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95, 1.0])
+def test_a_mapped_answer_is_right_as_often_as_the_original(share):
+    draw = torch.Generator().manual_seed(1)
+    said = torch.randn(200, 4, generator=draw).double().log_softmax(1)
+    true = torch.randint(4, (200,), generator=draw)
+    right = torch.linspace(0, 1, 200) <= share
+    original = 3 * torch.nn.functional.one_hot(torch.where(right, true, (true + 1) % 4), 4).double()
+    mapped = proxy.mapping(said, original, true)(said, true)
+    found = int((mapped.argmax(1) == true).sum())
+    assert abs(found - int(right.sum())) <= 1
 
 
 def test_sides_passes_and_steps():
