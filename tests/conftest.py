@@ -29,6 +29,7 @@ TINY = {
     "model": {"name": "small_cnn"},
     "forget": {"classes": ["8"]},
     "train": {"epochs": 2, "batch": 32},
+    "labels": {"proxy": {"networks": 1, "passes": 2}},
     "noise": {"use": "negative", "steps": 4, "batch": 2},
     "finetune": {"epochs": 1, "retain_fraction": 0.5, "batch": 64, "forget_batch": 16},
     "eval": {"attack_samples": 100, "probe_samples": 200},

@@ -23,9 +23,13 @@ SHIPPED = Path(megu_cli.__file__).parent / "mllm" / "ratings" / "digits.json"
 FINETUNE = {"epochs": 1, "retain_fraction": 1.0, "batch": 12, "forget_batch": 6}
 
 
-def short(**sections):
+PROXY = {"networks": 1, "passes": 2}
+
+
+def short(labels=None, **sections):
     """Settings that take no time, with sections laid over them."""
-    return {"settings": {"finetune": FINETUNE, "noise": {"steps": 3}, **sections}}
+    quick = {"finetune": FINETUNE, "noise": {"steps": 3}, "labels": {"proxy": PROXY, **(labels or {})}}
+    return {"settings": {**quick, **sections}}
 
 
 SHORT = short()
