@@ -103,8 +103,8 @@ class FinetuneConfig(Section):
     )
     weight: Literal["auto"] | Positive = Field(
         "auto",
-        description="weight of the loss on forgotten samples; auto: 0.1 for hard labels, 0.2 for distributions, and for "
-        "single images by a proxy sqrt(forget_batch) / 15",
+        description="weight of the loss on forgotten samples; auto: 0.1 for hard labels, else 0.2, "
+        "but for single images by a proxy sqrt(forget_batch) / 15",
     )
     adversary: NonNegative = Field(
         0.2,

@@ -18,7 +18,7 @@ from megu_cli.request.resolve import Request
 _RETAINED = 12_000
 _PASSES = 20
 _FORGET_PASSES = 3
-# Forgotten samples per step at which the loss on single images has the weight 1; it grows with the root of their number.
+# Forgotten samples per step at which the loss on single images has the weight 1; it grows with their root.
 _BATCH_OF_WEIGHT_ONE = 225
 
 
@@ -99,7 +99,7 @@ class UnlearningProblem:
         if self.finetune.weight != "auto":
             return self.finetune.weight
         if mode == "proxy" and self.request.kind not in ("classes", "subclasses"):
-            # The more forgotten samples a step has, the less noise is in their gradient: weight times noise stays the same.
+            # The more forgotten samples a step has, the less noisy is their gradient: weight times noise stays equal.
             return math.sqrt(self.forget_batch / _BATCH_OF_WEIGHT_ONE)
         return 0.1 if mode == "hard" else 0.2
 

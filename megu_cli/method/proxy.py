@@ -155,8 +155,8 @@ def _trained(
 class Mapping:
     """A map from the proxy's answer and the true label to the original model's answer on unseen images.
 
-    softmax(scale * (log q + bonus * onehot(y))). The original is right more often than the proxy, so the true label says
-    something about its answer.
+    softmax(scale * (log q + bonus * onehot(y))). The original is right more often than the proxy, so the true label
+    says something about its answer.
 
     Attributes:
         scale: Factor of the log-probabilities; above 1 the answer is surer than the proxy's.
