@@ -80,7 +80,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("benchmark", type=Path, nargs="?", default=HERE / "benchmark.json")
     parser.add_argument("ablations", type=Path, nargs="?", default=HERE / "ablations.json")
     parser.add_argument("speed", type=Path, nargs="?", default=HERE / "speed.json")
-    parser.add_argument("classes", type=Path, nargs="?", default=HERE / "classes.json")
+    parser.add_argument("defaults", type=Path, nargs="?", default=HERE / "defaults.json")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs", metavar="DIR", help="where benchmarks.md is")
     arguments = parser.parse_args(words)
 
@@ -91,8 +91,11 @@ def main(words: list[str] | None = None) -> None:
     if arguments.ablations.exists():
         result = json.loads(arguments.ablations.read_text(encoding="utf-8"))
         blocks |= of_ablations(result, arguments.out)
-    if arguments.classes.exists():
-        blocks["classes"] = of_classes(json.loads(arguments.classes.read_text(encoding="utf-8")))
+    if arguments.defaults.exists():
+        result = json.loads(arguments.defaults.read_text(encoding="utf-8"))
+        blocks["classes"] = of_classes(result["classes"])
+        if result.get("shares"):
+            blocks["shares"] = of_shares(result["shares"])
     if arguments.speed.exists():
         blocks["speed"] = of_speed(json.loads(arguments.speed.read_text(encoding="utf-8")))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -112,11 +115,10 @@ def filled(page: str, blocks: dict[str, str]) -> str:
     return page
 
 
-def of_classes(result: dict[str, Any]) -> str:
-    """Markdown of what `classes.py` measured: a row for each class, then megu beside each method over all classes."""
-    from classes import DEVELOPMENT
+def of_classes(found: dict[str, Any]) -> str:
+    """Markdown of what `defaults.py` measured: a row for each class, then megu beside each method over all classes."""
+    from defaults import DEVELOPMENT
 
-    found: dict[str, Any] = result["classes"]
     others = [name for name in ("finetune", "ct", "msg", "mask") if all(name in rows for rows in found.values())]
     columns = ["megu", *others, "retrain"]
     lines = []
@@ -147,19 +149,34 @@ def of_classes(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def of_shares(found: dict[str, Any]) -> str:
+    """Markdown of what `defaults.py` measured of random shares: a row for each share and method."""
+    figures = ("avg_gap", "js_divergence", "forget_train_acc", "mia_loss_auc", "retain_test_acc")
+    lines = [row(["request", "method", *(COLUMNS[figure][0] for figure in figures)]), row(["---"] * (2 + len(figures)))]
+    for name, rows in found.items():
+        for method, seeds in rows.items():
+            shown = [_spread([cell[figure] for cell in seeds.values()], COLUMNS[figure][1]) for figure in figures]
+            lines.append(row([name, f"`{method}`", *shown]))
+    return "\n".join(lines)
+
+
 def _over(rows: dict[str, Any], method: str, figure: str) -> float:
     """Mean of a figure over the seeds of a method."""
     return statistics.mean(cell[figure] for cell in rows[method].values())
 
 
 def _difference(found: dict[str, Any], method: str, figure: str) -> str:
-    """Mean and half of the 95% interval, by Student's t, of how much farther a method is than megu."""
+    """How much farther a method is than megu, over requests and seeds."""
+    pairs = [rows[method][seed][figure] - own[figure] for rows in found.values() for seed, own in rows["megu"].items()]
+    return _spread(pairs, COLUMNS[figure][1])
+
+
+def _spread(values: list[float], show: Callable[[float], str]) -> str:
+    """Mean and half of the 95% interval, by Student's t."""
     from scipy import stats
 
-    pairs = [rows[method][seed][figure] - own[figure] for rows in found.values() for seed, own in rows["megu"].items()]
-    half = stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
-    show = COLUMNS[figure][1]
-    return f"{show(statistics.mean(pairs))} ± {show(half)}"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{show(statistics.mean(values))} ± {show(half)}"
 
 
 def of_speed(result: dict[str, Any]) -> str:
