@@ -19,8 +19,9 @@ from megu_cli.data.names import hashed
 
 _BATCH = 60
 _SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384)
-# Images are not scaled by more than this.
+# Images are not scaled by more than this, from the present size or from their own; but down to 32 pixels, which is cheap.
 _SCALE = 4
+_SMALL = 32
 # Images whose mean and deviation are taken.
 _MEASURED = 120
 _USUAL = {
@@ -206,7 +207,8 @@ def sizes(pictures: Pictures, advised: Preprocessing | None) -> list[int]:
     """Sizes worth a try, the cheap ones first; not the present one."""
     side = pictures.now.size
     more = {advised.image_size if advised else None, pictures.native()} - {None, side}
-    usual = {size for size in _SIZES if side / _SCALE <= size <= side * _SCALE}
+    least = min(min(side, pictures.native() or side) / _SCALE, _SMALL)
+    usual = {size for size in _SIZES if least <= size <= side * _SCALE}
     return sorted({*usual, *(size for size in more if size and 4 <= size <= max(_SIZES))} - {side})
 
 

@@ -15,7 +15,7 @@ from megu_cli.data.decode import Decode, Preprocessing, Resizing
 from megu_cli.data.images import MemoryImages
 from megu_cli.data.splits import Split
 from megu_cli.models import preflight
-from megu_cli.models.looks import Pictures
+from megu_cli.models.looks import Pictures, sizes
 from megu_cli.models.networks import BUILTIN
 
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox"]
@@ -230,3 +230,12 @@ def test_sizes_are_decoded_from_the_files_and_not_from_what_was_scaled_down(worl
     assert pictures.native() == 64
     blurred = Pictures(split, 6, None, Preprocessing()).pixels(32, 6)
     assert (blurred.float() - torch.stack(again).float()).abs().mean() > 1
+
+
+def test_from_a_large_size_small_ones_are_tried_as_well(world):
+    """Networks of 32 pixels are many, and a config begins with 224."""
+    pictures = Pictures(world.split(224), 6, world.folder, Preprocessing(image_size=224))
+    assert {16, 32, 64, 96} <= {*sizes(pictures, None)}
+    assert min(sizes(pictures, None)) == 16  # a quarter of the photos' own 64
+    assert min(sizes(Pictures(world.split(224), 6, None, Preprocessing()), None)) == 32
+    assert min(sizes(Pictures(world.split(SIDE), 6, None, Preprocessing()), None)) >= SIDE / 4
