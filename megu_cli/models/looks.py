@@ -19,7 +19,7 @@ from megu_cli.data.names import hashed
 
 _BATCH = 60
 _SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384)
-# Images are not scaled by more than this, from the present size or from their own; but down to 32 pixels, which is cheap.
+# Images are scaled by no more than this, from the present size or their own; but always down to 32 pixels: it is cheap.
 _SCALE = 4
 _SMALL = 32
 # Images whose mean and deviation are taken.
