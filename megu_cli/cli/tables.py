@@ -11,6 +11,7 @@ from rich.text import Text
 
 from megu_cli.cli.console import output as _console
 from megu_cli.evaluation.registry import Metric, metrics
+from megu_cli.pipeline.times import of_models
 
 _COLUMNS = {"original": "original", "mask": "masked", "unlearned": "unlearned", "oracle": "retrained"}
 _COLOURS = {
@@ -74,9 +75,7 @@ def evaluation(result: dict[str, Any]) -> None:
             _add_figures(table, metric, [compared.get(name, {}) for name in columns])
     table.add_section()
     times = result["time"]
-    seconds = {"original": times.get("train_s"), "mask": 0.0, "oracle": times.get("oracle_s")}
-    own = [times.get(f"{stage}_s") for stage in ("labels", "noise", "finetune")]
-    seconds["unlearned"] = None if None in own else sum(own)
+    seconds = of_models(times)
     table.add_row("time, seconds", *("–" if seconds[n] is None else f"{seconds[n]:.1f}" for n in columns))
     if times["time_ratio"] is not None:
         ratio = [_percent(times["time_ratio"]) if n == "unlearned" else "" for n in columns]

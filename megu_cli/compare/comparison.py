@@ -40,7 +40,7 @@ class Comparison:
     def __init__(self, base: RunContext, say: Say = lambda line: None) -> None:
         self.base, self._say, self._computed = base, say, False
         settings = base.config.compare
-        self.names = chosen(settings.methods, rated=base.config.mllm.backend != "none")
+        self.names = chosen(settings.methods, rated=base.config.mllm.rater.rates)
         for name, given in settings.settings.items():
             if name in OURS or name == "retrain":
                 raise ConfigError(f"compare.settings: {name} takes its settings from the rest of the config")

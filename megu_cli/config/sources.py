@@ -242,8 +242,9 @@ class MLLMConfig(Section):
     @model_validator(mode="after")
     def _complete(self) -> MLLMConfig:
         needs = () if self.backend == "auto" else self.rater.needs
-        if "model" in needs and not self.model:
-            raise ValueError(f"backend: {self.backend} needs mllm.model")
+        for name in needs:
+            if name != "base_url" and not getattr(self, name):
+                raise ValueError(f"backend: {self.backend} needs mllm.{name}")
         if "base_url" in needs:
             try:
                 url = urlsplit(self.base_url or "")

@@ -19,13 +19,26 @@ def seconds(out: Path, log: RunLog, stage: str) -> tuple[float, str] | None:
 
 def method_seconds(out: Path, log: RunLog) -> tuple[float, str] | None:
     """Seconds of the method's own stages for the unlearned model, and the machine; ``None`` if not known."""
-    *before, last = in_group("method")
+    last = next(name for name in in_group("method") if STAGES[name].weights)
     meta = artifacts.read_meta(out / STAGES[last].file)
-    keys = [meta["lineage"][name]["fingerprint"] for name in before] + [meta["fingerprint"]]
+    before = [meta["lineage"][name] for name in in_group("method") if name in meta["lineage"]]
+    keys = [entry["fingerprint"] for entry in (*before, meta)]
     known = [entry for key in keys if (entry := log.seconds(key))]
     if len(known) < len(keys) or len({machine for _, machine in known}) != 1:
         return None
     return sum(value for value, _ in known), known[0][1]
+
+
+def of_models(times: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Seconds that each model of an evaluation took, from the evaluation's `summary`; ``None`` where not known."""
+    own = [times.get(f"{stage}_s") for stage in in_group("method")]
+    known = [value for value in own if value is not None]
+    return {
+        "original": times.get("train_s"),
+        "mask": 0.0,
+        "unlearned": sum(known) if len(known) == len(own) else None,
+        "oracle": times.get("oracle_s"),
+    }
 
 
 def summary(

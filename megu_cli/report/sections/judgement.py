@@ -6,6 +6,7 @@ from typing import Any
 
 from megu_cli.evaluation.registry import Metric, find, metrics
 from megu_cli.evaluation.requirements import absent
+from megu_cli.pipeline.times import of_models
 from megu_cli.report.parts import Section, Table, View
 from megu_cli.report.words import MODELS, counted, metric, percent, shown, title
 
@@ -82,13 +83,7 @@ def results(view: View) -> Section:
         cells = [shown(name, view.value(m, name)) for m in view.models]
         rows.append([f"{title(name)}\n{metric(name).plain}\n{name}", *cells])
     times = body["time"]
-    own = [times.get(f"{stage}_s") for stage in ("labels", "noise", "finetune")]
-    seconds = {
-        "original": times.get("train_s"),
-        "mask": 0.0,
-        "unlearned": None if None in own else sum(own),
-        "oracle": times.get("oracle_s"),
-    }
+    seconds = of_models(times)
     cells = ["–" if seconds[m] is None else f"{seconds[m]:.1f} s" for m in view.models]
     rows.append(["Time to make it\nThe unlearning counts labels, noise and finetuning.\n", *cells])
     if times.get("time_ratio") is not None:

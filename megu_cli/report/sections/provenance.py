@@ -15,8 +15,9 @@ def digests(view: View) -> Section:
         known |= recorded["inputs"]
     known["eval"] = view.sources.evaluation.content
     made = [name for name in known if name in meta["lineage"] or name == "eval"]
-    given = [[DIGESTED.get(name, name), known[name]] for name in DIGESTED if name in known and name not in made]
-    outputs = [[DIGESTED.get(name, name), known[name]] for name in DIGESTED if name in made]
+    ordered = [name for name in dict.fromkeys((*DIGESTED, *known)) if name in known]
+    given = [[DIGESTED.get(name, name), known[name]] for name in ordered if name not in made]
+    outputs = [[DIGESTED.get(name, name), known[name]] for name in ordered if name in made]
     finetune = view.sources.artifacts.get("finetune")
     for file, digest in (finetune.meta["weights"] if finetune else {}).items():
         outputs.append([f"the unlearned model ({file}), its tensors", digest])
