@@ -13,7 +13,7 @@ from conftest import write_config
 
 from megu_cli import baselines
 from megu_cli.compare import Comparison
-from megu_cli.config import load_config
+from megu_cli.config import changed, load_config
 from megu_cli.errors import ConfigError
 from megu_cli.pipeline.context import RunContext
 from megu_cli.run import artifacts
@@ -143,3 +143,14 @@ def test_names_that_are_no_cells_are_refused(prepared, megu):
         assert called.code == 2
         assert "--list-cells" in called.err
     assert megu("compare", "-c", prepared, "--cell", "0/mask", "--dry-run").code == 2
+
+
+def test_ratings_that_are_there_are_not_asked_for_again(prepared, monkeypatch):
+    def asked(*given):
+        raise AssertionError("it was asked again")
+
+    monkeypatch.setattr("megu_cli.pipeline.steps.similarity.similarity", asked)
+    config = changed(load_config(prepared), {"compare.methods": ["megu"]})
+    Comparison(RunContext.open(config)).run_cell("0/megu")
+    run = prepared.parent / "run"
+    assert (run / "compare" / "0" / "megu" / "similarity.json").read_bytes() == (run / "similarity.json").read_bytes()

@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Set MeGU beside retraining and other methods: same data, same original, same oracle, several seeds.
 
-    Example: megu compare --methods megu,neggrad_plus,delete,mask --seeds 3 --jobs 2
+    Example: megu compare --methods megu,delete,mask --seeds 3 --jobs 2
     """
     from megu_cli.cli import tables
     from megu_cli.compare import Comparison
