@@ -40,9 +40,9 @@ def test_help_is_fast_and_imports_nothing_heavy(command):
     assert min(seconds) < 0.5
 
 
-def test_each_help_has_an_example():
+def test_each_help_has_an_example(megu):
     for name in COMMANDS:
-        assert f"Example: megu {name}" in " ".join(process("-m", "megu_cli", name, "--help").stdout.split())
+        assert f"Example: megu {name}" in " ".join(megu(name, "--help").out.split())
 
 
 def test_module_and_version():

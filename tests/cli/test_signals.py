@@ -78,8 +78,15 @@ def test_a_signal_ends_the_process_with_a_word(waiting: Path, number: signal.Sig
     assert seconds < 2
 
 
-@pytest.mark.parametrize("number", CODES)
-@pytest.mark.parametrize("answered", [0, 1])
+@pytest.mark.parametrize(
+    ("answered", "number"),
+    [
+        (1, signal.SIGINT),
+        pytest.param(0, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_while_calls_hang(tmp_path: Path, number: signal.Signals, answered: int) -> None:
     # The first call is made by itself, the others at the same time.
     calls = threading.Semaphore(0)

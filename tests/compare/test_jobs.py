@@ -79,6 +79,7 @@ def test_a_killed_process_costs_nothing_but_its_cell(tmp_path):
     assert said == ["b: its process was ended from outside (exit code -9); another one takes it up"] * 3
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_each_process_is_given_up(tmp_path):
     rows = [("a", partial(die, 9), (), False), ("b", work, (), False)]
     left, failures, _ = ran(tmp_path, rows, number=1)

@@ -12,6 +12,12 @@ from megu_cli.evaluation.ulira import _auc, _rate, attacks, likelihood_ratios, s
 SEEDS, IMAGES = 16, 400
 
 
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    # 300 draws of the bootstrap tell a coin's toss from an attack as well as 1,000.
+    monkeypatch.setattr("megu_cli.evaluation.ulira._DRAWS", 300)
+
+
 def confidences(shift: float, seed: int, spread: float = 1.0) -> np.ndarray:
     """(S, N) scaled confidences that are Gaussian around each image's own mean, moved by ``shift``."""
     centre = np.random.default_rng(99).normal(0, 2, IMAGES)

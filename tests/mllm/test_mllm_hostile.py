@@ -201,8 +201,8 @@ def test_masking_leaves_all_else_as_it_is_and_json_whole() -> None:
 @pytest.mark.parametrize("part", ["%25", "25", "\\", "\\n", "&#", "&#0", "&amp", "\\u0073", KEY[:8], "\0"])
 def test_masking_takes_linear_time(part: str) -> None:
     started = time.monotonic()
-    masked("%" + part * (1_000_000 // len(part)), KEY)
-    assert time.monotonic() - started < 6
+    masked("%" + part * (300_000 // len(part)), KEY)
+    assert time.monotonic() - started < 2
 
 
 def test_escapes_without_end_mask_the_whole_text() -> None:

@@ -241,7 +241,17 @@ def test_a_wrapped_checkpoint_through_the_command_line(megu, finished):
     content = {"state_dict": prefixed(state, "module."), "ema": average, "epoch": 5, "optimizer": optimizer}
     torch.save(content, folder / "mine.pth")
     out = folder / "out"
-    answer = megu("run", "-c", finished, "-o", out, "--set", f"model.checkpoint={folder / 'mine.pth'}")
+    given = (
+        "-c",
+        finished,
+        "-o",
+        out,
+        "--set",
+        f"model.checkpoint={folder / 'mine.pth'}",
+        "--set",
+        "eval.oracle=false",
+    )
+    answer = megu("run", *given)
     assert answer.code == 0, answer.err
     assert "finetune: model.pth is the unlearned checkpoint, wrapped as the input is" in answer.err
     assert "finetune: unlearned from state_dict.module; replaced as well: ema" in answer.err
@@ -256,16 +266,18 @@ def test_a_wrapped_checkpoint_through_the_command_line(megu, finished):
         assert torch.equal(written["ema"][key], value)
     assert not torch.equal(plain["head.weight"], state["head.weight"])
     # The same command computes nothing; a file that was lost is made again.
-    again = ("run", "-c", finished, "-o", out, "--set", f"model.checkpoint={folder / 'mine.pth'}")
-    assert "running" not in megu(*again).err
+    assert "running" not in megu("run", *given).err
     before = (out / "model.pth").read_bytes()
     (out / "model.pth").unlink()
-    answer = megu(*again)
+    answer = megu("run", *given)
     assert "finetune: running" in answer.err
     assert (out / "model.pth").read_bytes() == before
     # So it is where what stands beside the weights changed.
     torch.save({**content, "epoch": 6}, folder / "mine.pth")
-    assert "finetune: running (stale: changed: what stands beside the weights in the checkpoint)" in megu(*again).err
+    assert (
+        "finetune: running (stale: changed: what stands beside the weights in the checkpoint)"
+        in megu("run", *given).err
+    )
     assert torch.load(out / "model.pth", weights_only=True)["epoch"] == 6
 
 
@@ -357,7 +369,7 @@ def test_a_set_in_a_file_follows_no_hash_seed(tmp_path):
         "written = found.written(found.state)\n"
         "print(artifacts.digest(found.described), hashlib.sha256(written).hexdigest())\n"
     )
-    told = {process("-c", code, tmp_path / "a", environment={"PYTHONHASHSEED": seed}).stdout for seed in "123"}
+    told = {process("-c", code, tmp_path / "a", environment={"PYTHONHASHSEED": seed}).stdout for seed in "12"}
     assert len(told) == 1
     assert len(told.pop().split()) == 2
     found = checkpoints.read(tmp_path / "a", net())

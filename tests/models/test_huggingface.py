@@ -49,7 +49,9 @@ def saved(folder, kind="vit", processor=True, **given):
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["vit", "swin", "convnext", "resnet"])
+@pytest.mark.parametrize(
+    "kind", ["vit", "convnext", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("swin", "resnet"))]
+)
 def test_a_directory_is_unlearned_and_written_as_one(megu, tmp_path, kind):
     original = saved(tmp_path / "mine", kind)
     before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}

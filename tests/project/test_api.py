@@ -87,6 +87,7 @@ def test_single_images_as_well(megu, tmp_path):
     assert state_digest(dict(result.model.state_dict())) == state_digest(model)
 
 
+@pytest.mark.slow
 def test_the_documented_example_prints_what_it_says(capsys):
     text = (DOCS / "api.md").read_text()
     code, printed = re.findall(r"```(?:python|text)\n(.*?)```", text, re.DOTALL)

@@ -494,6 +494,8 @@ def test_labels_say_when_the_model_may_know_what_is_held_out(megu, finished, sou
     torch.save(load_file(folder / "run" / "original.safetensors"), folder / "mine.pth")
     settings = [f"model.checkpoint={folder / 'mine.pth'}", f"data.validation_from={source}",
                 "forget={random: {count: 20}}", "eval.oracle=false"]  # fmt: skip
-    answer = megu("run", "-c", finished, "-o", folder / "again", *(w for s in settings for w in ("--set", s)))
+    given = ("-c", finished, "-o", folder / "again", *(w for s in settings for w in ("--set", s)))
+    assert megu("similarity", *given).code == 0
+    answer = megu("labels", *given)
     assert answer.code == 0, answer.err
     assert ("of their labels, as much as the model gives" in " ".join(answer.err.split())) == said
