@@ -66,10 +66,13 @@ def test_every_command_is_run_or_excused():
 
 def run(command: str, megu: Megu, codes: tuple[int, ...] = (0,)) -> None:
     """Run one command in the working directory; what megu prints stands in the message of a failure."""
+    command, _, file = command.partition(" > ")
     words = shlex.split(command)
     if words[0] == "megu":
         answer = megu(*words[1:])
         assert answer.code in codes, f"{command}\n{answer.out}\n{answer.err}"
+        if file:
+            Path(file).write_text(answer.out)
         return
     words[0] = sys.executable if words[0] == "python" else words[0]
     made = subprocess.run(words, env=subprocess_environment(), capture_output=True, text=True, check=False)
