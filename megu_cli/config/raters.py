@@ -81,6 +81,9 @@ _ROWS = (
     ),
 )
 RATERS = {row.name: row for row in _ROWS}
+_ASKING = [row.name for row in _ROWS if row.asks]
+# The raters that ask a model, as a message names them.
+ASKING = f"{', '.join(_ASKING[:-1])} or {_ASKING[-1]}"
 
 # The values of ``mllm.backend``.
 _NAMES = ("auto", *RATERS)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megu_cli.config.base import Count, Fraction, NonNegative, Positive, Section
+from megu_cli.config.raters import ASKING
 from megu_cli.config.sources import (
     DataConfig,
     ForgetConfig,
@@ -275,8 +276,8 @@ class Config(Section):
                 f"labels.source: {self.labels.source} takes labels from ratings"
             )  # fmt: skip
             raise ValueError(
-                f"{why}, and there are none (mllm.backend: none). Let a model rate (mllm.backend: local, endpoint or "
-                "clip), or fill in the file that `megu similarity --template FILE` writes and name it in mllm.ratings"
+                f"{why}, and there are none (mllm.backend: none). Let a model rate (mllm.backend: {ASKING}), "
+                "or fill in the file that `megu similarity --template FILE` writes and name it in mllm.ratings"
             )
         return self
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from megu_cli.config.raters import ASKING
 from megu_cli.errors import DataError, brief
 from megu_cli.mllm.base import SCALE, Cost, Question, Ratings
 from megu_cli.run import reading
@@ -125,7 +126,7 @@ def shipped(dataset: str) -> Path:
     if not path.exists():
         raise DataError(
             f"mllm.backend: recorded ships no ratings for {dataset}",
-            "Do without ratings (mllm.backend: none), let a model rate (local, endpoint or clip), or fill in the file "
+            f"Do without ratings (mllm.backend: none), let a model rate ({ASKING}), or fill in the file "
             "that `megu similarity --template FILE` writes and name it in mllm.ratings (docs/mllm.md).",
         )
     return path
