@@ -180,6 +180,11 @@ class ForgetConfig(Section):
         return self
 
 
+# Raters whose model is loaded here, and those that ask a server.
+_LOADED = ", ".join(rater.name for rater in RATERS.values() if "rater_model" in rater.inputs)
+_SERVED = ", ".join(rater.name for rater in RATERS.values() if "base_url" in rater.needs)
+
+
 class MLLMConfig(Section):
     """Where the similarity ratings come from."""
 
@@ -191,16 +196,16 @@ class MLLMConfig(Section):
     ratings: Path | None = Field(None, description=f"recorded: file of ratings; null: those shipped for {_RATED}")
     model: Path | str | None = Field(
         None,
-        description="local, clip: a hub id, or a directory (absolute, or beginning with ./ or ../); endpoint: the "
+        description=f"{_LOADED}: a hub id, or a directory (absolute, or beginning with ./ or ../); {_SERVED}: the "
         "model's name there",
     )
-    revision: str | None = Field(None, description="local, clip: commit or tag of a hub id; null: its main branch")
-    base_url: str | None = Field(None, description="endpoint: address, such as http://localhost:8000/v1")
+    revision: str | None = Field(None, description=f"{_LOADED}: commit or tag of a hub id; null: its main branch")
+    base_url: str | None = Field(None, description=f"{_SERVED}: address, such as http://localhost:8000/v1")
     key_env: str = Field(
         "MEGU_API_KEY",
-        description="endpoint: environment variable that holds the key; one other than MEGU_API_KEY must be set",
+        description=f"{_SERVED}: environment variable that holds the key; one other than MEGU_API_KEY must be set",
     )
-    allow_remote: bool = Field(False, description="endpoint: images may be sent to a host that is not this machine")
+    allow_remote: bool = Field(False, description=f"{_SERVED}: images may be sent to a host that is not this machine")
     images: Literal["auto", "retain-only", "none"] = Field(
         "auto",
         description="which images may be shown: auto (retained ones; forgotten ones only where a class or sub-class "
@@ -208,17 +213,17 @@ class MLLMConfig(Section):
     )
     images_per_class: Count = Field(8, description="images shown of each class that is asked about")
     image_size: Count = Field(448, description="images are downsized to this many pixels on the longer side")
-    concurrency: Count = Field(4, description="endpoint: calls at the same time")
+    concurrency: Count = Field(4, description=f"{_SERVED}: calls at the same time")
     timeout: Positive = Field(
-        120.0, description="endpoint: seconds for a whole call, after which its connection is closed"
+        120.0, description=f"{_SERVED}: seconds for a whole call, after which its connection is closed"
     )
     retries: Annotated[int, Field(ge=0)] = Field(
-        5, description="endpoint: times that a call is repeated after 429, 5xx, a time-out or a cut connection"
+        5, description=f"{_SERVED}: times that a call is repeated after 429, 5xx, a time-out or a cut connection"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="local, clip: auto (float32 on cpu, bfloat16 on cuda, float16 on mps) | float32 | ..."
+        "auto", description=f"{_LOADED}: auto (float32 on cpu, bfloat16 on cuda, float16 on mps) | float32 | ..."
     )
-    trust_remote_code: bool = Field(False, description="local, clip: run code that comes with the model")
+    trust_remote_code: bool = Field(False, description=f"{_LOADED}: run code that comes with the model")
 
     @property
     def rater(self) -> RaterKind:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from megu_cli.report.parts import Report, Sources
 
 FORMATS = ("html", "md", "json")
-# Stages whose artifacts it shows.
-_SHOWN = ("finetune", "similarity", "transition", "labels", "noise")
 _WEIGHTS = (files.WEIGHTS, files.ORIGINAL, files.ORACLE)
+# Stages whose artifacts it shows.
+_SHOWN = [name for name, stage in STAGES.items() if stage.file not in (*_WEIGHTS, files.EVALUATION)]
 _EXAMPLES = 8
 
 
