@@ -184,7 +184,9 @@ def test_passing_trouble_is_sat_out(endpoint: Any, server: Server, trouble: Repl
         (Reply(b"", 429), "HTTP status 429"),
         (Reply(b"who?", 401), "HTTP status 401: who?"),
         (Reply(completion("{}"), cut=True), "no connection"),
-        (Reply(completion("{}"), delay=2.0), "no answer within 1.5 seconds, 2 times over"),
+        pytest.param(
+            Reply(completion("{}"), delay=2.0), "no answer within 1.5 seconds, 2 times over", marks=pytest.mark.slow
+        ),
     ],
     ids=["500", "429", "401", "cut", "time-out"],
 )

@@ -370,6 +370,7 @@ def test_class_names_of_any_kind_are_printed_as_they_are(capsys):
     assert printed.count("\n") < 150
 
 
+@pytest.mark.slow
 def test_classes_of_any_name_through_a_run(megu, tmp_path):
     names = ["a b", "c-d", "🐍", "[red]", "é", "#1"]
     draw = np.random.default_rng(0)

@@ -46,6 +46,7 @@ def test_what_needs_ratings_refuses_none_and_says_what_to_do(tmp_path, settings,
     load_config(write_config(tmp_path, data=FOLDER, mllm={"ratings": "r.json"}, **settings))
 
 
+@pytest.mark.slow
 def test_a_run_without_ratings(megu, tmp_path):
     file = write_config(tmp_path, mllm={"backend": "none"})
     answer = megu("run", "-c", file)
