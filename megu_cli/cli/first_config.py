@@ -83,7 +83,7 @@ class FirstConfig:
         known = self.given.image_size or self._of_model()
         size = known or self._native
         said: list[str] = []
-        if self.given.check and self._work(size or _FIRST).inputs.original.path.exists():
+        if self.given.check and self._context(size or _FIRST).inputs.original.path.exists():
             found, said = self._tried(size or _FIRST)
             if found == _FIRST and size is None:
                 said.append(f"data.image_size: {_FIRST} works; see that the model was trained with it")
@@ -95,7 +95,7 @@ class FirstConfig:
         self.write()
         return said
 
-    def _work(self, size: int) -> RunContext:
+    def _context(self, size: int) -> RunContext:
         from megu_cli.config import load_config
         from megu_cli.pipeline.context import RunContext
 
@@ -110,7 +110,7 @@ class FirstConfig:
         """The size that a Hugging Face model says itself; other models say none that one could rely on."""
         if not source_of(self.given.model)[0].directory:
             return None
-        return self._work(_FIRST).inputs.user_model.advised.image_size
+        return self._context(_FIRST).inputs.user_model.advised.image_size
 
     @cached_property
     def _native(self) -> int | None:
@@ -140,7 +140,7 @@ class FirstConfig:
         from megu_cli.pipeline.checks import preflight
 
         try:
-            found = preflight(self._work(size))
+            found = preflight(self._context(size))
         except MeguError as error:
             lines = [f"the checkpoint was not checked: {error.message.splitlines()[0]}"]
             return None, [*lines, error.hint] if error.hint else lines

@@ -303,7 +303,7 @@ class Arena:
             known = times.seconds(self.context.directory.out, self.context.directory.log, "oracle")
             return self.oracle_model(), *(known or (None, ""))
         if entry.ours:
-            ours = self._ours(entry).work
+            ours = self._ours(entry).context
             return ours.unlearned(), *(times.method_seconds(ours.directory.out, ours.directory.log) or (None, ""))
         from megu_cli.pipeline.steps.problem import task
 
@@ -341,10 +341,10 @@ class Arena:
             return
         if ours.state("finetune").status == "fresh":
             return
-        directory, log = ours.work.directory, RunLog(source)
+        directory, log = ours.context.directory, RunLog(source)
         for name in before:
             # Anew for each stage: what was copied decides whether the next one fits.
-            state, stage = Pipeline(ours.work).state(name), STAGES[name]
+            state, stage = Pipeline(ours.context).state(name), STAGES[name]
             if state.status not in ("missing", "stale") or not (source / stage.file).is_file():
                 continue
             with writing.replacing(directory.out / stage.file) as temporary:

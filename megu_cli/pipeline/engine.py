@@ -31,12 +31,12 @@ class Pipeline(Freshness):
     """The stages of one run directory.
 
     Args:
-        work: The run.
+        context: The run.
         say: Called with a line for each stage that is skipped or rebuilt, and the reason.
     """
 
-    def __init__(self, work: RunContext, say: Callable[[str], None] = lambda line: None) -> None:
-        super().__init__(work)
+    def __init__(self, context: RunContext, say: Callable[[str], None] = lambda line: None) -> None:
+        super().__init__(context)
         self.say = say
 
     def build(self, names: Iterable[str], force: bool = False) -> None:
@@ -107,7 +107,7 @@ class Pipeline(Freshness):
     def _check_first(self, names: Iterable[str]) -> None:
         for given in dict.fromkeys(given for name in names for given in self._given(STAGES[name])):
             if INPUTS[given].checked_first:
-                self.work.inputs.digest(given)
+                self.context.inputs.digest(given)
 
     def preflight(self, force: bool = False) -> None:
         """See that a checkpoint of the user's classifies the data, where anything is to be computed from it.
@@ -117,20 +117,20 @@ class Pipeline(Freshness):
         Raises:
             CheckpointError: It does not; the likeliest cause is named.
         """
-        if not self.work.inputs.unproven or not (
+        if not self.context.inputs.unproven or not (
             force or any(self.state(name).status != "fresh" for name in self.goals())
         ):
             return
         failure = None
-        if self.work.runtime.processes.first:
+        if self.context.runtime.processes.first:
             try:
-                found = checks.preflight(self.work)
+                found = checks.preflight(self.context)
                 if found.fault:
                     raise found.fault
                 self.say(f"preflight: {found.line}")
             except MeguError as error:
                 failure = error
-        if not self.work.runtime.processes.agreed(failure is None):
+        if not self.context.runtime.processes.agreed(failure is None):
             raise failure or CheckpointError("the preflight of the first process failed")
 
     def plan(self, names: Iterable[str] | None = None, force: bool = False) -> list[tuple[str, str, str]]:
@@ -163,8 +163,8 @@ class Pipeline(Freshness):
     def _skip(self, name: str) -> bool:
         if self.state(name).status == "fresh":
             self.say(f"{name}: fresh")
-            if self.work.runtime.processes.first:
-                (self.work.directory.out / files.resume_file(name)).unlink(
+            if self.context.runtime.processes.first:
+                (self.context.directory.out / files.resume_file(name)).unlink(
                     missing_ok=True
                 )  # killed just before it was deleted
             return True
@@ -172,13 +172,13 @@ class Pipeline(Freshness):
 
     def _given_or_raise(self, stage: Stage) -> None:
         for name in self._given(stage):
-            self.work.inputs.digest(name)
+            self.context.inputs.digest(name)
 
     def _run(self, name: str) -> None:
         """Run one stage whose inputs are all fresh, and write what it makes."""
-        self.work.ready()
-        self.work.runtime.start()
-        stage, processes = STAGES[name], self.work.runtime.processes
+        self.context.ready()
+        self.context.runtime.start()
+        stage, processes = STAGES[name], self.context.runtime.processes
         before = self.state(name)
         why = f" ({before.status}: {before.reason})" if before.status in ("stale", "corrupt") else ""
         self.say(f"{name}: running{why}")
@@ -186,32 +186,32 @@ class Pipeline(Freshness):
         inputs: dict[str, Artifact] = {}
         lineage: dict[str, Any] = {}
         for upstream in self._upstream(stage):
-            path = self.work.directory.out / STAGES[upstream].file
+            path = self.context.directory.out / STAGES[upstream].file
             if upstream in stage.optional and not path.exists():
                 continue
             artifact = inputs[upstream] = artifacts.read(path)
             parts["inputs"][upstream] = artifact.content
             lineage |= artifact.meta["lineage"]
             lineage[upstream] = {k: artifact.meta[k] for k in ("version", "settings", "inputs", "fingerprint")}
-        self.work.preload()
+        self.context.preload()
         processes.wait()  # all processes have read what is there, before anything changes
         started = time.perf_counter()
         resume = Resume(
-            self.work.directory.out / files.resume_file(name),
+            self.context.directory.out / files.resume_file(name),
             artifacts.digest([parts, processes.world]),
-            self.work.config.checkpoint_seconds,
+            self.context.config.checkpoint_seconds,
             self.say,
         )
         product = None
         if processes.first or stage.shared:
-            product = stage.load()(replace(self.work, resume=resume), inputs)
+            product = stage.load()(replace(self.context, resume=resume), inputs)
         # What was done before a kill counts: a time is that of the whole stage.
         seconds = resume.seconds + time.perf_counter() - started
         if processes.first and product is not None:
             self._write(stage, product, parts, lineage, seconds)
             resume.path.unlink(missing_ok=True)
         processes.wait()
-        stage.done(self.work.inputs)
+        stage.done(self.context.inputs)
         self._states.clear()
 
     def _write(
@@ -225,7 +225,7 @@ class Pipeline(Freshness):
         """Write what a stage has made, its artifact last, and log it."""
         from megu_cli.execution.runtime import machine
 
-        out, written = self.work.directory.out, {}
+        out, written = self.context.directory.out, {}
         with contextlib.ExitStack() as stack:
             # Entered first, so that it takes its place last.
             for file in (stage.file, *product.weights, *product.files):
@@ -244,24 +244,24 @@ class Pipeline(Freshness):
                 "weights": {file: artifacts.tensor_digest(written[file]) for file in product.weights},
                 **({"files": others} if others else {}),
                 **({"sizes": sizes} if sizes else {}),
-                "seed": self.work.config.seed,
+                "seed": self.context.config.seed,
                 "megu": __version__,
             }
             sealed = artifacts.seal(Artifact(product.artifact.body, product.artifact.tensors), meta)
             artifacts.save(written[stage.file], sealed)
             # Before any file takes its place, so that a run that is killed now knows them as its own later.
-            self.work.directory.log.append(
+            self.context.directory.log.append(
                 {
                     "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     "stage": stage.name,
                     "fingerprint": meta["fingerprint"],
                     "content": sealed.content,
                     "seconds": round(seconds, 3),
-                    "device": str(self.work.runtime.device),
+                    "device": str(self.context.runtime.device),
                     "machine": machine(),
                     "files": {file: ownership.parts(path) for file, path in written.items()},
                 }
             )
-        self.work.directory.keep_digests()
+        self.context.directory.keep_digests()
         for note in product.notes:
             self.say(f"{stage.name}: {note}")

@@ -49,11 +49,11 @@ class Freshness:
     """Compares the artifacts of a run directory with what the config and the inputs ask for.
 
     Args:
-        work: The run.
+        context: The run.
     """
 
-    def __init__(self, work: RunContext) -> None:
-        self.work = work
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
         self._states: dict[str, State] = {}
 
     def state(self, name: str) -> State:
@@ -98,15 +98,15 @@ class Freshness:
     # -- the graph -------------------------------------------------------------------------------------------------
 
     def _there(self, stage: Stage) -> bool:
-        return (self.work.directory.out / stage.file).exists()
+        return (self.context.directory.out / stage.file).exists()
 
     def _replaced(self) -> set[str]:
         """The stages whose result the user gives."""
-        return {row.made_by for row in INPUTS.values() if row.made_by and row.applies(self.work.inputs)}
+        return {row.made_by for row in INPUTS.values() if row.made_by and row.applies(self.context.inputs)}
 
     def _wanted(self, stage: Stage) -> bool:
         """True if the config asks for a stage."""
-        return not stage.switch or get(self.work.config, stage.switch) is True
+        return not stage.switch or get(self.context.config, stage.switch) is True
 
     def _required(self, stage: Stage) -> list[str]:
         """The stages that are made for a stage where they are missing."""
@@ -114,7 +114,7 @@ class Freshness:
         for need in stage.needs:
             if need in STAGES:
                 names.append(need)
-            elif INPUTS[need].made_by and not INPUTS[need].applies(self.work.inputs):
+            elif INPUTS[need].made_by and not INPUTS[need].applies(self.context.inputs):
                 names.append(INPUTS[need].made_by)
         return names + [name for name in stage.optional if STAGES[name].switch and self._wanted(STAGES[name])]
 
@@ -126,8 +126,8 @@ class Freshness:
 
     def _given(self, stage: Stage) -> list[str]:
         """The inputs of a stage that no stage makes."""
-        needed = (need for need in stage.needs if need in INPUTS and INPUTS[need].applies(self.work.inputs))
-        return [*stage.inputs, *stage.by_config(self.work.config)[1], *needed]
+        needed = (need for need in stage.needs if need in INPUTS and INPUTS[need].applies(self.context.inputs))
+        return [*stage.inputs, *stage.by_config(self.context.config)[1], *needed]
 
     def _covered(self, name: str, states: Mapping[str, State]) -> bool:
         """True if everything that is made from a missing artifact is there and fits."""
@@ -151,7 +151,7 @@ class Freshness:
         return state
 
     def _compared(self, stage: Stage) -> State:
-        path = self.work.directory.out / stage.file
+        path = self.context.directory.out / stage.file
         meta: dict[str, Any] | None = None
         trouble: State | None = None
         if not path.exists():
@@ -159,7 +159,7 @@ class Freshness:
         else:
             try:
                 meta = artifacts.read_meta(path, artifacts.STAGE_KEYS)
-                artifacts.check_products(self.work.directory.out, meta)
+                artifacts.check_products(self.context.directory.out, meta)
                 if fault := bodies.fault(stage, artifacts.read_body(path)):
                     trouble = State("corrupt", f"{stage.file} is damaged: {fault}")
             except ForeignFileError as error:
@@ -194,8 +194,8 @@ class Freshness:
         return {
             "stage": stage.name,
             "version": stage.version,
-            "settings": self.work.inputs.settings([*stage.settings, *stage.by_config(self.work.config)[0]]),
-            "inputs": {name: self.work.inputs.digest(name) for name in self._given(stage)},
+            "settings": self.context.inputs.settings([*stage.settings, *stage.by_config(self.context.config)[0]]),
+            "inputs": {name: self.context.inputs.digest(name) for name in self._given(stage)},
         }
 
     def _fits_without(self, name: str, meta: Mapping[str, Any]) -> bool:
@@ -229,25 +229,25 @@ class Freshness:
         for stage in running:
             self._refuse_foreign(stage)
         if running:
-            ownership.refuse_foreign(self.work.directory.out, self.work.directory.log.file.name)
+            ownership.refuse_foreign(self.context.directory.out, self.context.directory.log.file.name)
 
     def _refuse_foreign(self, stage: Stage) -> None:
         recorded = self._recorded(stage)
         for name in self._written(stage):
-            path = self.work.directory.out / name
+            path = self.context.directory.out / name
             if name in recorded and path.is_file() and not path.is_symlink():
                 digest = artifacts.tensor_digest if name in stage.weights else artifacts.file_digest
                 with contextlib.suppress(OSError, ArtifactError):
                     if digest(path) == recorded[name]:
                         continue
-            ownership.refuse_foreign(self.work.directory.out, name, self.work.directory.log.written(name))
+            ownership.refuse_foreign(self.context.directory.out, name, self.context.directory.log.written(name))
 
     def _recorded(self, stage: Stage) -> dict[str, str]:
         """Digests of the files beside an artifact, as the artifact records them; it may be damaged."""
         if not stage.weights:
             return {}
         try:
-            with artifacts.opened(self.work.directory.out / stage.file) as stream:
+            with artifacts.opened(self.context.directory.out / stage.file) as stream:
                 meta = artifacts.strict_json(stream.read())["meta"]
             return {**meta["weights"], **meta.get("files", {})}
         except (OSError, ValueError, KeyError, TypeError, ArtifactError):
@@ -255,7 +255,7 @@ class Freshness:
 
     def _written(self, stage: Stage) -> list[str]:
         """The files that a stage may write, relative to the run directory."""
-        return [stage.file, *stage.weights, files.resume_file(stage.name), *stage.also_writes(self.work.inputs)]
+        return [stage.file, *stage.weights, files.resume_file(stage.name), *stage.also_writes(self.context.inputs)]
 
 
 def _difference(recorded: Mapping[str, Any], parts: Mapping[str, Any]) -> str:

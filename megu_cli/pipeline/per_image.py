@@ -63,26 +63,28 @@ def check(path: Path, out: Path) -> None:
         raise ConfigError(f"--per-image {path} is there already, and is no such file", "Give another name.")
 
 
-def answers(work: RunContext) -> PerImage:
+def answers(context: RunContext) -> PerImage:
     """Ask the original, the unlearned and, where the evaluation has one, the retrained model about D_f.
 
     All processes of a run call it together. The evaluation must be up to date.
     """
     from megu_cli.training import predict
 
-    work.runtime.start()
-    data, request = work.inputs.data, work.inputs.request
+    context.runtime.start()
+    data, request = context.inputs.data, context.inputs.request
     index, labels = request.forget, data.train.labels[request.forget]
     copies = {*request.copies.tolist()}
     rows = [
         [data.train.names[position], data.classes[label], "yes" if position in copies else "no"]
         for position, label in zip(index.tolist(), labels.tolist(), strict=True)
     ]
-    models = {"original": work.original, "unlearned": work.unlearned}
-    if work.config.eval.own_oracle:
-        models["retrained"] = lambda: work.load(retrained.weights(work.inputs), "eval.oracle")
-    elif "oracle" in artifacts.read_meta(work.directory.out / files.EVALUATION)["inputs"]:
-        models["retrained"] = lambda: work.load(artifacts.read(work.directory.out / files.ORACLE).tensors, files.ORACLE)
+    models = {"original": context.original, "unlearned": context.unlearned}
+    if context.config.eval.own_oracle:
+        models["retrained"] = lambda: context.load(retrained.weights(context.inputs), "eval.oracle")
+    elif "oracle" in artifacts.read_meta(context.directory.out / files.EVALUATION)["inputs"]:
+        models["retrained"] = lambda: context.load(
+            artifacts.read(context.directory.out / files.ORACLE).tensors, files.ORACLE
+        )
     for name, load in models.items():
         said = predict(
             load(),
@@ -91,7 +93,7 @@ def answers(work: RunContext) -> PerImage:
             classes=len(data.classes),
             features=False,
             label=f"per image {name}",
-            execution=work.execution,
+            execution=context.execution,
         )
         probabilities = said.logits.softmax(1).gather(1, labels[:, None])[:, 0].tolist()
         for row, k, p, label in zip(rows, said.logits.argmax(1).tolist(), probabilities, labels.tolist(), strict=True):

@@ -33,40 +33,40 @@ _AUDIBLE = 24.0
 _FEWEST = 20
 
 
-def keep(work: RunContext, requests: Sequence[dict[str, Any]] | None = None) -> Path:
+def keep(context: RunContext, requests: Sequence[dict[str, Any]] | None = None) -> Path:
     """Write forgotten.json for a finished finetuning, unless it is there.
 
     Args:
-        work: The run.
+        context: The run.
         requests: What was sent, as `sent` describes it; ``None``: the request of the config.
 
     Raises:
         ArtifactError: finetune.json cannot be read, or forgotten.json cannot be written.
     """
-    path = work.directory.out / FILE
-    made = artifacts.read_meta(work.directory.out / files.FINETUNE)
-    kind = work.config.record.fingerprints
-    requests = [sent(work.config.forget)] if requests is None else list(requests)
+    path = context.directory.out / FILE
+    made = artifacts.read_meta(context.directory.out / files.FINETUNE)
+    kind = context.config.record.fingerprints
+    requests = [sent(context.config.forget)] if requests is None else list(requests)
     origin = {
         "stage": "forgotten",
         "settings": {"record.fingerprints": kind},
         "inputs": {"finetune": made["content"], "requests": artifacts.digest(requests)},
     }
-    if not work.runtime.processes.first or _holds(path, origin):
+    if not context.runtime.processes.first or _holds(path, origin):
         return path
     import torch  # `megu run` with nothing to do does not need it
 
-    images, copies = work.inputs.request.forget.tolist(), _copies(work.inputs.request)
+    images, copies = context.inputs.request.forget.tolist(), _copies(context.inputs.request)
     body = {
         "requests": requests,
-        "kind": work.inputs.request.section,
+        "kind": context.inputs.request.section,
         "images": len(images),
         "copies": len(copies),
-        "fingerprints": _fingerprints(work.inputs.data.train.images, images, copies, kind),
-        "parent": _parent(work),
+        "fingerprints": _fingerprints(context.inputs.data.train.images, images, copies, kind),
+        "parent": _parent(context),
         "torch": torch.__version__,
     }
-    ownership.refuse_foreign(work.directory.out, FILE)
+    ownership.refuse_foreign(context.directory.out, FILE)
     artifacts.write(path, artifacts.seal(artifacts.Artifact(body), origin))
     return path
 
@@ -119,9 +119,9 @@ def items(forget: ForgetConfig) -> list[str]:
     return [str(name) for name in forget.classes or forget.subclasses or forget.subjects or []]
 
 
-def _parent(work: RunContext) -> dict[str, str]:
+def _parent(context: RunContext) -> dict[str, str]:
     """sha256 of each file of the model that was unlearned, by a name that tells nothing of the user's."""
-    parent = work.inputs.original.path
+    parent = context.inputs.original.path
     if not parent.is_dir():
         return {f"checkpoint{parent.suffix}": artifacts.file_digest(parent)} if parent.exists() else {}
     beside = sorted(path for path in parent.iterdir() if path.is_file() and not path.name.startswith("."))

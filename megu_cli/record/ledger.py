@@ -282,8 +282,8 @@ def together(ledger: Ledger, entries: Sequence[Entry], config: Config, out: Path
 def _names(config: Config, forget: ForgetConfig) -> list[str]:
     """Names of the training images of classes or people."""
     own = forget.model_copy(update={"already_missing": config.forget.already_missing})
-    work = RunContext.open(config.model_copy(update={"forget": own}))
-    return [work.inputs.data.train.names[position] for position in work.inputs.request.forget.tolist()]
+    context = RunContext.open(config.model_copy(update={"forget": own}))
+    return [context.inputs.data.train.names[position] for position in context.inputs.request.forget.tolist()]
 
 
 def _write(out: Path, content: bytes) -> Path:

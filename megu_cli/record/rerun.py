@@ -53,7 +53,7 @@ def rerun(
         oracle = config.eval.own_oracle if judged and config.eval.own_oracle else judged
         pipeline = Pipeline(RunContext.open(changed(config, {"out": out, "eval.oracle": oracle}), track), say)
         pipeline.run(goals=None if predicate.figures is not None else ["finetune"])
-        fingerprints.keep(pipeline.work, requests)
+        fingerprints.keep(pipeline.context, requests)
         for name, digest in predicate.files.items():
             path = out / name
             if name == files.EVALUATION:

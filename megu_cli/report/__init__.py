@@ -35,7 +35,7 @@ _EXAMPLES = 8
 
 
 def write(
-    work: RunContext,
+    context: RunContext,
     outcomes: Sequence[Outcome],
     *,
     form: str = "html",
@@ -45,7 +45,7 @@ def write(
     """Write the report into the run directory.
 
     Args:
-        work: The run; its data set is loaded only for ``show_forgotten``.
+        context: The run; its data set is loaded only for ``show_forgotten``.
         outcomes: The requirements, and what was measured.
         form: One of `FORMATS`.
         show_forgotten: Show a few forgotten images beside their noises.
@@ -59,16 +59,16 @@ def write(
     """
     from megu_cli.report.content import gather
 
-    sources = _sources(work, outcomes, show_forgotten, notices)
+    sources = _sources(context, outcomes, show_forgotten, notices)
     report = gather(sources if form == "json" else _readable(sources))
     text = _RENDER[form](report)
-    path = work.directory.out / f"{files.REPORT}.{form}"
+    path = context.directory.out / f"{files.REPORT}.{form}"
     with writing.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
-def write_card(work: RunContext, outcomes: Sequence[Outcome], path: Path, notices: Sequence[str] = ()) -> None:
+def write_card(context: RunContext, outcomes: Sequence[Outcome], path: Path, notices: Sequence[str] = ()) -> None:
     """Write a Hugging Face model card of the unlearned model, which `card.check` has allowed.
 
     Raises:
@@ -77,25 +77,25 @@ def write_card(work: RunContext, outcomes: Sequence[Outcome], path: Path, notice
     from megu_cli.report.card import card
     from megu_cli.report.content import gather
 
-    sources = _readable(_sources(work, outcomes, False, notices))
+    sources = _readable(_sources(context, outcomes, False, notices))
     report = gather(sources)
-    metadata, parts = card(work, sources, report)
+    metadata, parts = card(context, sources, report)
     text = f"---\n{metadata}\n---\n{_markdown(report, 'card.md.j2', card=parts)}\n"
     with writing.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _sources(work: RunContext, outcomes: Sequence[Outcome], show_forgotten: bool, notices: Sequence[str]) -> Sources:
+def _sources(context: RunContext, outcomes: Sequence[Outcome], show_forgotten: bool, notices: Sequence[str]) -> Sources:
     from megu_cli.report.parts import Sources
 
-    evaluation = artifacts.read(work.directory.out / files.EVALUATION)
+    evaluation = artifacts.read(context.directory.out / files.EVALUATION)
     digests: dict[str, str] = {}
     for recorded in (*evaluation.meta["lineage"].values(), evaluation.meta):
         digests |= recorded["inputs"]
     found = {}
     for stage in _SHOWN:
         try:
-            artifact = artifacts.read(work.directory.out / STAGES[stage].file)
+            artifact = artifacts.read(context.directory.out / STAGES[stage].file)
         except ArtifactError:
             continue
         # Another process may be at work here: only what this evaluation was made from is shown beside it.
@@ -103,10 +103,10 @@ def _sources(work: RunContext, outcomes: Sequence[Outcome], show_forgotten: bool
             found[stage] = artifact
     comparison = None
     with contextlib.suppress(ArtifactError):
-        beside = artifacts.read(work.directory.out / files.COMPARISON)
+        beside = artifacts.read(context.directory.out / files.COMPARISON)
         comparison = beside if beside.body.get("request") == evaluation.body["request"] else None
-    entry = work.directory.log.last(evaluation.meta["fingerprint"])
-    shown, scale = _examples(work, found) if show_forgotten else ([], 1.0)
+    entry = context.directory.log.last(evaluation.meta["fingerprint"])
+    shown, scale = _examples(context, found) if show_forgotten else ([], 1.0)
     notices = list(notices)
     if show_forgotten and not shown:
         notices.append(
@@ -117,14 +117,14 @@ def _sources(work: RunContext, outcomes: Sequence[Outcome], show_forgotten: bool
         evaluation,
         found,
         outcomes,
-        _files(work.directory.out, found),
+        _files(context.directory.out, found),
         finished,
         shown,
         scale,
         notices,
         comparison,
-        asked=_asked(work.config.forget),
-        model=_model(work),
+        asked=_asked(context.config.forget),
+        model=_model(context),
     )
 
 
@@ -152,11 +152,11 @@ def _asked(settings: ForgetConfig) -> str:
     return f"forget.{kind}: " + ", ".join(map(str, getattr(settings, kind)))
 
 
-def _model(work: RunContext) -> str:
+def _model(context: RunContext) -> str:
     """The model and its checkpoint by name, without folders."""
     from megu_cli.models.sources import shown
 
-    name, checkpoint = shown(work.config.model.name), work.inputs.user_model.checkpoint
+    name, checkpoint = shown(context.config.model.name), context.inputs.user_model.checkpoint
     return f"{name} ({checkpoint.name})" if checkpoint is not None else f"{name}, trained by megu"
 
 
@@ -175,14 +175,14 @@ def _readable(sources: Sources) -> Sources:
     )
 
 
-def _examples(work: RunContext, found: dict[str, Artifact]) -> tuple[list[tuple[Any, int, int]], Any]:
+def _examples(context: RunContext, found: dict[str, Artifact]) -> tuple[list[tuple[Any, int, int]], Any]:
     """A few forgotten images as (image from 0 to 1, class, perturbing label), and the unit of the noises in images."""
-    split = work.inputs.data.train
+    split = context.inputs.data.train
     scale = split.std.numpy()
     if "labels" not in found or not found.get("noise", Artifact({})).tensors:
         return [], scale
     chosen = found["labels"].tensors["perturbing"]
-    index = work.inputs.request.forget
+    index = context.inputs.request.forget
     # One for each perturbing label first: variety tells more than order.
     first = [int((chosen == k).nonzero()[0, 0]) for k in chosen.unique()]
     places = list(dict.fromkeys([*first, *range(len(index))]))[:_EXAMPLES]

@@ -67,11 +67,11 @@ def check(path: Path, force: bool) -> None:
         )
 
 
-def card(work: RunContext, sources: Sources, report: Report) -> tuple[str, Card]:
+def card(context: RunContext, sources: Sources, report: Report) -> tuple[str, Card]:
     """The metadata as YAML, and the parts of a card.
 
     Args:
-        work: The run.
+        context: The run.
         sources: What the report is made from.
         report: The report.
     """
@@ -79,12 +79,12 @@ def card(work: RunContext, sources: Sources, report: Report) -> tuple[str, Card]
 
     body = sources.evaluation.body
     models = [name for name in MODELS if name in report.metrics]
-    name = without_folders(work.config.model.name)
-    return _metadata(work, name, body), Card(
+    name = without_folders(context.config.model.name)
+    return _metadata(context, name, body), Card(
         name=name,
         number=_number(body["request"]),
         request=_request(report, body["request"]),
-        how=_how(work, sources),
+        how=_how(context, sources),
         reason=body["verdict"]["reason"][:1].upper() + body["verdict"]["reason"][1:] if "verdict" in body else "",
         lead=_lead(models),
         figures=_figures(body, models),
@@ -123,10 +123,10 @@ def _request(report: Report, request: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _how(work: RunContext, sources: Sources) -> list[tuple[str, str]]:
+def _how(context: RunContext, sources: Sources) -> list[tuple[str, str]]:
     rows = [("Method", "MeGU, arXiv:2602.17088"), ("megu", str(sources.evaluation.meta["megu"]))]
     with contextlib.suppress(ArtifactError, KeyError):  # it may not have been handed over
-        rows.append(("PyTorch", str(artifacts.read_body(work.directory.out / files.FINGERPRINTS)["torch"])))
+        rows.append(("PyTorch", str(artifacts.read_body(context.directory.out / files.FINGERPRINTS)["torch"])))
     finetune = sources.artifacts.get("finetune")
     settings = finetune.meta["settings"] if finetune else {}
     used = settings.get("finetune", {})
@@ -162,11 +162,11 @@ def _figures(body: dict[str, Any], models: Sequence[str]) -> Table:
     return Table(["", *(MODELS[model] for model in models)], rows)
 
 
-def _metadata(work: RunContext, name: str, body: dict[str, Any]) -> str:
+def _metadata(context: RunContext, name: str, body: dict[str, Any]) -> str:
     """The metadata block, checked as huggingface_hub checks it when it loads a card."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    data, users = work.config.data.name, work.config.data.source.users
+    data, users = context.config.data.name, context.config.data.source.users
     results = [
         EvalResult(
             task_type="image-classification",
@@ -185,7 +185,7 @@ def _metadata(work: RunContext, name: str, body: dict[str, Any]) -> str:
         if body["unlearned"].get(metric) is not None
     ]
     return ModelCardData(
-        library_name=source_of(work.config.model.name)[0].library,
+        library_name=source_of(context.config.model.name)[0].library,
         pipeline_tag="image-classification",
         tags=["image-classification", "machine-unlearning", "megu"],
         metrics=["accuracy"],

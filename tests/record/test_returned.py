@@ -55,9 +55,9 @@ def forgotten_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record={"fingerprints": "lookalikes"},
     )
     pipeline = Pipeline(RunContext.open(load_config(file)))
-    pipeline.work.directory.out.mkdir()
+    pipeline.context.directory.out.mkdir()
     pipeline.run(goals=["finetune"])
-    fingerprints.keep(pipeline.work)
+    fingerprints.keep(pipeline.context)
     return folder
 
 

@@ -21,13 +21,13 @@ def check(options: Options) -> None:
     from megu_cli.pipeline import checks
 
     with opened(options, write=False) as (pipeline, _):
-        work = pipeline.work
-        if not work.inputs.original.path.exists():
+        context = pipeline.context
+        if not context.inputs.original.path.exists():
             raise ConfigError(
                 "there is no checkpoint to check",
                 "Set model.checkpoint to your trained weights, or train them with `megu train`.",
             )
-        found = checks.preflight(work)
+        found = checks.preflight(context)
     if options.json or not found.fault:
         display(options, dataclasses.asdict(found), lambda r: say(f"{r['line']}: nothing to change"))
     if found.fault:

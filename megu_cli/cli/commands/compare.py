@@ -51,8 +51,8 @@ def compare(
     with opened(options, write=not list_cells, together=True) as (pipeline, config):
         given = {"methods": [name.strip() for name in methods.split(",")] if methods else None, "seeds": seeds}
         settings = {f"compare.{key}": value for key, value in given.items() if value is not None}
-        work = replace(pipeline.work, config=changed(config, settings))
-        comparison = Comparison(work, pipeline.say)
+        context = replace(pipeline.context, config=changed(config, settings))
+        comparison = Comparison(context, pipeline.say)
         if list_cells:
             cells = [{"id": c.id, "needs": list(c.needs)} for c in comparison.cells(tune).values()]
             display(options, {"cells": cells}, lambda result: typer.echo("\n".join(c["id"] for c in result["cells"])))

@@ -72,13 +72,15 @@ def report(
             notices.append(f"It could not be checked here whether this evaluation is up to date: {state.reason}.")
         outcomes = judge(parse(config.eval.require), read_body(file))
         if card is not None:
-            _write_card(options, pipeline.work, outcomes, card, notices)
+            _write_card(options, pipeline.context, outcomes, card, notices)
             return
         refuse_foreign(config.out, f"{REPORT}.{form.value}")
         if options.dry_run:
             display(options, {"file": str(config.out / f"{REPORT}.{form.value}")}, lambda r: say(r["file"]))
             return
-        path = reports.write(pipeline.work, outcomes, form=form.value, show_forgotten=show_forgotten, notices=notices)
+        path = reports.write(
+            pipeline.context, outcomes, form=form.value, show_forgotten=show_forgotten, notices=notices
+        )
     for notice in notices:
         say(notice, err=True)
     result = {"file": str(path), "format": form.value, "bytes": path.stat().st_size, "shows_forgotten": show_forgotten}
@@ -86,14 +88,14 @@ def report(
 
 
 def _write_card(
-    options: Options, work: RunContext, outcomes: Sequence[Outcome], file: Path, notices: Sequence[str]
+    options: Options, context: RunContext, outcomes: Sequence[Outcome], file: Path, notices: Sequence[str]
 ) -> None:
     from megu_cli import report as reports
     from megu_cli.report.card import check
 
     check(file, options.force)
     if not options.dry_run:
-        reports.write_card(work, outcomes, file, notices)
+        reports.write_card(context, outcomes, file, notices)
     verb = "would write" if options.dry_run else "wrote"
     display(options, {"file": str(file)}, lambda r: say(f"{verb} {r['file']}: a model card that names no image"))
 

@@ -142,12 +142,12 @@ def run_pending(options: Options, file: Path, done: date | None, sign: Path | No
                 display(options, estimated(pipeline, None, options.force), tables.plan)
                 return
             pipeline.run(force=options.force)
-            keep(pipeline.work, ledger.sent(book, entries))
+            keep(pipeline.context, ledger.sent(book, entries))
             salt = collect.salt_of(out)
             assert done is not None  # refused above
             statement = collect.collect(out, ledger.asked(book, entries, salt, done), salt)
             record = records.write(out / records.FILE, statement, sign)
-            notes = pipeline.work.inputs.notes
+            notes = pipeline.context.inputs.notes
         book.close([entry.id for entry in entries], done, record.digest, ledger.deployed(out))
     say(f"{', '.join(entry.id for entry in entries)}: done by {ledger.deployed(out)}", err=True)
     say(f"record: {out / records.FILE}", err=True)

@@ -65,8 +65,8 @@ def run(
         check_per_image(config, per_image)
         pipeline.run(force=options.force)
         keep_per_image(pipeline, per_image)
-        keep(pipeline.work)
-        notes = pipeline.work.inputs.notes
+        keep(pipeline.context)
+        notes = pipeline.context.inputs.notes
     try:
         show_eval(options, config, notes)
     finally:
@@ -92,14 +92,14 @@ def status(options: Options) -> None:
         if amiss:  # what is up to date needs no torch
             from megu_cli.pipeline.finished import images_deleted
 
-            done = images_deleted(pipeline.work)
+            done = images_deleted(pipeline.context)
     rows = {
         name: {"status": state.status, "reason": state.reason, "file": STAGES[name].file}
         for name, state in states.items()
     }
     if done:
         for row in rows.values():
-            there = (pipeline.work.directory.out / row["file"]).is_file()
+            there = (pipeline.context.directory.out / row["file"]).is_file()
             row |= {"status": "done" if there else "absent", "reason": "images deleted" if there else "not needed"}
     display(options, {"stages": rows, **({"done": done} if done else {})}, tables.status)
     if amiss and not done:

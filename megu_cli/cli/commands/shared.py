@@ -83,28 +83,28 @@ def opened(
     from megu_cli.pipeline.context import RunContext
     from megu_cli.pipeline.engine import Pipeline
 
-    work = RunContext.open(config, tracker(quiet))
+    context = RunContext.open(config, tracker(quiet))
     if options.force:
-        work.directory.renew()
-    pipeline = Pipeline(work, say=lambda line: None if quiet else say(line, err=True))
+        context.directory.renew()
+    pipeline = Pipeline(context, say=lambda line: None if quiet else say(line, err=True))
     try:
         if write and options.dry_run:
             pipeline.say("reading the data, the request and the checkpoint")
-            readable(work)
-            work.check()
+            readable(context)
+            context.check()
         if not write or options.dry_run:
             yield pipeline, config
-            work.directory.keep_digests(only_beside_runs=True)
+            context.directory.keep_digests(only_beside_runs=True)
         else:
-            readable(work)
-            work.check()
-            for line in work.inputs.notes:
+            readable(context)
+            context.check()
+            for line in context.inputs.notes:
                 pipeline.say(line)
             with locked(config.out, together) if first else contextlib.nullcontext():
                 yield pipeline, config
                 if first:
-                    work.directory.keep_digests(only_beside_runs=True)
-                work.runtime.processes.close()
+                    context.directory.keep_digests(only_beside_runs=True)
+                context.runtime.processes.close()
     except KeyboardInterrupt:
         from megu_cli import entry
 
@@ -112,7 +112,7 @@ def opened(
         raise
 
 
-def readable(work: RunContext) -> None:
+def readable(context: RunContext) -> None:
     """See that recorded ratings can be read, and have the rows that the request names, before any data are loaded.
 
     Raises:
@@ -121,10 +121,10 @@ def readable(work: RunContext) -> None:
     from megu_cli.errors import DataError, brief
     from megu_cli.pipeline.inputs import recorded
 
-    config = work.config
+    config = context.config
     if "ratings" not in config.mllm.rater.inputs:
         return
-    known = recorded(work.inputs)
+    known = recorded(context.inputs)
     asked = {str(name) for name in config.forget.classes or config.forget.subclasses or []}
     if missing := sorted(name for name in asked & {*known.classes} if name not in known.scores):
         raise DataError(
@@ -161,7 +161,7 @@ def built(options: Options, names: list[str], beside: Sequence[str] = ()) -> dic
             refuse_foreign(config.out, file)
         pipeline.build(names, options.force)
         if "finetune" in names:
-            keep(pipeline.work)
+            keep(pipeline.context)
     files = {name: config.out / STAGES[name].file for name in names}
     made = {name: {"file": str(file), **read_body(file)} for name, file in files.items()}
     if "finetune" in made:
@@ -192,8 +192,8 @@ def keep_per_image(pipeline: Pipeline, file: Path | None) -> None:
     if file is not None:
         from megu_cli.pipeline import per_image
 
-        found = per_image.answers(pipeline.work)
-        if pipeline.work.runtime.processes.first:
+        found = per_image.answers(pipeline.context)
+        if pipeline.context.runtime.processes.first:
             per_image.write(file, found)
             pipeline.say(f"wrote {file}: {len(found.rows):,} forgotten images by name")
 
@@ -236,7 +236,7 @@ def estimated(pipeline: Pipeline, names: list[str] | None, force: bool) -> dict[
     from megu_cli.pipeline.estimates import planned
 
     pipeline.validate(names)
-    return planned(pipeline.work, rows_of(pipeline.plan(names, force)), pipeline.say)
+    return planned(pipeline.context, rows_of(pipeline.plan(names, force)), pipeline.say)
 
 
 def rows_of(rows: list[tuple[str, str, str]]) -> list[dict[str, str]]:

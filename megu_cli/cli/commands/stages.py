@@ -81,8 +81,8 @@ def similarity(
             pipeline.validate(names)
             plan = rows_of(pipeline.plan(names, options.force))
             if show:
-                refuse_foreign(pipeline.work.directory.out, HEAT_MAP)
-            cost = pipeline.work.inputs.rating_cost() if plan[0]["action"] == "run" else None
+                refuse_foreign(pipeline.context.directory.out, HEAT_MAP)
+            cost = pipeline.context.inputs.rating_cost() if plan[0]["action"] == "run" else None
         display(options, {"plan": plan, "cost": dataclasses.asdict(cost) if cost else None}, tables.rating_cost)
         return
     if against is not None:
@@ -119,8 +119,8 @@ def _write_template(options: Options, file: Path) -> None:
     if file.exists() and not options.force:
         raise ConfigError(f"{file} is there already", "Give another name, or overwrite it with --force.")
     with opened(options, write=False) as (pipeline, _):
-        rows = {q.concept: dict.fromkeys(q.candidates) for q in pipeline.work.inputs.questions}
-        names = list(pipeline.work.inputs.data.concepts)
+        rows = {q.concept: dict.fromkeys(q.candidates) for q in pipeline.context.inputs.questions}
+        names = list(pipeline.context.inputs.data.concepts)
     content = {"rater": "who fills this in", "classes": names, "scores": rows}
     number = sum(map(len, rows.values()))
     if not options.dry_run:
@@ -172,7 +172,7 @@ def evaluate(options: Options, require: Require = None, per_image: PerImage = No
         check_per_image(config, per_image)
         pipeline.build(["eval"], options.force)
         keep_per_image(pipeline, per_image)
-        notes = pipeline.work.inputs.notes
+        notes = pipeline.context.inputs.notes
     show_eval(options, config, notes)
 
 
