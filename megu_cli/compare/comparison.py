@@ -134,7 +134,7 @@ class Comparison:
                     needs += tuple(self._trial_id(method, number) for number in range(len(self._points(method))))
                 if label in self.variants and method in self.names:
                     needs += (f"{arena.name}/{method}",)
-                cells.add(Cell(f"{arena.name}/{label}", partial(self._cell, cells, arena, label), needs, arena))
+                cells.add(Cell(f"{arena.name}/{label}", partial(self._cell, cells, arena, label, tune), needs, arena))
         return cells
 
     def preflight(self) -> None:
@@ -198,9 +198,9 @@ class Comparison:
                 if values := rows[label][seed].pop(CONFIDENCES, None):  # cells of earlier versions have none
                     confidences[label][seed] = values
 
-        tuned = {name: trials for name in self.names if (trials := self._trials(cells, name))}
-        body = self._body(rows) | {"failed": failed, "tuned": tuned, "ulira": attacks(confidences, "retrain")}
+        body = self._body(rows) | {"failed": failed, "tuned": {}, "ulira": attacks(confidences, "retrain")}
         if tune:
+            body["tuned"] = {name: trials for name in self.names if (trials := self._trials(cells, name))}
             body["tuning"] = {"seed": self.tuning.seed, "images": len(self.tuning.context.inputs.data.train)}
         parts = {"stage": "compare", "version": VERSION, "inputs": contents}
         keep(self.base.directory.out / files.COMPARISON, body, parts, self.base.config.seed)
@@ -243,17 +243,20 @@ class Comparison:
 
     def _trials(self, cells: Cells, name: str) -> list[dict[str, Any]]:
         """Each point of a method's grid with its score; ``None`` where the method failed."""
-        ids = [id for id in cells if id.rpartition("-")[0] == f"{self.tuning.name}/tune/{name}"]
-        results = zip(self._points(name), map(cells.result, ids), strict=True) if ids else ()
-        return [{"settings": dict(point), "score": trial.body["score"] if trial else None} for point, trial in results]
+        trials = [cells.result(self._trial_id(name, number)) for number in range(len(self._points(name)))]
+        return [
+            {"settings": dict(point), "score": trial.body["score"] if trial else None}
+            for point, trial in zip(self._points(name), trials, strict=True)
+        ]
 
     def _rate(self, force: bool) -> None:
         Pipeline(self.base, self.say).run(goals=["transition"])
 
-    def _cell(self, cells: Cells, arena: Arena, label: str, force: bool) -> Artifact:
+    def _cell(self, cells: Cells, arena: Arena, label: str, tune: bool, force: bool) -> Artifact:
         """Return the figures of a row for one seed."""
         method = self.rows[label]
-        settings = self._settings(label, {method: self._trials(cells, method)})
+        tried = {method: self._trials(cells, method)} if tune and method in self.names else {}
+        settings = self._settings(label, tried)
         assert settings is not None
         return arena.cell(Contender(label, method, settings), self._rival(arena), force)
 

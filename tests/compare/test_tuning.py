@@ -185,17 +185,28 @@ def test_an_original_of_ones_own_is_replaced_by_one_that_has_seen_fewer_images(t
     assert comparison(file).tuning.goals == []
 
 
-def test_a_directory_with_weights_cannot_be_tuned_on_fewer_images(tmp_path):
+@pytest.fixture
+def with_weights(tmp_path):
+    """The config of a comparison from a directory with weights, with fewer images for tuning."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     model = ResNetForImageClassification(
         ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=10)
     )
     model.save_pretrained(tmp_path / "hf")
-    file = write_config(tmp_path, model={"name": "hf:hf"}, compare={"methods": ["ssd"], "tune_limit": 200})
-    built = comparison(file)
+    settings = {"methods": ["mask"], "seeds": 1, "tune_limit": 200}
+    return write_config(tmp_path, model={"name": "hf:hf", "preflight": False}, compare=settings)
+
+
+def test_a_directory_with_weights_cannot_be_tuned_on_fewer_images(with_weights):
+    built = comparison(with_weights)
     with pytest.raises(ConfigError, match="tune_limit"):
         _ = built.tuning
+
+
+@pytest.mark.slow
+def test_what_tuning_cannot_do_matters_only_where_something_is_tuned(with_weights):
+    assert comparison(with_weights).run()["failed"] == {}
 
 
 def test_without_keys_of_its_own_tuning_is_on_the_first_seed(tmp_path):
