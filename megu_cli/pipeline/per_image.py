@@ -15,6 +15,7 @@ from megu_cli.errors import ConfigError
 from megu_cli.pipeline import retrained
 from megu_cli.pipeline.context import RunContext
 from megu_cli.run import artifacts, files, writing
+from megu_cli.run.ownership import refuse_other
 
 _FIRST = ("image", "class", "copy")
 _OF_EACH_MODEL = ("class", "probability", "right")
@@ -52,15 +53,10 @@ def check(path: Path, out: Path) -> None:
             f"--per-image {path} lies in the run directory",
             "The file names the forgotten images, and a run directory is handed over. Give a path elsewhere.",
         )
-    try:
-        if not path.exists():
-            return
-        with path.open("rb") as stream:
-            ours = stream.readline(200).startswith(f"{','.join(_FIRST)},original_".encode())
-    except OSError as error:
-        raise ConfigError(f"--per-image {path} cannot be read: {error.strerror or error}") from None
-    if not ours:
-        raise ConfigError(f"--per-image {path} is there already, and is no such file", "Give another name.")
+    first = f"{','.join(_FIRST)},original_".encode()
+    refuse_other(
+        "--per-image", path, lambda stream: stream.readline(200).startswith(first), "no such file", "Give another name."
+    )
 
 
 def answers(context: RunContext) -> PerImage:

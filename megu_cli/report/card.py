@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from megu_cli.config.model_sources import source_of
-from megu_cli.errors import ArtifactError, ConfigError
+from megu_cli.errors import ArtifactError
 from megu_cli.evaluation.registry import metrics
 from megu_cli.pipeline.context import RunContext
 from megu_cli.report.content import TRACES
 from megu_cli.report.parts import Report, Sources, Table
 from megu_cli.report.words import DIGESTS, MODELS, percent, shown, title
 from megu_cli.run import artifacts, files
+from megu_cli.run.ownership import refuse_other
 
 # What tells a card of ours from a README of the user's.
 _MARK = b"<!-- Written by megu report --card. -->"
@@ -54,17 +55,9 @@ def check(path: Path, force: bool) -> None:
     Raises:
         ConfigError: It may not.
     """
-    try:
-        if force or not path.exists():
-            return
-        ours = _MARK in path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--card {path} cannot be read: {error.strerror or error}") from None
-    if not ours:
-        raise ConfigError(
-            f"--card {path} is there already, and is no card of megu's",
-            "Give another name, or overwrite it with --force.",
-        )
+    if not force:
+        hint = "Give another name, or overwrite it with --force."
+        refuse_other("--card", path, lambda stream: _MARK in stream.read(), "no card of megu's", hint)
 
 
 def card(context: RunContext, sources: Sources, report: Report) -> tuple[str, Card]:

@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from megu_cli.errors import ArtifactError
+from megu_cli.errors import ArtifactError, ConfigError
 from megu_cli.run.artifacts import foreign, opened
 from megu_cli.run.writing import linked
 
@@ -139,3 +139,27 @@ def refuse_foreign(folder: Path, name: str, records: Iterable[dict[str, Any]] = 
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
     if not ours:
         raise foreign(path)
+
+
+def refuse_other(option: str, path: Path, ours: Callable[[BinaryIO], bool], otherwise: str, hint: str) -> None:
+    """See that a file outside the run directory may be written: it is not there, or the same option wrote it.
+
+    Args:
+        option: The option that names it.
+        path: The file.
+        ours: Tells from its content that the option wrote it.
+        otherwise: What else it is, in words.
+        hint: What to do if it is something else.
+
+    Raises:
+        ConfigError: It may not be written.
+    """
+    try:
+        if not path.exists():
+            return
+        with path.open("rb") as stream:
+            known = ours(stream)
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be read: {error.strerror or error}") from None
+    if not known:
+        raise ConfigError(f"{option} {path} is there already, and is {otherwise}", hint)
