@@ -12,6 +12,7 @@ from rich.text import Text
 from megu_cli.cli.console import output as _console
 from megu_cli.evaluation.registry import Metric, metrics
 from megu_cli.pipeline.times import of_models
+from megu_cli.report.words import counted
 
 _COLUMNS = {"original": "original", "mask": "masked", "unlearned": "unlearned", "oracle": "retrained"}
 _COLOURS = {
@@ -95,7 +96,7 @@ def evaluation(result: dict[str, Any]) -> None:
             console.print(f"{metric} is not measured: it needs {needed}.", style="dim")
     unseen = sum(value is None for value in result["per_class"]["original"]["test"].values())
     if unseen:
-        console.print(f"not measured: {unseen:,} classes without test images.", style="dim")
+        console.print(f"not measured: {counted(unseen, 'class')} without test images.", style="dim")
     for line in result.get("warnings", ()):
         console.print(Text.assemble(("Warning", "bold yellow"), f": {line}."))
     if verdict := result.get("verdict"):
