@@ -5,6 +5,7 @@ Usage: launched.py FILE
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +48,8 @@ def main(file: Path) -> None:
     digits = data_set("digits", limit=400)
     index = torch.arange(320)
 
-    def trained(model, batch, resume=None, augment="crop+flip", weight_decay=5e-4):
-        recipe = TrainConfig(epochs=2, batch=batch, weight_decay=weight_decay, augment=augment)
+    def trained(model, batch, resume=None, augment="crop+flip", weight_decay=5e-4, accumulate=1):
+        recipe = TrainConfig(epochs=2, batch=batch, weight_decay=weight_decay, augment=augment, accumulate=accumulate)
         execution = Execution(processes=shared, resume=resume)
         history = training.train_classifier(model, digits.train, index, recipe, label="train", execution=execution)
         return model, history
@@ -64,6 +65,7 @@ def main(file: Path) -> None:
     results["loss"] = torch.tensor(history.loss)
     results["uneven"] = trained(fresh(), 23)[0].state_dict()  # and a last batch of 21
     results["single"] = trained(fresh(), 319)[0].state_dict()  # a last batch of one image, for two processes
+    results["sliced"] = trained(fresh(), 23, accumulate=5)[0].state_dict()  # two processes: batches of 11 and 12
     with seeded(0, "init"):
         results["batch_norm"] = trained(build("small_cnn", 10, 1), 32)[0].state_dict()
 
@@ -79,13 +81,16 @@ def main(file: Path) -> None:
     prior = torch.full((len(forget), 10), 1 / 9).index_fill(1, torch.tensor([8]), 0).log() * 0.3
     zero = torch.zeros(len(forget), dtype=torch.long)
     results["accuracy"] = torch.tensor(training.accuracy(model, digits.train, index, execution))
-    unlearned = finetune(
-        model, digits.train, retain, Forgotten(forget, target, prior, [GroupedNoise(results["noise"], zero)]),
-        FinetuneConfig(epochs=2, batch=32, lr=0.01, clean=0.5), retain_samples=320, forget_batch=16, weight=0.2,
-        validate=lambda net: training.accuracy(net, digits.train, index, execution), execution=execution,
-    )  # fmt: skip
-    assert unlearned.steps == 20
-    results["finetune"] = model.state_dict()
+    in_slices = copy.deepcopy(model)
+    for net, slices in ((model, 1), (in_slices, 3)):
+        unlearned = finetune(
+            net, digits.train, retain, Forgotten(forget, target, prior, [GroupedNoise(results["noise"], zero)]),
+            FinetuneConfig(epochs=2, batch=32, lr=0.01, clean=0.5, accumulate=slices), retain_samples=320,
+            forget_batch=16, weight=0.2, validate=lambda net: training.accuracy(net, digits.train, index, execution),
+            execution=execution,
+        )  # fmt: skip
+        assert unlearned.steps == 20
+    results["finetune"], results["finetune sliced"] = model.state_dict(), in_slices.state_dict()
     seen = training.predict(model, digits.train, index[:101], classes=10, execution=replace(execution, eval_batch=30))
     results["logits"], results["features"] = seen.logits, seen.features
     results["few"] = training.predict(model, digits.train, index[:1], classes=10, execution=execution).logits

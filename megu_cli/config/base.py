@@ -6,7 +6,7 @@ import errno
 import os
 import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,13 +19,21 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A section of the config: unknown keys are refused, and it is never changed."""
+    """A section of the config: unknown keys are refused, and it is never changed.
 
+    Attributes:
+        added: Settings that came after the first artifacts. At their default they do not enter a key, so that older
+            artifacts stay fresh.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ()
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def keyed(self) -> dict[str, Any]:
         """All settings as plain JSON data, as they enter the key of a stage."""
-        return self.model_dump(mode="json")
+        fields = type(self).model_fields
+        unset = {name for name in self.added if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=unset)
 
 
 def checked_path(path: Path, key: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -91,6 +91,7 @@ class NoiseConfig(Section):
 class FinetuneConfig(Section):
     """Fragment-Align: the short finetuning."""
 
+    added: ClassVar = ("accumulate",)
     epochs: Count = Field(1, description="passes; each draws the noises anew")
     retain_fraction: Literal["auto"] | Positive = Field(
         "auto", description="retained samples per epoch, as a share of all; auto: 12,000 images, but at most 20 passes"
@@ -101,6 +102,11 @@ class FinetuneConfig(Section):
     batch: Count = Field(128, description="retained samples per step")
     forget_batch: Literal["auto"] | Count = Field(
         "auto", description="forgotten samples per step; auto: as make three passes over them, from 8 to 64"
+    )
+    accumulate: Count = Field(
+        1,
+        description="slices of a step, whose gradients are summed: a step takes less memory (noise as well), and the "
+        "result is the same but for rounding, batch norm and dropout; raise it where memory is short",
     )
     weight: Literal["auto"] | Positive = Field(
         "auto",
@@ -128,8 +134,14 @@ class FinetuneConfig(Section):
 class TrainConfig(Section):
     """How `megu train` trains the original model and the oracle."""
 
+    added: ClassVar = ("optimizer", "accumulate")
     epochs: Count = Field(15, description="passes over the training images")
     batch: Count = Field(128, description="samples per step")
+    accumulate: Count = Field(
+        1,
+        description="slices of a batch, whose gradients are summed: a step takes less memory, and the result is the "
+        "same but for rounding, batch norm and dropout; raise it where memory is short",
+    )
     optimizer: Literal["sgd", "adamw"] = Field(
         "sgd", description="sgd | adamw (transformers): as the original was trained, so that the oracle is as good"
     )
@@ -146,11 +158,8 @@ class TrainConfig(Section):
         return {"sgd": 0.1, "adamw": 0.001}[self.optimizer] if self.lr == "auto" else self.lr
 
     def keyed(self) -> dict[str, Any]:
-        """All settings as they enter a key; the default optimizer does not, so that older artifacts stay fresh."""
-        settings = {**super().keyed(), "lr": self.peak_lr}
-        if self.optimizer == "sgd":
-            del settings["optimizer"]
-        return settings
+        """All settings as they enter a key: with the learning rate that ``auto`` stands for."""
+        return {**super().keyed(), "lr": self.peak_lr}
 
 
 class EvalConfig(Section):

@@ -51,6 +51,14 @@ class Processes:
         part = self.slice(number)
         return 1.0 if number < self.world else self.world * (part.stop - part.start) / number
 
+    def slices(self, number: int, most: int) -> int:
+        """Number of slices, the same in all processes, in which each computes its part of ``number`` samples.
+
+        At most ``most``, and at least two samples in each: batch norm cannot take the variance of one value.
+        """
+        part = number if number < self.world else number // self.world
+        return max(1, min(most, part // 2))
+
     def device(self) -> torch.device | None:
         """Where this process computes; ``None`` where the config says it."""
         return None

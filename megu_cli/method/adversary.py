@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from megu_cli.execution import LOCAL, Execution
-from megu_cli.method.discriminant import Discriminant, thumbnails
+from megu_cli.method.discriminant import Discriminant
 
 # What a step counts of the one after it, while features change.
 _LATELY = 0.9
@@ -37,16 +37,23 @@ class Adversary:
         self._features = Discriminant(self.memory, "features", retained, classes, _LATELY, execution)
         self._looks = Discriminant(self.memory, "looks", retained, classes, 1, execution)
 
-    def loss(self, images: Tensor, features: Tensor, labels: Tensor, retained: int) -> Tensor:
+    def see(self, looks: Tensor, features: Tensor, labels: Tensor) -> None:
+        """Take in the samples of a step, retained and forgotten.
+
+        Args:
+            looks: (B, C * 64) thumbnails.
+            features: (B, D) penultimate features, without gradient.
+            labels: (B,) true labels.
+        """
+        self._looks.see(looks, labels)
+        self._features.see(features, labels)
+
+    def loss(self, features: Tensor, number: int) -> Tensor:
         """How surely a step's forgotten samples are found, from 0 to 1; 0 while it is held back.
 
         Args:
-            images: (B, C, H, W).
-            features: (B, D) penultimate features, with their gradient.
-            labels: (B,) true labels.
-            retained: How many of the samples, the first ones, are retained.
+            features: (B_f, D) penultimate features of the forgotten samples, or of a slice, with their gradient.
+            number: How many forgotten samples the step has.
         """
-        self._looks.see(thumbnails(images), labels)
-        self._features.see(features.detach(), labels)
         told_apart = (self._features.found > self._looks.found).to(features)
-        return told_apart * self._features.loss(features[retained:])
+        return told_apart * self._features.loss(features, number)

@@ -75,8 +75,13 @@ class Discriminant:
         self._memory.update({self._name_of(key): value for key, value in {**latest, "found": found}.items()})
         self._rule = None
 
-    def loss(self, features: Tensor) -> Tensor:
+    def loss(self, features: Tensor, number: int | None = None) -> Tensor:
         """How surely forgotten samples are found, the mean over their features (B_f, D).
+
+        Args:
+            features: (B_f, D).
+            number: B_f; where the features are those of a slice of the forgotten samples, how many they all are, so
+                that the slices' losses add up to the mean.
 
         With l = -log p(retained | z) it is l / (1 + l), of which the denominator has no gradient: where features were
         learned by heart, l is of the order of a squared distance in units of a very small spread.
@@ -84,7 +89,8 @@ class Discriminant:
         kept, gone = self._scores(features.to(self.device).double())
         value = functional.softplus(gone.logsumexp(1) - kept.logsumexp(1))
         # The processes have different numbers of samples; their average is the mean over all.
-        count = self._processes.mean(value.new_tensor(float(len(features)))).clamp(min=1e-12)
+        of_process = float(len(features) if number is None else number)
+        count = self._processes.mean(value.new_tensor(of_process)).clamp(min=1e-12)
         return ((value / (1 + value.detach())).sum() / count).to(features)
 
     def _apart(self, features: Tensor) -> Tensor:

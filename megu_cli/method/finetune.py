@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from megu_cli.data import Split
 from megu_cli.execution import LOCAL, Execution
 from megu_cli.execution.runtime import generator
 from megu_cli.method.adversary import Adversary
-from megu_cli.models.features import following, penultimate
-from megu_cli.training import Duration, History, fit, shuffled
+from megu_cli.method.discriminant import thumbnails
+from megu_cli.models.features import buffers_restored, following, penultimate
+from megu_cli.training import Duration, History, cut, fit, shuffled
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,12 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class Step:
-    """A step's samples: B retained ones, and B_f forgotten ones with noise; and the weights of their losses."""
+    """A step's samples: B retained ones, and B_f forgotten ones with noise; and the weights of their losses.
+
+    Attributes:
+        plain_number: Forgotten samples without noise in the whole step, of which this may be a slice.
+        slices: In how many slices the step is computed.
+    """
 
     retained: Tensor
     retained_labels: Tensor
@@ -63,6 +69,44 @@ class Step:
     clean: Tensor
     retained_weight: float
     forgotten_weight: float
+    plain_number: int
+    slices: int
+
+    @property
+    def images(self) -> Tensor:
+        """(B + B_f, C, H, W), the retained ones first."""
+        return torch.cat([self.retained, self.forgotten]).contiguous(memory_format=torch.channels_last)
+
+    @property
+    def labels(self) -> Tensor:
+        """(B + B_f,) true labels."""
+        return torch.cat([self.retained_labels, self.forgotten_labels])
+
+    @property
+    def plain(self) -> Tensor:
+        """(B + B_f,) bool: the samples without noise."""
+        return torch.cat([torch.ones_like(self.retained_labels, dtype=torch.bool), self.clean])
+
+    def cut(self) -> list[Step]:
+        """The slices; their losses add up to that of the step. One may have no retained, or no forgotten samples."""
+        if self.slices == 1:
+            return [self]
+        retained, forgotten = len(self.retained), len(self.forgotten)
+        return [
+            replace(
+                self,
+                retained=self.retained[r],
+                retained_labels=self.retained_labels[r],
+                forgotten=self.forgotten[f],
+                forgotten_labels=self.forgotten_labels[f],
+                target=self.target[f],
+                log_prior=self.log_prior[f],
+                clean=self.clean[f],
+                retained_weight=self.retained_weight * (r.stop - r.start) / retained,
+                forgotten_weight=self.forgotten_weight * (f.stop - f.start) / forgotten,
+            )
+            for r, f in zip(cut(retained, self.slices), cut(forgotten, self.slices), strict=True)
+        ]
 
 
 def finetune(
@@ -106,26 +150,39 @@ def finetune(
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, duration.total)
     classes = forgotten.target.shape[1]
     against = Adversary(split.labels[retain].unique(), classes, execution) if settings.adversary else None
-    draws = _Draws(
-        split, retain, forgotten, settings.clean, retain_samples, settings.batch, forget_batch, uniform, execution
-    )
+    draws = _Draws(split, retain, forgotten, settings, retain_samples, forget_batch, uniform, execution)
 
     def loss(net: nn.Module, step: Step) -> Tensor:
         # One pass over both parts: batch norm sees the mixture that the loss is taken on.
-        together = torch.cat([step.retained, step.forgotten]).contiguous(memory_format=torch.channels_last)
+        together = step.images
         features.clear()
         logits = net(together)
         kept, gone = logits.split([len(step.retained), len(step.forgotten)])
         target = reassigned(gone.detach(), step) if settings.reassign else step.target
-        retained = functional.cross_entropy(kept, step.retained_labels) * step.retained_weight
-        value = retained + weight * functional.cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
+        retained = _cross_entropy(kept, step.retained_labels) * step.retained_weight
+        value = retained + weight * _cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
         if against:
             # Noised samples lie elsewhere: the adversary must fail on the clean ones.
-            plain = torch.cat([torch.ones_like(step.retained_labels, dtype=torch.bool), step.clean])
-            labels = torch.cat([step.retained_labels, step.forgotten_labels])[plain]
-            found = against.loss(together[plain], features[-1][plain], labels, len(step.retained))
-            value = value + settings.adversary * found
+            plain = step.plain
+            seen = features[-1][plain]
+            if step.slices == 1:
+                against.see(thumbnails(together[plain]), seen.detach(), step.labels[plain])
+            value = value + settings.adversary * against.loss(seen[len(step.retained) :], step.plain_number)
         return value
+
+    def slices(step: Step) -> list[Step]:
+        parts = step.cut()
+        if against and len(parts) > 1:
+            # The adversary sees the whole step before it judges a slice: one more pass, without gradients.
+            rows = []
+            with torch.no_grad(), buffers_restored(model):
+                for part in parts:
+                    together, plain = part.images, part.plain
+                    features.clear()
+                    model(together)
+                    rows.append((thumbnails(together[plain]), features[-1][plain], part.labels[plain]))
+            against.see(*map(torch.cat, zip(*rows, strict=True)))
+        return parts
 
     hidden: contextlib.AbstractContextManager[list[Tensor]] = (
         penultimate(model, classes, attached=True) if against else contextlib.nullcontext([])
@@ -139,6 +196,7 @@ def finetune(
             optimizer=optimizer,
             scheduler=scheduler,
             label="finetune",
+            slices=slices,
             validate=validate,
             memory=against.memory if against else {},
             execution=execution,
@@ -153,9 +211,8 @@ class _Draws:
         split: The images.
         retain: (N_r,) positions of D_r.
         forgotten: D_f.
-        clean: Share of the forgotten samples without noise.
+        settings: The section ``finetune`` of the config.
         retain_samples: Retained samples per epoch.
-        batch: Retained samples per step.
         forget_batch: Forgotten samples per step.
         uniform: Noise strength from U(0, 1) rather than 1.
         execution: Device, seed and processes.
@@ -164,9 +221,8 @@ class _Draws:
     split: Split
     retain: Tensor
     forgotten: Forgotten
-    clean: float
+    settings: FinetuneConfig
     retain_samples: int
-    batch: int
     forget_batch: int
     uniform: bool
     execution: Execution
@@ -174,14 +230,16 @@ class _Draws:
     def batches(self, epoch: int, first: int) -> Iterator[Step]:
         """Yield the steps of an epoch from step ``first`` on."""
         split, forgotten, device = self.split, self.forgotten, self.execution.device
-        processes, seed = self.execution.processes, self.execution.seed
-        retained = shuffled(self.retain, self.retain_samples, self.batch, seed, "finetune", epoch, "retain")
-        size = math.ceil(self.retain_samples / self.batch) * self.forget_batch
+        processes, seed, batch = self.execution.processes, self.execution.seed, self.settings.batch
+        retained = shuffled(self.retain, self.retain_samples, batch, seed, "finetune", epoch, "retain")
+        size = math.ceil(self.retain_samples / batch) * self.forget_batch
         slots = torch.arange(len(forgotten.index))
         chosen = shuffled(slots, size, self.forget_batch, seed, "finetune", epoch, "forget")
         draw = generator(seed, "finetune", epoch, "noise")
         noisy = (
-            torch.rand(size, generator=draw) >= self.clean if forgotten.noises else torch.zeros(size, dtype=torch.bool)
+            torch.rand(size, generator=draw) >= self.settings.clean
+            if forgotten.noises
+            else torch.zeros(size, dtype=torch.bool)
         )
         strength = torch.rand(size, generator=draw) if self.uniform else torch.ones(size)
         strengths = (strength * noisy).split(self.forget_batch)
@@ -196,6 +254,7 @@ class _Draws:
         images = split.batches([i for r, s in shares for i in (r, forgotten.index[s])], device)
         for step, ((r, s), (_, gone)) in enumerate(zip(shares, parts, strict=True), first):
             x, x_forgotten = next(images), next(images)
+            numbers, clean = [len(part) for part in pairs[step - first]], strengths[step][gone] == 0
             for value, noise, pick in zip(values, forgotten.noises, picks, strict=True):
                 u = strengths[step][gone].to(device)[:, None, None, None]
                 x_forgotten = x_forgotten + u * value[noise.group[s], pick[step][gone]]
@@ -206,10 +265,17 @@ class _Draws:
                 split.labels[forgotten.index[s]].to(device),
                 forgotten.target[s].to(device),
                 forgotten.log_prior[s].to(device),
-                (strengths[step][gone] == 0).to(device),
-                processes.weight(len(pairs[step - first][0])),
-                processes.weight(len(pairs[step - first][1])),
+                clean.to(device),
+                processes.weight(numbers[0]),
+                processes.weight(numbers[1]),
+                int(clean.sum()),
+                processes.slices(max(numbers), self.settings.accumulate),
             )
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The mean; 0 for no samples."""
+    return functional.cross_entropy(logits, target) if len(logits) else logits.sum()
 
 
 def reassigned(logits: Tensor, step: Step) -> Tensor:

@@ -15,6 +15,7 @@ from megu_cli.data import Split
 from megu_cli.execution import LOCAL, Execution
 from megu_cli.execution.runtime import generator
 from megu_cli.models.features import frozen
+from megu_cli.training import cut
 
 
 def train_noise(
@@ -28,6 +29,7 @@ def train_noise(
     away: bool,
     batch: int,
     label: str,
+    accumulate: int = 1,
     execution: Execution = LOCAL,
 ) -> Tensor:
     """Train a batch of noises for each group by Adam.
@@ -46,6 +48,7 @@ def train_noise(
         away: Away from the target rather than towards it.
         batch: Samples per step, drawn evenly over the groups.
         label: ``positive`` or ``negative``: names the random streams and the progress.
+        accumulate: Slices of a step, whose gradients are summed.
         execution: Device, seed, processes and progress.
 
     Returns:
@@ -69,12 +72,15 @@ def train_noise(
     positions, chosen, which = positions[:, part], chosen[:, part], which[:, part]
     with frozen(model), execution.track(f"{label} noise", steps) as advance:
         for x, g, r in zip(split.batches(list(positions), device), chosen, which, strict=True):
-            added = noise[g, r]
-            logits = model((x + added).contiguous(memory_format=torch.channels_last)).float()
-            loss = _away(logits, target[g]) if away else functional.cross_entropy(logits, target[g].to(device))
-            loss = (loss + settings.penalty * added.square().mean()) * processes.weight(batch)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for some in cut(len(x), processes.slices(batch, accumulate)):
+                added = noise[g[some], r[some]]
+                logits = model((x[some] + added).contiguous(memory_format=torch.channels_last)).float()
+                to = target[g[some]]
+                loss = _away(logits, to) if away else functional.cross_entropy(logits, to.to(device))
+                share = processes.weight(batch) * len(added) / len(x)
+                loss = (loss + settings.penalty * added.square().mean()) * share
+                loss.backward()
             if noise.grad is not None:
                 noise.grad = processes.mean(noise.grad)
             optimizer.step()

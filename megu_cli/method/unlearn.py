@@ -69,7 +69,7 @@ def noise_pair(problem: UnlearningProblem, model: nn.Module, labels: Labels) -> 
     """The positive-negative feature noise pair.
 
     Args:
-        problem: The request, ``noise`` and the batch size of ``finetune``.
+        problem: The request, ``noise``, and the batch size and its slices of ``finetune``.
         model: The original model; it is not changed.
         labels: From `perturb`.
 
@@ -91,6 +91,7 @@ def noise_pair(problem: UnlearningProblem, model: nn.Module, labels: Labels) -> 
             away=away,
             batch=problem.finetune.batch,
             label=label,
+            accumulate=problem.finetune.accumulate,
             execution=problem.execution,
         )
         pair[f"{label}_class"] = target

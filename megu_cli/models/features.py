@@ -120,6 +120,15 @@ def following(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def buffers_restored(model: nn.Module) -> Iterator[None]:
+    """After the block, the model's buffers, such as batch norm's running statistics, are as they were before it."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
+
+
+@contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Eval mode and no parameter gradients for a block; all is restored after it."""
     needed = [parameter.requires_grad for parameter in model.parameters()]

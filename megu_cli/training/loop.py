@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -70,6 +70,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     label: str,
+    slices: Callable[[Batch], Sequence[Batch]] = lambda batch: [batch],
     validate: Callable[[nn.Module], float] | None = None,
     memory: dict[str, Tensor] | None = None,
     execution: Execution = LOCAL,
@@ -83,10 +84,13 @@ def fit(
         duration: Number of epochs and steps.
         batches: Epoch number and first step -> the batches of the epoch from that step on. Its draws depend on the
             epoch and on a batch's place in the epoch, not on the first step.
-        loss: Model and batch -> scalar loss. The mean over the processes is the loss of the whole batch.
+        loss: Model and batch, or a slice of it -> scalar loss. The sum over the slices, as the mean over the processes,
+            is the loss of the whole batch.
         optimizer: Stepped after every batch.
         scheduler: Stepped after every batch.
         label: Name of the work, for random streams, progress and errors.
+        slices: Batch -> its slices. They are computed one after the other, and their gradients are summed before the
+            step. Each process has as many.
         validate: Model in eval mode -> validation accuracy, called after each epoch.
         memory: State of the loss between steps, the same in all processes; saved with the training.
         execution: Seed of the model's own draws (dropout), processes, progress and resume point. Each process gets
@@ -110,7 +114,7 @@ def fit(
                 for batch in batches(epoch, state.at):
                     if state.done == duration.max_steps:
                         break
-                    state.step(net, batch, loss)
+                    state.step(net, batch, loss, slices)
                     advance()
                     state.save_if_due()
             model.eval()
@@ -164,19 +168,29 @@ class _Training:
         self._total += saved["total"].to(self._device)  # the mean over the processes, as all that is added to it
         self.losses, self.scores = saved["losses"], saved["scores"]
 
-    def step(self, net: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch], Tensor]) -> None:
+    def step(
+        self,
+        net: nn.Module,
+        batch: Batch,
+        loss: Callable[[nn.Module, Batch], Tensor],
+        slices: Callable[[Batch], Sequence[Batch]],
+    ) -> None:
         """Take one optimizer step."""
         if self._draws is not None:
             # Only now, after the first batch: to begin reading the images draws from the same stream.
             draws_on(self._draws, self._device)
             self._draws = None
-        with autocast(self._device):
-            value = loss(net, batch)
         self._optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        with autocast(self._device):
+            parts = slices(batch)
+        for part in parts:
+            with autocast(self._device):
+                value = loss(net, part)
+            # Several processes average all of the gradient after each slice: what is the same in all stays as it is.
+            value.backward()
+            self._total += value.detach()
         self._optimizer.step()
         self._scheduler.step()
-        self._total += value.detach()
         self.done, self.at = self.done + 1, self.at + 1
 
     def end_epoch(self, label: str) -> None:
@@ -243,7 +257,7 @@ def train_classifier(
     optimizer = _optimizer(model, settings)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.peak_lr, total_steps=settings.epochs * steps)
 
-    def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+    def batches(epoch: int, first: int) -> Iterator[_Samples]:
         order = shuffled(index, len(index), size, seed, label, epoch)
         draw = generator(seed, label, epoch, "augment")
         changes = [_drawn(len(positions), settings.augment, draw) for positions in order][first:]
@@ -252,11 +266,12 @@ def train_classifier(
         images = split.batches(order, execution.device)
         for positions, change, number, x in zip(order, changes, sizes, images, strict=True):
             part = change.at(processes.slice(number)) if change else None
-            yield _augmented(x, part), split.labels[positions].to(execution.device), processes.weight(number)
+            labels = split.labels[positions].to(execution.device)
+            count = processes.slices(number, settings.accumulate)
+            yield _Samples(_augmented(x, part), labels, processes.weight(number), count)
 
-    def loss(net: nn.Module, batch: tuple[Tensor, Tensor, float]) -> Tensor:
-        x, y, weight = batch
-        return functional.cross_entropy(net(x), y) * weight
+    def loss(net: nn.Module, batch: _Samples) -> Tensor:
+        return functional.cross_entropy(net(batch.images), batch.labels) * batch.weight
 
     return fit(
         model,
@@ -266,9 +281,33 @@ def train_classifier(
         optimizer=optimizer,
         scheduler=scheduler,
         label=label,
+        slices=_Samples.cut,
         validate=validate,
         execution=execution,
     )
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """B samples of a step, the weight of their mean loss, and in how many slices they are computed."""
+
+    images: Tensor
+    labels: Tensor
+    weight: float
+    slices: int
+
+    def cut(self) -> list[_Samples]:
+        """The slices; their losses add up to that of all."""
+        number = len(self.labels)
+        return [
+            _Samples(self.images[part], self.labels[part], self.weight * (part.stop - part.start) / number, 1)
+            for part in cut(number, self.slices)
+        ]
+
+
+def cut(number: int, slices: int) -> list[slice]:
+    """Cut ``number`` samples into slices of equal length, or one more; some are empty where there are fewer samples."""
+    return [slice(number * k // slices, number * (k + 1) // slices) for k in range(slices)]
 
 
 def _optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:

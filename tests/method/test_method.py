@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from megu_cli.config import FinetuneConfig, NoiseConfig
 from megu_cli.data import MemoryImages, Split
 from megu_cli.execution import LOCAL, Execution
 from megu_cli.execution.processes import SINGLE, Processes
+from megu_cli.execution.runtime import seeded
 from megu_cli.method.discriminant import Discriminant, thumbnails
 from megu_cli.method.finetune import Forgotten, GroupedNoise, finetune
 from megu_cli.method.labels import draw_labels, hard_labels, label_scores
@@ -265,6 +267,76 @@ def test_finetuning_draws_the_same_from_the_same_seed():
     others = {run(1), run(0, uniform=False), run(0, clean=0.0), run(0, clean=1.0), run(0, noise=None)}
     assert len(others) == 4  # all clean is the same as no noise
     assert same not in others
+
+
+@pytest.mark.parametrize(
+    ("batch", "forget_batch", "accumulate"),
+    [
+        (12, 8, 4),
+        (7, 10, 3),  # a last batch of 4
+        (10, 3, 6),  # more slices than forgotten samples: some have none
+        (3, 9, 8),  # four slices; some have no retained samples
+    ],
+)
+@pytest.mark.parametrize("adversary", [0.0, 2.0])
+def test_a_step_in_slices_is_that_of_the_whole(batch, forget_batch, accumulate, adversary):
+    split = signs(hidden=True)
+    gone, kept = (torch.where(split.labels[:200] == k)[0] for k in (0, 1))
+    noise = torch.rand(1, 4, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    settings = {"batch": batch, "forget_batch": forget_batch, "adversary": adversary, "reassign": True, "epochs": 2}
+    results = []
+    for slices in (1, accumulate):
+        model = Products()
+        with seeded(0, "init"):
+            nn.init.normal_(model.head.weight)
+            nn.init.zeros_(model.head.bias)
+        most = 0
+
+        def note(_, inputs):
+            nonlocal most
+            most = max(most, len(inputs[0]))
+
+        model.register_forward_pre_hook(note)
+        request = forgotten(gone, 1, [0, 0.4, 0.6], noise)
+        history = finetuned(model, split, kept, request, retain_samples=40, accumulate=slices, **settings)
+        results.append((model.state_dict(), history.loss, most))
+    (whole, loss, size), (cut, loss_cut, size_cut) = results
+    assert size_cut <= math.ceil(batch / min(accumulate, max(batch, forget_batch) // 2)) + math.ceil(
+        forget_batch / min(accumulate, max(batch, forget_batch) // 2)
+    )
+    assert size_cut < size == batch + forget_batch
+    assert loss == pytest.approx(loss_cut, abs=1e-6)
+    for key, value in whole.items():
+        assert (value - cut[key]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_noise_in_slices_is_that_of_the_whole_step_also_with_batch_norm(trained, toy, away):
+    index = torch.where(toy.train.labels != 0)[0]
+    settings, batches = NoiseConfig(batch=2, steps=5), []
+    hook = trained.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    whole, cut = (
+        train_noise(
+            trained, toy.train, index, torch.arange(len(index)) % 2, torch.tensor([1, 2]), settings, away=away,
+            batch=11, label="negative", accumulate=slices,
+        )
+        for slices in (1, 4)
+    )  # fmt: skip
+    hook.remove()
+    assert batches == [11] * 5 + [2, 3, 3, 3] * 5
+    assert (whole - cut).abs().max() < 1e-5
+
+
+def test_an_adversary_that_looks_first_leaves_batch_norm_as_it_is(trained, task):
+    # The look at the whole step is a forward pass in train mode, whose statistics do not count.
+    tracked = {}
+    for slices in (1, 2):
+        model = copy.deepcopy(trained)
+        request = forgotten(task.forget, 1, [0, 0.5, 0.5])
+        settings = {"adversary": 1.0, "retain_samples": 24, "batch": 12, "epochs": 1, "accumulate": slices}
+        finetuned(model, task.split, task.retain, request, **settings)
+        tracked[slices] = int(model[1].num_batches_tracked) - int(trained[1].num_batches_tracked)
+    assert tracked == {1: 2, 2: 4}
 
 
 def test_early_stop_follows_validation_accuracy():

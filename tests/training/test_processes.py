@@ -75,6 +75,14 @@ def test_two_processes_give_what_one_gives(results, what):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("whole", "sliced"), [("uneven", "sliced"), ("finetune", "finetune sliced")])
+def test_the_slices_of_two_processes_add_up_to_the_batch_of_one(results, whole, sliced):
+    one, two = results
+    assert apart(one[whole], two[sliced]) < 1e-5
+    assert 0 < apart(two[whole], two[sliced]) < 1e-5
+
+
+@pytest.mark.slow
 def test_batch_norm_sees_a_part_at_a_time(results):
     one, two = results
     # Not equal, by its nature: docs/scaling.md says by how much.
@@ -220,6 +228,7 @@ def test_slices_make_up_the_whole_and_weights_its_mean():
             assert all(torch.equal(part, torch.arange(number)) for part in parts)
         else:
             assert torch.equal(torch.cat(parts), torch.arange(number))
+            assert crews[0].slices(number, 4) == max(1, min(4, min(map(len, parts)) // 2))
         means = [values[part].mean() * crew.weight(number) for part, crew in zip(parts, crews, strict=True)]
         assert sum(means) / 3 == pytest.approx(float(values.mean()), rel=1e-5)
 

@@ -8,7 +8,7 @@ from conftest import data_set
 from torch import nn
 
 from megu_cli import data, training
-from megu_cli.config import TrainConfig
+from megu_cli.config import FinetuneConfig, TrainConfig
 from megu_cli.errors import MeguError
 from megu_cli.execution import Execution
 from megu_cli.execution.runtime import derive, seeded
@@ -64,6 +64,44 @@ def test_the_same_seed_gives_the_same_bytes(digits):
 def test_a_loss_that_is_no_longer_finite_is_said(digits):
     with pytest.raises(MeguError, match=r"the loss is (nan|inf)"):
         trained(digits, lr=1e12)
+
+
+class Normed(nn.Module):
+    """A network with layer norm, which counts its forward passes and the most images of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.LayerNorm(24), nn.GELU(), nn.Linear(24, 10))
+        self.passes = self.most = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes, self.most = self.passes + self.training, max(self.most, len(x))
+        return self.body(x)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "passes", "most"),
+    [
+        (32, 4, 2 * (3 * 4 + 2), 8),  # a last batch of 4
+        (23, 4, 2 * (4 * 4 + 4), 6),  # a last batch of 8
+        (40, 7, 2 * (2 * 7 + 7), 6),  # slices of 5 and 6; a last batch of 20, in slices of 2 and 3
+        (5, 8, 2 * 20 * 2, 3),  # a batch smaller than the slices asked for: two samples at least in each
+        (3, 8, 2 * 34, 3),
+    ],
+)
+def test_accumulated_gradients_are_those_of_the_whole_batch(digits, batch, accumulate, passes, most):
+    states, losses = [], []
+    for slices in (1, accumulate):
+        with seeded(0, "init"):
+            model = Normed()
+        recipe = TrainConfig(epochs=2, batch=batch, lr=0.05, augment="crop+flip", accumulate=slices)
+        history = training.train_classifier(model, digits.train, torch.arange(100), recipe, label="train")
+        states.append(model.state_dict())
+        losses.append(history.loss)
+    assert (model.passes, model.most) == (passes, most)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    for key, value in states[0].items():
+        assert (value - states[1][key]).abs().max() < 1e-6
 
 
 def test_dropout_draws_from_the_seed_and_not_from_the_past(digits):
@@ -142,8 +180,11 @@ def test_adamw_learns_with_the_rate_of_its_own(digits):
     assert TrainConfig().peak_lr == TrainConfig(lr=0.1).peak_lr == 0.1
 
 
-def test_the_default_optimizer_stays_out_of_the_key():
-    # As it was before there was another one.
+def test_settings_that_came_later_stay_out_of_the_key_at_their_default():
+    # As it was before there was another optimizer, and before there were slices.
     old = {"epochs": 15, "batch": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "augment": "none"}
     assert TrainConfig().keyed() == old
     assert TrainConfig(optimizer="adamw").keyed() == {**old, "lr": 0.001, "optimizer": "adamw"}
+    assert TrainConfig(accumulate=4).keyed() == {**old, "accumulate": 4}
+    assert "accumulate" not in FinetuneConfig().keyed()
+    assert FinetuneConfig(accumulate=2).keyed() == {**FinetuneConfig().keyed(), "accumulate": 2}
