@@ -104,10 +104,16 @@ class ModelConfig(Section):
     )
     mean: Annotated[list[float], Field(min_length=1)] | None = Field(
         None,
-        description="normalisation: mean of each channel of pixels from 0 to 1; null: the model's, else the data's",
+        description="normalisation: mean of each channel of pixels from 0 to 1, in the order of model.channel_order; "
+        "null: the model's, else the data's",
     )
     std: Annotated[list[Positive], Field(min_length=1)] | None = Field(
         None, description="normalisation: standard deviation of each channel; null: as for mean"
+    )
+    channel_order: Literal["rgb", "bgr"] | None = Field(
+        None,
+        description="rgb | bgr: order of the channels of colour images in the model's input; bgr for a model that was "
+        "trained on images as OpenCV reads them; null: the model's, else rgb",
     )
     trust_remote_code: bool = Field(False, description="hf: run code that comes with the model")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

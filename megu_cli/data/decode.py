@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,12 +198,13 @@ class Preprocessing:
     """How images are prepared for a model. ``None`` leaves a value to the data set.
 
     Attributes:
-        mean: Mean of each channel (or one for all) of pixels from 0 to 1.
+        mean: Mean of each channel (or one for all) of pixels from 0 to 1, in the order in which the model takes them.
         std: Standard deviation of each channel, likewise.
         image_size: Side of the square images in pixels.
         interpolation: Of the resizing: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box`` or ``hamming``.
         crop: Side of the centre that is cut out, as a share of the resized image's side.
         stretch: Resize both sides, rather than the shorter one and cut the longer one.
+        bgr: The model takes blue, green, red.
     """
 
     mean: tuple[float, ...] | None = None
@@ -212,6 +213,14 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop: float = 1.0
     stretch: bool = False
+    bgr: bool = False
+
+    def ordered(self, bgr: bool) -> Preprocessing:
+        """The same with the channels in an order; each colour keeps its mean and standard deviation."""
+        if bgr == self.bgr:
+            return self
+        mean, std = (None if values is None else values[::-1] for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std, bgr=bgr)
 
     @property
     def resizing(self) -> Resizing | None:

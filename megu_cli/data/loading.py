@@ -69,13 +69,17 @@ def load(
             f"the model takes {wanted}-channel images, {name} has {there}",
             "Choose another model.name; grey images can be repeated, colours cannot be dropped.",
         )
-    means, stds = _per_channel(prepare.mean, mean, wanted), _per_channel(prepare.std, std, wanted)
+    if prepare.bgr:
+        mean, std = mean[::-1], std[::-1]
+    means, stds = _per_channel(prepare.mean or mean, wanted), _per_channel(prepare.std or std, wanted)
 
     splits = []
     for part in (raw.train, raw.test):
         digest = hashlib.sha256(repr((raw.classes, classes, superclasses, part.digest)).encode()).hexdigest()
         labels = concept_class[part.labels]
-        splits.append(Split(part.images, labels, part.labels, part.names, means, stds, digest, part.subjects))
+        splits.append(
+            Split(part.images, labels, part.labels, part.names, means, stds, digest, part.subjects, prepare.bgr)
+        )
     train, test = splits
     if settings.limit is not None and settings.limit < len(train):
         train = _limited(train, settings.limit)
@@ -151,13 +155,13 @@ def _borrowing(data: Dataset, share: float) -> Dataset:
     return replace(data, held_out=lent, test=rest, digest=digest)
 
 
-def _per_channel(given: Sequence[float] | None, own: Sequence[float], channels: int) -> Tensor:
-    """(C, 1, 1) of what is given, else of the data set's own.
+def _per_channel(given: Sequence[float] | None, channels: int) -> Tensor:
+    """(C, 1, 1) of a mean or a standard deviation.
 
     Raises:
         DataError: It is given for another number of channels.
     """
-    values = torch.tensor(own if given is None else given).view(-1, 1, 1)
+    values = torch.tensor(given).view(-1, 1, 1)
     if len(values) not in (1, channels):
         raise DataError(
             f"a normalisation of {len(values)} channels is given, and the model takes {channels}",

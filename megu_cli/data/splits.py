@@ -19,14 +19,15 @@ class Split:
     """One split of a data set.
 
     Attributes:
-        images: The pixels.
+        images: The pixels, red, green, blue or grey.
         labels: (N,) int64, the class that the model predicts.
         concepts: (N,) int64, the finest class known; equals ``labels`` where there are no superclasses.
         names: Identity of each sample, such as its relative path.
-        mean: (C, 1, 1) for normalisation.
-        std: (C, 1, 1) for normalisation.
+        mean: (C, 1, 1) for normalisation, in the order in which the model takes the channels.
+        std: (C, 1, 1) for normalisation, likewise.
         digest: sha256 of the content: names, labels and pixels.
         subjects: (N,) int64, whose image each is, as a position in the data set's subjects; -1 where nobody's.
+        bgr: The model takes blue, green, red.
     """
 
     images: Images
@@ -37,6 +38,7 @@ class Split:
     std: Tensor
     digest: str
     subjects: Tensor | None = None
+    bgr: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,7 +82,7 @@ class Split:
         """Normalised float32 images (B, C, H, W), channels_last, for each tensor of positions in ``order``."""
         mean, std = self.mean.to(device), self.std.to(device)
         for pixels in self.images.batches(order):
-            pixels = pixels.to(device).expand(-1, len(mean), -1, -1)
+            pixels = ordered(pixels.to(device), self.bgr).expand(-1, len(mean), -1, -1)
             yield pixels.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def pass_over(
@@ -89,6 +91,11 @@ class Split:
         """(positions, images) over ``index`` in its order, ``size`` at a time."""
         order = list(index.split(size))
         return zip(order, self.batches(order, device), strict=True)
+
+
+def ordered(pixels: Tensor, bgr: bool) -> Tensor:
+    """Images (B, C, H, W) of red, green, blue in the order in which a model takes them; grey ones stay as they are."""
+    return pixels.flip(1) if bgr else pixels
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def _as_processor(own: Any, folder: Path) -> Preprocessing:
         raise ConfigError(f"{folder.name}/{_PREPROCESSOR}: resample: {brief(resample)} is none of {known}")
     # Pixels p of 0 to 255 become (p * factor - mean) / std; megu normalises p / 255.
     mean, std = [0.0], [1.0]
-    if setting("do_normalize", True):
+    if setting("do_normalize", False):
         mean, std = list(setting("image_mean", [0.5])), list(setting("image_std", [0.5]))
     scale = 255 * (setting("rescale_factor", 1 / 255) if setting("do_rescale", True) else 1.0)
     offset = 1.0 if setting("rescale_offset", False) else 0.0
@@ -240,6 +240,7 @@ def _as_processor(own: Any, folder: Path) -> Preprocessing:
         interpolation=_INTERPOLATION[resample],
         crop=crop,
         stretch=stretch,
+        bgr=bool(setting("do_flip_channel_order", False)),  # MobileViT
     )
 
 
@@ -346,7 +347,8 @@ def directory(
         config["label2id"] = {label: i for i, label in enumerate(classes)}
         config["architectures"] = [type(model).__name__]
         files[_CONFIG] = _pretty(config)
-    if _PREPROCESSOR not in files and used.image_size and used.mean and used.std:
+    # The usual processor has no setting for the order of channels.
+    if _PREPROCESSOR not in files and used.image_size and used.mean and used.std and not used.bgr:
         files[_PREPROCESSOR] = _pretty(
             {
                 "image_processor_type": "ViTImageProcessor",

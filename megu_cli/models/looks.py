@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from megu_cli.data import Resizing, Split
 from megu_cli.data.decode import Decode, Preprocessing
 from megu_cli.data.names import hashed
+from megu_cli.data.splits import ordered
 
 _BATCH = 60
 _SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384)
@@ -35,7 +36,7 @@ _USUAL = {
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation of each channel, or of all, and what they are called."""
+    """Mean and standard deviation of each channel of the model's input, or of all, and what they are called."""
 
     name: str
     mean: tuple[float, ...]
@@ -46,6 +47,11 @@ class Normalisation:
         mean, std = (torch.tensor(values).view(-1, 1, 1).expand(channels, 1, 1) for values in (self.mean, self.std))
         return mean, std
 
+    @property
+    def reverse(self) -> Normalisation:
+        """That of the same colours in the other order of channels."""
+        return replace(self, mean=self.mean[::-1], std=self.std[::-1])
+
 
 @dataclass(frozen=True)
 class Look:
@@ -54,17 +60,26 @@ class Look:
     Attributes:
         size: Side in pixels.
         normalisation: What becomes of pixels from 0 to 1.
-        turned: Blue, green, red instead of red, green, blue.
+        bgr: Blue, green, red instead of red, green, blue.
     """
 
     size: int
     normalisation: Normalisation
-    turned: bool = False
+    bgr: bool = False
+
+    def turned(self) -> list[Look]:
+        """The same with red and blue exchanged: each colour, or each channel of the input, keeps its normalisation."""
+        other = replace(self, bgr=not self.bgr)
+        return list(dict.fromkeys([replace(other, normalisation=self.normalisation.reverse), other]))
+
+    def renormalised(self, now: Look) -> bool:
+        """Whether another normalisation is used, beyond an exchange of red and blue."""
+        same = [now.normalisation] if self.bgr == now.bgr else [now.normalisation, now.normalisation.reverse]
+        return self.normalisation not in same
 
     def changes(self, now: Look) -> int:
         """In how many respects it differs from another."""
-        pairs = ((self.size, now.size), (self.normalisation, now.normalisation), (self.turned, now.turned))
-        return sum(mine != other for mine, other in pairs)
+        return sum((self.size != now.size, self.renormalised(now), self.bgr != now.bgr))
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ class Pictures:
         if not all(file.is_file() for file in self._files):
             self._files = []
         now = Normalisation("", *(tuple(v.flatten().tolist()) for v in (chosen.mean, chosen.std)))
-        self.now = Look(side, now)
+        self.now = Look(side, now, chosen.bgr)
 
     @property
     def colour(self) -> bool:
@@ -125,10 +140,9 @@ class Pictures:
 
     def pixels(self, size: int, number: int) -> Tensor:
         """(N, C, S, S) uint8, the first images in a size."""
-        have = self._decoded.get(size)
+        number, have = min(number, len(self.labels)), self._decoded.get(size)
         if have is None or len(have) < number:
-            start = 0 if have is None else len(have)
-            more = self._made(size, range(start, min(number, len(self.labels))))
+            more = self._made(size, range(0 if have is None else len(have), number))
             have = self._decoded[size] = more if have is None else torch.cat([have, more])
         return have[:number]
 
@@ -146,8 +160,8 @@ class Pictures:
         """The first images as they are looked at."""
         mean, std = (values.to(device) for values in look.normalisation.tensors(self.channels))
         for pixels in self.pixels(look.size, number).split(_BATCH):
-            x = pixels.to(device).expand(-1, self.channels, -1, -1).float().div_(255).sub_(mean).div_(std)
-            yield (x.flip(1) if look.turned else x).contiguous(memory_format=torch.channels_last)
+            pixels = ordered(pixels.to(device), look.bgr).expand(-1, self.channels, -1, -1)
+            yield pixels.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def native(self) -> int | None:
         """The side that most of the images have themselves, where they are square."""
@@ -181,8 +195,10 @@ def normalisations(
 ) -> list[Normalisation]:
     """Those worth a try in a size: the present one first, then the model's, the data's and the usual ones."""
     named: list[tuple[str, tuple[Sequence[float], Sequence[float]]]] = []
-    if advised and advised.mean and advised.std:
-        named.append(("the normalisation that the model comes with", (advised.mean, advised.std)))
+    # Those below are of red, green, blue.
+    colours = advised.ordered(bgr=False) if advised else None
+    if colours and colours.mean and colours.std:
+        named.append(("the normalisation that the model comes with", (colours.mean, colours.std)))
     if own:
         named.append(("the data set's own normalisation", own))
     values = pictures.pixels(size, _MEASURED).float().div_(255).transpose(0, 1).flatten(1)
@@ -193,6 +209,7 @@ def normalisations(
     found = [pictures.now.normalisation]
     for name, (mean, std) in named:
         one = Normalisation(name, tuple(mean), tuple(std))
+        one = one.reverse if pictures.now.bgr else one
         if len(one.mean) in (1, pictures.channels) and not any(_same(one, other, pictures.channels) for other in found):
             found.append(one)
     return found

@@ -203,8 +203,7 @@ class _Search:
                     found = self._all([look for look in looks if look != here], number)
                     if pictures.colour:
                         top = max(found, key=_merit).look if found else here
-                        turned = {replace(top, turned=True), replace(looks[0], turned=True)}
-                        found += self._all(turned, number)
+                        found += self._all(dict.fromkeys([*top.turned(), *looks[0].turned()]), number)
                     tried += found
                 advance()
             return self._chosen(tried)
@@ -291,16 +290,16 @@ def _told(finding: Finding, best: _Tried, search: _Search, classes: Sequence[str
     if look.size != now.size:
         ways.append(f"images of {look.size} x {look.size} pixels")
         settings["data.image_size"] = look.size
-    if look.normalisation != now.normalisation:
+    if look.bgr != now.bgr:
+        ways.append("red and blue exchanged")
+        settings["model.channel_order"] = "bgr" if look.bgr else "rgb"
+    if look.renormalised(now):
         ways.append(look.normalisation.name)
+    # What is not written into the config follows the order of channels by itself, and what is written does not.
+    uneven = any(len(set(values)) > 1 for values in (look.normalisation.mean, look.normalisation.std))
+    if look.renormalised(now) or (look.bgr != now.bgr and uneven):
         for key, values in (("model.mean", look.normalisation.mean), ("model.std", look.normalisation.std)):
             settings[key] = [float(f"{value:.4g}") for value in values]
-    if look.turned:
-        ways.append("red and blue exchanged")
-        hints.append(
-            "The model takes blue, green, red: name a python: factory that adds to the network "
-            "`model.register_forward_pre_hook(lambda module, x: (x[0].flip(1),))`; the checkpoint's keys stay."
-        )
     if settings:
         set_ = [f"{key}: {_yaml(value)}" for key, value in settings.items()]
         hints.insert(0, f"Set {', '.join(set_[:-1])}{' and ' if len(set_) > 1 else ''}{set_[-1]}.")

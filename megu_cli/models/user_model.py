@@ -74,6 +74,8 @@ class UserModel:
         settings, size, own = self.settings, self.data.image_size, self.advised
         if size is not None and size != own.image_size:
             own = replace(own, image_size=size, crop=1.0, stretch=False)
+        if settings.channel_order is not None:
+            own = own.ordered(settings.channel_order == "bgr")
         if settings.mean is not None and settings.std is not None:
             own = replace(own, mean=tuple(settings.mean), std=tuple(settings.std))
         return own
@@ -89,6 +91,8 @@ class UserModel:
         more: dict[str, Any] = {}
         if own.mean is not None and own.std is not None:
             more = {"mean": list(own.mean), "std": list(own.std)}
+        if own.bgr:
+            more["channel_order"] = "bgr"
         if settings.precision != "auto":
             more["precision"] = settings.precision
         return {"model": name, **more} if more or not isinstance(name, str) else name

@@ -125,6 +125,7 @@ def _sources(context: RunContext, outcomes: Sequence[Outcome], show_forgotten: b
         comparison,
         asked=_asked(context.config.forget),
         model=_model(context),
+        bgr=context.inputs.user_model.preprocessing.bgr,
     )
 
 

@@ -126,6 +126,7 @@ class Sources:
         comparison: compare.json, where it is there and about the same request.
         asked: The request as the config has it.
         model: The model by name.
+        bgr: The model takes blue, green, red, and so the noises are.
     """
 
     evaluation: Artifact
@@ -139,6 +140,7 @@ class Sources:
     comparison: Artifact | None = None
     asked: str = ""
     model: str = ""
+    bgr: bool = False
 
 
 @dataclass(frozen=True)

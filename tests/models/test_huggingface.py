@@ -166,6 +166,14 @@ def test_what_a_processor_says_of_images(tmp_path, given, expected):
         assert getattr(found, name) == getattr(expected, name)
 
 
+def test_a_processor_that_exchanges_channels_is_followed(tmp_path):
+    transformers.MobileViTConfig(num_labels=3).save_pretrained(tmp_path)
+    transformers.MobileViTImageProcessor().save_pretrained(tmp_path)
+    found = huggingface.preprocessing(str(tmp_path))
+    assert found.bgr
+    assert (found.mean, found.std) == ((0.0,), (1.0,))  # it does not normalise
+
+
 def test_pictures_are_prepared_as_the_processor_does(tmp_path):
     folder = tmp_path / "mine"
     config_of("convnext", num_channels=3, image_size=32).save_pretrained(folder)

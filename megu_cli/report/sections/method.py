@@ -67,6 +67,8 @@ def noise(view: View) -> Section | None:
         return None
     scale = view.sources.scale
     pair = {k: noise.tensors[k].numpy() * scale for k in ("positive", "negative") if k in noise.tensors}
+    if view.sources.bgr:
+        pair = {k: np.flip(noises, 2) for k, noises in pair.items()}
     groups = {k: noise.tensors[f"{k}_class"].tolist() for k in pair}
     negative = noise.tensors.get("negative_class")
     names = {"positive": "N⁺", "negative": "N⁻"}
