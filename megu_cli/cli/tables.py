@@ -54,6 +54,7 @@ def _add_intervals(table: Table, metric: Metric, models: list[dict[str, Any]]) -
 
 def evaluation(result: dict[str, Any]) -> None:
     """The models side by side, then the requirements."""
+    retrained = "retrained_by" in result
     columns = [name for name in _COLUMNS if name in result]
     gone = result["request"]["classes"]
     if not gone:
@@ -62,7 +63,8 @@ def evaluation(result: dict[str, Any]) -> None:
     table.add_column("in percent")
     for name in columns:
         style = "bold" if name == "unlearned" else ""
-        table.add_column(_COLUMNS[name], justify="right", style=style)
+        head = _COLUMNS["oracle" if name == "unlearned" and retrained else name]
+        table.add_column(head, justify="right", style=style)
     for metric in metrics("model", "table"):
         if any(metric.name in result[name] for name in columns):
             _add_figures(table, metric, [result[name] for name in columns])
@@ -76,7 +78,7 @@ def evaluation(result: dict[str, Any]) -> None:
             _add_figures(table, metric, [compared.get(name, {}) for name in columns])
     table.add_section()
     times = result["time"]
-    seconds = of_models(times)
+    seconds = of_models(times, retrained)
     table.add_row("time, seconds", *("–" if seconds[n] is None else f"{seconds[n]:.1f}" for n in columns))
     if times["time_ratio"] is not None:
         ratio = [_percent(times["time_ratio"]) if n == "unlearned" else "" for n in columns]
@@ -84,7 +86,9 @@ def evaluation(result: dict[str, Any]) -> None:
     console = _console()
     console.print(table)
     notes = []
-    if "oracle" in columns:
+    if retrained:
+        notes.append("the retrained model is the result: it was trained from scratch without the forgotten images.")
+    elif "oracle" in columns:
         notes.append("the nearer to retrained the better.")
     else:
         notes.append("no retrained model here: `megu train --retain-only`, then `megu eval`, sets one beside it.")
@@ -97,6 +101,8 @@ def evaluation(result: dict[str, Any]) -> None:
     unseen = sum(value is None for value in result["per_class"]["original"]["test"].values())
     if unseen:
         console.print(f"not measured: {counted(unseen, 'class')} without test images.", style="dim")
+    if (times["time_ratio"] or 0) > 1:
+        console.print("Retraining took less time than labels, noise and finetune, and is exact: `megu run --retrain`.")
     for line in result.get("warnings", ()):
         console.print(Text.assemble(("Warning", "bold yellow"), f": {line}."))
     if verdict := result.get("verdict"):
@@ -228,7 +234,8 @@ def plan(result: dict[str, Any]) -> None:
         table.add_section()
         total = {"steps": 0, **result["total"]}
         table.add_row("what would run", "", "", *_takes(total))
-        table.add_row("retraining", "", "for comparison", *_takes(result["retraining"]), style="dim")
+        if result["time_ratio"] is not None:
+            table.add_row("retraining", "", "for comparison", *_takes(result["retraining"]), style="dim")
     console.print(table)
     if estimated:
         _told(console, result)
@@ -242,7 +249,7 @@ def _told(console: Console, result: dict[str, Any]) -> None:
         console.print(f"labels, noise and finetune take about {100 * ratio:.1f}% of the time of retraining.")
         if ratio > 0.5:
             if ratio > 1:
-                console.print("Retraining takes less time, and is exact: `megu train --retain-only`.")
+                console.print("Retraining takes less time, and is exact: `megu run --retrain`.")
             console.print("Less with a smaller finetune.retain_fraction (1: each retained image once) or --max-steps.")
     if result["total"]["untimed"]:
         console.print(f"Not timed, since nothing is sent before you say so: {', '.join(result['total']['untimed'])}.")

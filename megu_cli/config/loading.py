@@ -21,8 +21,8 @@ from megu_cli.config.base import Section, alternatives, checked_path, is_path
 from megu_cli.config.model_sources import source_of
 from megu_cli.config.presets import PRESETS
 from megu_cli.config.schema import CompareConfig, Config
-from megu_cli.errors import ConfigError, brief
-from megu_cli.run import reading
+from megu_cli.errors import ArtifactError, ConfigError, brief
+from megu_cli.run import artifacts, files, reading
 
 
 def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str, Any] | None = None) -> Config:
@@ -53,6 +53,8 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
     _merge(merged, own)
     # The default run directory, too, lies beside the YAML.
     merged.setdefault("out", file.resolve().parent / Config.model_fields["out"].default)
+    if merged.get("method", "auto") == "auto" and _retrained_in(merged["out"]):
+        merged["method"] = "retrain"
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -62,6 +64,17 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
             f"{file}: {count} setting{'s are' if count > 1 else ' is'} at fault\n{faults}",
             "`megu init` writes a config with every setting explained.",
         ) from None
+
+
+def _retrained_in(out: Any) -> bool:
+    """True if the model in a run directory was made with ``method: retrain``."""
+    if not isinstance(out, Path):
+        return False
+    try:
+        settings = artifacts.read_meta(out / files.FINETUNE, artifacts.STAGE_KEYS)["settings"]
+        return bool(settings["method"] == "retrain")
+    except (ArtifactError, OSError, KeyError, TypeError):
+        return False
 
 
 Kind = TypeVar("Kind", bound=Section)

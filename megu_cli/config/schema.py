@@ -242,6 +242,11 @@ class Config(Section):
         description="seconds of work between two checkpoints of train and finetune, from which a run that was killed "
         "goes on; more where saving would take over 5% of the time",
     )
+    method: Literal["auto", "megu", "retrain"] = Field(
+        "auto",
+        description="megu: unlearn by a short finetuning | retrain: train from scratch on the retained images alone, "
+        "which is exact; `train` has the recipe | auto: as the model in the run directory was made, else megu",
+    )
     preset: Literal["paper"] | None = Field(
         None, description="paper: the paper's method without what is ours (see docs/decisions.md)"
     )
@@ -258,10 +263,15 @@ class Config(Section):
     compare: CompareConfig = Field(default_factory=CompareConfig)  # type: ignore[arg-type]
     record: RecordConfig = Field(default_factory=RecordConfig)  # type: ignore[arg-type]
 
+    @property
+    def retrains(self) -> bool:
+        """True if the result is a network retrained from scratch, and not an unlearned one."""
+        return self.method == "retrain"
+
     @model_validator(mode="after")
     def _held_out(self) -> Config:
         looks = self.labels.mode != "hard" and self.labels.keep == "auto" and self.forget.classes is None
-        if looks and self.data.validation == 0:
+        if looks and self.data.validation == 0 and not self.retrains:
             raise ValueError("labels of images whose class stays need held-out images: raise data.validation")
         return self
 
@@ -280,7 +290,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _rated(self) -> Config:
-        if not self.mllm.rater.rates and self.labels.source in ("transition", "transition+prediction"):
+        rated = self.labels.source in ("transition", "transition+prediction") and not self.retrains
+        if rated and not self.mllm.rater.rates:
             why = "preset: paper takes labels from ratings" if self.preset == "paper" else (
                 f"labels.source: {self.labels.source} takes labels from ratings"
             )  # fmt: skip

@@ -396,15 +396,19 @@ def aggregated(models: Mapping[str, Measurement], problem: EvaluationProblem) ->
     }
 
 
-def evaluated(models: Mapping[str, Measurement], problem: EvaluationProblem) -> dict[str, Any]:
+def evaluated(
+    models: Mapping[str, Measurement], problem: EvaluationProblem, retrained_by: str | None = None
+) -> dict[str, Any]:
     """All figures of a set of models, as eval.json holds them.
 
     Args:
         models: ``original``, ``mask``, ``unlearned`` and, where there is one, ``oracle``, in this order.
         problem: The forget request and the settings.
+        retrained_by: ``megu`` or ``user``: who retrained the model named ``unlearned``; ``None``: it was unlearned.
     """
     oracle = models.get("oracle")
     figures = {
+        **({"retrained_by": retrained_by} if retrained_by else {}),
         **{name: measurement.figures for name, measurement in models.items()},
         "intervals": {name: measurement.intervals() for name, measurement in models.items()},
         "per_class": {name: per_class(m.predictions, problem.data) for name, m in models.items()},

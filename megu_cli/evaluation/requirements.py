@@ -52,11 +52,19 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A requirement, and what was measured; ``value`` is ``None`` where there is no such figure here, and ``why``."""
+    """A requirement, and what was measured.
+
+    Attributes:
+        requirement: The requirement.
+        value: The figure; ``None``: there is none here.
+        why: Why there is none.
+        exact: True if the figure follows from the model being the retrained one, and was not measured.
+    """
 
     requirement: Requirement
     value: float | str | None
     why: str = ""
+    exact: bool = False
 
     @property
     def met(self) -> bool:
@@ -69,6 +77,8 @@ class Outcome:
         """The figure, or why there is none."""
         if self.value is None:
             return f"no such figure {self.why}"
+        if self.exact:
+            return "not measured: the model is the retrained one"
         if isinstance(self.value, str):
             return self.value
         return "never" if self.value == math.inf else f"{self.value:.4f}"
@@ -115,13 +125,17 @@ def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) ->
     if "relearn_epochs" in figures and figures["relearn_epochs"] is None:
         figures["relearn_epochs"] = math.inf  # it was measured: within these epochs the knowledge does not come back
 
-    missing = absent(evaluation)
+    missing, retrained = absent(evaluation), "retrained_by" in evaluation
+    # Its distances to the retrained model are what they would be at best.
+    exact = {m.name: m.target for m in metrics("comparison") if retrained and isinstance(m.target, float)}
 
     def why(name: str) -> str:
         metric = find(name)
         group = metric.group if metric else "model"
         if group == "model":
             return f"without {missing[name]}" if name in missing else "in this run"
+        if retrained:
+            return "since the model was retrained"
         if not compared:
             return "without an oracle"
         if name == "label_agreement":
@@ -132,4 +146,4 @@ def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) ->
         return "since the retraining had no held-out images" if timed else "since both were not timed on one machine"
 
     figures["verdict"] = evaluation.get("verdict", {}).get("verdict")
-    return [Outcome(r, figures.get(r.name), why(r.name)) for r in requirements]
+    return [Outcome(r, exact.get(r.name, figures.get(r.name)), why(r.name), r.name in exact) for r in requirements]

@@ -1,7 +1,8 @@
 """The verdict on an unlearned model: forgotten, not forgotten or undecided.
 
 The model is held against the oracle, the original and the mask. docs/metrics.md explains the checks and their margins.
-No setting changes them.
+No setting changes them. A model that was itself retrained from scratch has forgotten by construction, and is not
+checked.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ CKA_MARGIN = 0.05
 # With a sampling error above this, too few images are asked about to say that there was nothing to forget.
 TOO_COARSE = 0.05
 _Z = 1.96
+# The reason for the verdict on a model that was retrained, by who did it.
+_BY_CONSTRUCTION = {
+    "megu": "it was retrained from scratch on the retained images alone and never saw the forgotten ones. "
+    "That is exact: there is nothing to check.",
+    "user": "it is your own retrained model (eval.oracle). Nothing was checked: megu did not train it, and takes your "
+    "word that it never saw the forgotten images.",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ def verdict(
     Returns:
         ``verdict``, one of `WORDS`; ``reason``, one or two sentences; ``checks``, the fields of each `Check`.
     """
+    if model == "unlearned" and (by := evaluation.get("retrained_by")):
+        return {"verdict": "forgotten", "reason": _BY_CONSTRUCTION[by], "checks": []}
     checks = _checks(evaluation, model, probe_images) if "oracle" in evaluation else []
     word, reason = _decided(evaluation, checks, probe_images, nearer_than_mask)
     return {"verdict": word, "reason": reason, "checks": [asdict(check) for check in checks]}

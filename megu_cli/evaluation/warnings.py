@@ -21,20 +21,24 @@ def warnings(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def _weak_oracle(evaluation: Mapping[str, Any]) -> str:
-    original, oracle = (evaluation.get(name, {}).get("retain_test_acc") for name in ("original", "oracle"))
+    result = "retrained_by" in evaluation
+    names = ("original", "unlearned" if result else "oracle")
+    original, oracle = (evaluation.get(name, {}).get("retain_test_acc") for name in names)
     if original is None or oracle is None or original - oracle <= _BELOW:
         return ""
+    called, meaning = ("the oracle", "What is measured beside it also shows this difference in training. ")
+    if result:
+        called, meaning = "the retrained model", ""
     return (
-        f"the oracle is well below the original: it classifies {100 * oracle:.1f}% of the retained test images right, "
-        f"the original {100 * original:.1f}%. What is measured beside it also shows this difference in training. Train "
-        "it as the original was trained (train.optimizer, train.lr, train.epochs, train.augment), or name your own "
-        "retrained model in eval.oracle"
+        f"{called} is well below the original: it classifies {100 * oracle:.1f}% of the retained test images right, "
+        f"the original {100 * original:.1f}%. {meaning}Train it as the original was trained (train.optimizer, "
+        "train.lr, train.epochs, train.augment), or name your own retrained model in eval.oracle"
     )
 
 
 def _rising(evaluation: Mapping[str, Any]) -> str:
     before, after = (evaluation.get(name, {}).get("forget_train_acc") for name in ("original", "unlearned"))
-    if before is None or after is None or after - before <= _RISE:
+    if before is None or after is None or after - before <= _RISE or "retrained_by" in evaluation:
         return ""
     return (
         f"the accuracy on the forget set rose from {100 * before:.1f}% to {100 * after:.1f}%: the model knows the "

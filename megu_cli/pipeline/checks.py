@@ -16,7 +16,9 @@ def passes(context: RunContext) -> bool:
 
     check_name(context.config.model.name)
     context.runtime.start()
-    _ = context.inputs.request, context.inputs.questions
+    _ = context.inputs.request
+    if not context.config.retrains:
+        _ = context.inputs.questions
     pixels = context.inputs.data.train.images[0]
     try_out(context.build(), (context.inputs.data.channels, *pixels.shape[1:]), len(context.inputs.data.classes))
     return True
@@ -27,7 +29,12 @@ def notes(inputs: RunInputs) -> list[str]:
     from megu_cli.request import resolve
 
     lines = resolve.notes(inputs.data, inputs.request, inputs.config.forget.duplicates)
-    if not inputs.config.mllm.rater.rates:
+    if inputs.config.retrains:
+        lines.append(
+            "method: retrain: the model is trained from scratch on the retained images alone, and no label is made; "
+            "--set method=megu unlearns instead"
+        )
+    elif not inputs.config.mllm.rater.rates:
         lines.append(
             "no ratings (mllm.backend: none): every class counts as near as any other, and labels come from the "
             "proxy and the model's own prediction"

@@ -13,7 +13,7 @@ from megu_cli.run import files
 from megu_cli.run.artifacts import STAGE_KEYS, read_body, read_meta
 
 # Sections of eval.json without figures of a model: times differ between equal runs, and the rest is for drawing.
-_NO_FIGURES = ("request", "aggregates", "time")
+_NO_FIGURES = ("request", "aggregates", "time", "retrained_by")
 
 
 @dataclass

@@ -13,13 +13,13 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from megu_cli import __version__
-from megu_cli.errors import ArtifactError, CheckpointError, MeguError
+from megu_cli.errors import ArtifactError, CheckpointError, ConfigError, MeguError
 from megu_cli.pipeline import checks
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.freshness import Freshness
 from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.pipeline.resume import Resume
-from megu_cli.pipeline.stages import STAGES, Stage
+from megu_cli.pipeline.stages import Stage
 from megu_cli.run import artifacts, files, ownership, writing
 from megu_cli.run.artifacts import Artifact
 
@@ -48,28 +48,29 @@ class Pipeline(Freshness):
             MeguError: Whatever the stage raises.
         """
         names = list(names)
+        self._refuse_unused(names)
         self.refuse_foreign(names, force)
         for name in names:
             if not force and self._skip(name):
                 continue
-            self._given_or_raise(STAGES[name])
-            for upstream in self._upstream(STAGES[name]):
+            self._given_or_raise(self.stages[name])
+            for upstream in self._upstream(self.stages[name]):
                 state = self.state(upstream)
-                if upstream in STAGES[name].optional and state.status == "missing":
+                if upstream in self.stages[name].optional and state.status == "missing":
                     continue
                 if state.status != "fresh":
                     raise ArtifactError(
-                        f"{name} cannot run: {STAGES[upstream].file} is {state.status} ({state.reason})",
+                        f"{name} cannot run: {self.stages[upstream].file} is {state.status} ({state.reason})",
                         f"Rebuild it with `{self._rebuilt_by(upstream)}`, or everything with `megu run`.",
                     )
             self._run(name)
 
     def _rebuilt_by(self, name: str) -> str:
         """The command to begin with: that of the first stage upstream that is not fresh."""
-        for upstream in self._upstream(STAGES[name]):
+        for upstream in self._upstream(self.stages[name]):
             if self.state(upstream).status != "fresh" and not self._covered(upstream, self._states):
                 return self._rebuilt_by(upstream)
-        return STAGES[name].command
+        return self.stages[name].command
 
     def run(self, force: bool = False, goals: Sequence[str] | None = None) -> None:
         """Bring the run directory up to date: rebuild what is stale, corrupt or missing, and only that.
@@ -89,7 +90,7 @@ class Pipeline(Freshness):
             self.preflight(force)
         # All that is wrong with what the user gave shows now, before the first hour of work.
         for name in self.order() if goals is None else goals:
-            self._given_or_raise(STAGES[name])
+            self._given_or_raise(self.stages[name])
         for name in goals if goals is not None else [*self.goals(), *self.order()] if force else self.goals():
             self._ensure(name, done, force)
 
@@ -100,12 +101,26 @@ class Pipeline(Freshness):
             InputError: Something does; it is what `run` would raise.
         """
         wanted = self.order() if names is None else list(names)
+        self._refuse_unused(wanted)
         self._check_first(wanted)
         for name in wanted:
-            self._given_or_raise(STAGES[name])
+            self._given_or_raise(self.stages[name])
+
+    def _refuse_unused(self, names: Iterable[str]) -> None:
+        """See that this config has these stages.
+
+        Raises:
+            ConfigError: It has not.
+        """
+        for name in names:
+            if name not in self.stages:
+                raise ConfigError(
+                    f"method: {self.context.config.method} has no stage {name}",
+                    "`megu run` makes all that it needs; set method: megu to unlearn instead.",
+                )
 
     def _check_first(self, names: Iterable[str]) -> None:
-        for given in dict.fromkeys(given for name in names for given in self._given(STAGES[name])):
+        for given in dict.fromkeys(given for name in names for given in self._given(self.stages[name])):
             if INPUTS[given].checked_first:
                 self.context.inputs.digest(given)
 
@@ -153,7 +168,7 @@ class Pipeline(Freshness):
         if name in done:
             return
         if force or self.state(name).status != "fresh":
-            for upstream in self._upstream(STAGES[name]):
+            for upstream in self._upstream(self.stages[name]):
                 self._ensure(upstream, done, force)
         # An upstream that was rebuilt to the same content leaves this one fresh.
         if force or not self._skip(name):
@@ -178,7 +193,7 @@ class Pipeline(Freshness):
         """Run one stage whose inputs are all fresh, and write what it makes."""
         self.context.ready()
         self.context.runtime.start()
-        stage, processes = STAGES[name], self.context.runtime.processes
+        stage, processes = self.stages[name], self.context.runtime.processes
         before = self.state(name)
         why = f" ({before.status}: {before.reason})" if before.status in ("stale", "corrupt") else ""
         self.say(f"{name}: running{why}")
@@ -186,7 +201,7 @@ class Pipeline(Freshness):
         inputs: dict[str, Artifact] = {}
         lineage: dict[str, Any] = {}
         for upstream in self._upstream(stage):
-            path = self.context.directory.out / STAGES[upstream].file
+            path = self.context.directory.out / self.stages[upstream].file
             if upstream in stage.optional and not path.exists():
                 continue
             artifact = inputs[upstream] = artifacts.read(path)

@@ -10,20 +10,20 @@ from megu_cli.errors import MeguError
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.pipeline.rehearsal import Estimate, Rehearsal
-from megu_cli.pipeline.stages import STAGES, in_group
+from megu_cli.pipeline.stages import in_group, of_config
 
 # Images to forget that are named.
 _NAMED = 5
 
 
 def estimates(context: RunContext) -> dict[str, Estimate]:
-    """Stage -> what it takes, whether or not the config asks for the stage.
+    """Stage -> what it takes, for all stages that the config may have.
 
     Raises:
         MeguError: Data, request or model are at fault.
     """
     rehearsal = Rehearsal(context)
-    return {name: stage.load_estimate()(rehearsal) for name, stage in STAGES.items()}
+    return {name: stage.load_estimate()(rehearsal) for name, stage in of_config(context.config).items()}
 
 
 def described(rows: list[dict[str, Any]], made: Mapping[str, Estimate]) -> dict[str, Any]:
@@ -36,8 +36,9 @@ def described(rows: list[dict[str, Any]], made: Mapping[str, Estimate]) -> dict[
     plan = [{**row, **asdict(made[row["stage"]])} for row in rows]
     runs = [made[row["stage"]] for row in rows if row["action"] == "run"]
     known = [estimate.seconds for estimate in runs if estimate.seconds is not None]
-    unlearning = sum(made[name].seconds or 0.0 for name in in_group("method"))
-    retraining = made[INPUTS["retrained"].made_by]
+    method, retraining = in_group("method"), made[INPUTS["retrained"].made_by]
+    # With `method: retrain` there is nothing to compare with retraining.
+    unlearning = sum(made[name].seconds or 0.0 for name in method) if made.keys() >= {*method} else None
     return {
         "plan": plan,
         "total": {
@@ -48,7 +49,7 @@ def described(rows: list[dict[str, Any]], made: Mapping[str, Estimate]) -> dict[
             "disk_bytes": sum(estimate.disk_bytes for estimate in runs),
         },
         "retraining": asdict(retraining),
-        "time_ratio": unlearning / retraining.seconds if retraining.seconds else None,
+        "time_ratio": unlearning / retraining.seconds if retraining.seconds and unlearning is not None else None,
     }
 
 

@@ -18,7 +18,7 @@ from megu_cli.errors import ArtifactError, ForeignFileError, MeguError
 from megu_cli.pipeline import bodies
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.inputs import INPUTS
-from megu_cli.pipeline.stages import STAGES, Stage
+from megu_cli.pipeline.stages import STAGES, Stage, of_config
 from megu_cli.run import artifacts, files, ownership
 
 Status = Literal["fresh", "absent", "stale", "missing", "corrupt", "blocked"]
@@ -54,12 +54,13 @@ class Freshness:
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
+        self.stages = of_config(context.config)
         self._states: dict[str, State] = {}
 
     def state(self, name: str) -> State:
         """Where a stage stands; remembered until a stage runs."""
         if name not in self._states:
-            self._states[name] = self._assess(STAGES[name])
+            self._states[name] = self._assess(self.stages[name])
         return self._states[name]
 
     def status(self) -> dict[str, State]:
@@ -73,16 +74,16 @@ class Freshness:
 
     def order(self) -> list[str]:
         """The stages that this config has."""
-        given = self._replaced()
+        given, needed = self._replaced(), self.all_before(self.goals())
         return [
             stage.name
-            for stage in STAGES.values()
-            if stage.name not in given and (self._wanted(stage) or self._there(stage))
+            for stage in self.stages.values()
+            if stage.name not in given and (self._asked_for(stage) or stage.name in needed or self._there(stage))
         ]
 
     def goals(self) -> list[str]:
         """The stages that must stand at the end of `megu run`."""
-        return [stage.name for stage in STAGES.values() if stage.goal]
+        return [stage.name for stage in self.stages.values() if stage.goal]
 
     def all_before(self, names: Iterable[str]) -> list[str]:
         """These stages and all stages that they are made from, in order."""
@@ -92,8 +93,8 @@ class Freshness:
             name = waiting.pop()
             if name not in found:
                 found.add(name)
-                waiting += self._upstream(STAGES[name])
-        return [name for name in STAGES if name in found]
+                waiting += self._upstream(self.stages[name])
+        return [name for name in self.stages if name in found]
 
     # -- the graph -------------------------------------------------------------------------------------------------
 
@@ -104,25 +105,29 @@ class Freshness:
         """The stages whose result the user gives."""
         return {row.made_by for row in INPUTS.values() if row.made_by and row.applies(self.context.inputs)}
 
-    def _wanted(self, stage: Stage) -> bool:
-        """True if the config asks for a stage."""
+    def _asked_for(self, stage: Stage) -> bool:
+        """True if the config asks for a stage, whether or not another one reads it."""
         return not stage.switch or get(self.context.config, stage.switch) is True
 
     def _required(self, stage: Stage) -> list[str]:
         """The stages that are made for a stage where they are missing."""
         names = []
         for need in stage.needs:
-            if need in STAGES:
+            if need in self.stages:
                 names.append(need)
             elif INPUTS[need].made_by and not INPUTS[need].applies(self.context.inputs):
                 names.append(INPUTS[need].made_by)
-        return names + [name for name in stage.optional if STAGES[name].switch and self._wanted(STAGES[name])]
+        return names + [n for n in self._optional(stage) if self.stages[n].switch and self._asked_for(self.stages[n])]
+
+    def _optional(self, stage: Stage) -> list[str]:
+        """The stages that a stage reads if they are there; a config may not have all of them."""
+        return [name for name in stage.optional if name in self.stages]
 
     def _upstream(self, stage: Stage) -> list[str]:
         """The stages that an artifact is made from."""
         required = self._required(stage)
         without = {*required, *self._replaced()}
-        return required + [n for n in stage.optional if n not in without and self._there(STAGES[n])]
+        return required + [n for n in self._optional(stage) if n not in without and self._there(self.stages[n])]
 
     def _given(self, stage: Stage) -> list[str]:
         """The inputs of a stage that no stage makes."""
@@ -131,7 +136,7 @@ class Freshness:
 
     def _covered(self, name: str, states: Mapping[str, State]) -> bool:
         """True if everything that is made from a missing artifact is there and fits."""
-        readers = [s.name for s in STAGES.values() if s.name in states and name in self._required(s)]
+        readers = [s.name for s in self.stages.values() if s.name in states and name in self._required(s)]
         return bool(readers) and all(
             states[r].status == "fresh" or (states[r].status == "missing" and self._covered(r, states)) for r in readers
         )
@@ -177,7 +182,7 @@ class Freshness:
             return trouble or State("missing", "not made yet")
         stale = ""
         # An optional artifact that was purged since still counts.
-        purged = [upstream for upstream in stage.optional if upstream in meta["inputs"]]
+        purged = [upstream for upstream in self._optional(stage) if upstream in meta["inputs"]]
         for name in dict.fromkeys([*self._upstream(stage), *purged]):
             state = self.state(name)
             if state.status == "fresh":
@@ -203,7 +208,7 @@ class Freshness:
         recorded = meta["lineage"].get(name)
         if recorded is None or name not in meta["inputs"]:
             return False
-        stage = STAGES[name]
+        stage = self.stages[name]
         parts = self._parts(stage)
         for upstream in self._upstream(stage):
             state = self.state(upstream)
@@ -225,7 +230,7 @@ class Freshness:
         Raises:
             ForeignFileError: A stage would replace a file of the user's; the message names it.
         """
-        running = [STAGES[name] for name in names if force or self.state(name).status not in ("fresh", "absent")]
+        running = [self.stages[name] for name in names if force or self.state(name).status not in ("fresh", "absent")]
         for stage in running:
             self._refuse_foreign(stage)
         if running:
@@ -264,6 +269,9 @@ def _difference(recorded: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     if recorded["version"] != parts["version"]:
         changes.append(f"the stage's version ({recorded['version']} -> {parts['version']})")
     old, new = flat(recorded["settings"]), flat(parts["settings"])
+    made, asked = (settings.get("method", "megu") for settings in (old, new))
+    if made != asked:  # other rows of the table: nothing else can be compared
+        return f"changed: method {made} -> {asked}"
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             changes.append(f"{key} {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}")

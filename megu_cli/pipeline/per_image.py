@@ -74,8 +74,10 @@ def answers(context: RunContext) -> PerImage:
         [data.train.names[position], data.classes[label], "yes" if position in copies else "no"]
         for position, label in zip(index.tolist(), labels.tolist(), strict=True)
     ]
-    models = {"original": context.original, "unlearned": context.unlearned}
-    if context.config.eval.own_oracle:
+    models = {"original": context.original, "retrained" if context.config.retrains else "unlearned": context.unlearned}
+    if context.config.retrains:
+        pass  # the retrained model is the result
+    elif context.config.eval.own_oracle:
         models["retrained"] = lambda: context.load(retrained.weights(context.inputs), "eval.oracle")
     elif "oracle" in artifacts.read_meta(context.directory.out / files.EVALUATION)["inputs"]:
         models["retrained"] = lambda: context.load(

@@ -66,6 +66,8 @@ class Stage:
         done: Called with the inputs after the stage has run, to drop what it has replaced or no longer needs.
         version: Raised when the same inputs give another result.
         shared: True if several processes share the work; otherwise the first one does it and the others wait.
+        method: The setting ``method`` that the row is for; empty: any. Several rows may describe one stage, each for a
+            method of its own.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Stage:
     done: Callable[[RunInputs], None] = _nothing
     version: int = 1
     shared: bool = False
+    method: Literal["", "megu", "retrain"] = ""
 
     def load(self) -> Callable[[RunContext, Mapping[str, Artifact]], Product]:
         """Import the function that makes the artifact."""
@@ -133,6 +136,12 @@ _REQUEST = ("train_data", "forget")
 # Parts of the bodies' forms.
 _NUMBER = (int, float)
 _TRAINING = {"classes": [str], "loss": [_NUMBER], "validation_acc": [_NUMBER], "samples": int}
+_UNLEARNED = {
+    "loss": [_NUMBER],
+    "validation_acc": [_NUMBER],
+    "steps": int,
+    "forgotten": {"concepts": [str], "images": [str]},
+}
 _MODELS = ("original", "mask", "unlearned", "oracle")
 _ROWS = (
     Stage(
@@ -179,6 +188,7 @@ _ROWS = (
         also_writes=_answers,
         group="ratings",
         done=lambda inputs: inputs.free_rater(),
+        method="megu",
     ),
     Stage(
         name="transition",
@@ -191,6 +201,7 @@ _ROWS = (
         body={"rows": [str], "columns": [str]},
         needs=("similarity",),
         group="ratings",
+        method="megu",
     ),
     Stage(
         name="labels",
@@ -212,6 +223,7 @@ _ROWS = (
         needs=("transition", "checkpoint"),
         group="method",
         version=7,
+        method="megu",
     ),
     Stage(
         name="noise",
@@ -227,6 +239,7 @@ _ROWS = (
         group="method",
         version=2,
         shared=True,
+        method="megu",
     ),
     Stage(
         name="finetune",
@@ -236,12 +249,7 @@ _ROWS = (
         command="megu finetune",
         settings=("seed", "model.name", "finetune", "labels.source", "noise.strength"),
         inputs=_REQUEST,
-        body={
-            "loss": [_NUMBER],
-            "validation_acc": [_NUMBER],
-            "steps": int,
-            "forgotten": {"concepts": [str], "images": [str]},
-        },
+        body=_UNLEARNED,
         needs=("transition", "checkpoint", "labels", "noise", "wrapping"),
         weights=(files.WEIGHTS,),
         also_writes=_unlearned,
@@ -249,6 +257,23 @@ _ROWS = (
         group="method",
         version=13,
         shared=True,
+        method="megu",
+    ),
+    Stage(
+        name="finetune",
+        function="finetune:hand_over",
+        estimate="finetune:hand_over_estimate",
+        file=files.FINETUNE,
+        command="megu finetune",
+        settings=("model.name", "method"),
+        inputs=_REQUEST,
+        body={**_UNLEARNED, "retrained_by": str},
+        needs=("checkpoint", "retrained", "wrapping"),
+        weights=(files.WEIGHTS,),
+        also_writes=_unlearned,
+        goal=True,
+        group="method",
+        method="retrain",
     ),
     Stage(
         name="eval",
@@ -272,9 +297,20 @@ _ROWS = (
         shared=True,
     ),
 )
-STAGES = {stage.name: stage for stage in _ROWS}
+# Every stage by its first row. All rows of a stage have the same files, command and group.
+STAGES: dict[str, Stage] = {}
+for _row in _ROWS:
+    STAGES.setdefault(_row.name, _row)
+_MORE = [stage for stage in _ROWS if stage is not STAGES[stage.name]]
+
+
+def of_config(config: Config) -> dict[str, Stage]:
+    """The stages that a config may have, each by the row for its method, in the order of the table."""
+    methods = ("", "retrain" if config.retrains else "megu")
+    rows = {**STAGES, **{stage.name: stage for stage in _MORE if stage.method in methods}}
+    return {name: stage for name, stage in rows.items() if stage.method in methods}
 
 
 def in_group(*groups: str) -> list[str]:
     """Names of the stages of some kinds of work, in the order of the table."""
-    return [stage.name for stage in _ROWS if stage.group in groups]
+    return [stage.name for stage in STAGES.values() if stage.group in groups]

@@ -29,9 +29,14 @@ def method_seconds(out: Path, log: RunLog) -> tuple[float, str] | None:
     return sum(value for value, _ in known), known[0][1]
 
 
-def of_models(times: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Seconds that each model of an evaluation took, from the evaluation's `summary`; ``None`` where not known."""
-    own = [times.get(f"{stage}_s") for stage in in_group("method")]
+def of_models(times: Mapping[str, float | None], retrained: bool = False) -> dict[str, float | None]:
+    """Seconds that each model of an evaluation took; ``None`` where not known.
+
+    Args:
+        times: The evaluation's `summary`.
+        retrained: The unlearned model is the retrained one.
+    """
+    own = [times.get(f"{stage}_s") for stage in (["oracle"] if retrained else in_group("method"))]
     known = [value for value in own if value is not None]
     return {
         "original": times.get("train_s"),

@@ -22,7 +22,7 @@ _SALT_BYTES = 32
 _PRIVATE = ("mllm.base_url", "mllm.model")
 # Of eval.json: figures of each model, and what is told beside them. Names of classes and seconds are left out.
 _MODELS = ("original", "mask", "unlearned", "oracle")
-_TOLD = ("comparison", "intervals", "floor", "verdict")
+_TOLD = ("retrained_by", "comparison", "intervals", "floor", "verdict")
 _WORD = re.compile(r"[a-z][a-z0-9_ -]{0,59}")
 
 

@@ -49,7 +49,7 @@ def rerun(
         ratings = config.out / files.SIMILARITY
         if config.mllm.rater.asks and ratings.is_file():
             shutil.copy2(ratings, out)
-        judged = files.ORACLE in predicate.files or "oracle" in (predicate.figures or {})
+        judged = files.ORACLE in predicate.files or "oracle" in (predicate.figures or {}) or config.retrains
         oracle = config.eval.own_oracle if judged and config.eval.own_oracle else judged
         pipeline = Pipeline(RunContext.open(changed(config, {"out": out, "eval.oracle": oracle}), track), say)
         pipeline.run(goals=None if predicate.figures is not None else ["finetune"])

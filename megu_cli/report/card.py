@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,12 @@ from megu_cli.run.ownership import refuse_other
 
 # What tells a card of ours from a README of the user's.
 _MARK = b"<!-- Written by megu report --card. -->"
+# How the model was made, as Markdown.
+_UNLEARNED = (
+    "It was not retrained: the\nfinetuning method MeGU ([arXiv:2602.17088](https://arxiv.org/abs/2602.17088)), as megu "
+    "{version} implements it, changed\nthe weights of an existing model."
+)
+_RETRAINED = "It was not\nfinetuned: the network was trained from scratch without these images."
 # Settings of the finetuning that a reader of a card asks for.
 _SETTINGS = ("epochs", "max_steps", "batch", "lr", "weight", "adversary")
 
@@ -29,7 +35,8 @@ class Card:
     """The parts of a card that the report does not have.
 
     Attributes:
-        name: The model by name.
+        name: The model by name, and what was done to it.
+        made: How it was made, in sentences of Markdown.
         number: How many images were forgotten, in words.
         request: Name and value of what was forgotten.
         how: Name and value of method, versions and settings.
@@ -40,6 +47,7 @@ class Card:
     """
 
     name: str
+    made: str
     number: str
     request: list[tuple[str, str]]
     how: list[tuple[str, str]]
@@ -73,14 +81,17 @@ def card(context: RunContext, sources: Sources, report: Report) -> tuple[str, Ca
     body = sources.evaluation.body
     models = [name for name in MODELS if name in report.metrics]
     name = without_folders(context.config.model.name)
-    return _metadata(context, name, body), Card(
-        name=name,
+    retrained = "retrained_by" in body
+    names = {**MODELS, "unlearned": MODELS["oracle"]} if retrained else MODELS
+    return _metadata(context, f"{name}, {names['unlearned']}", body), Card(
+        name=f"{name}, {names['unlearned']}",
+        made=_RETRAINED if retrained else _UNLEARNED.format(version=report.megu),
         number=_number(body["request"]),
         request=_request(report, body["request"]),
         how=_how(context, sources),
         reason=body["verdict"]["reason"][:1].upper() + body["verdict"]["reason"][1:] if "verdict" in body else "",
-        lead=_lead(models),
-        figures=_figures(body, models),
+        lead=_lead(models, retrained),
+        figures=_figures(body, models, names),
         limits=[limit for limit in report.limits if limit[0] not in (TRACES, DIGESTS)],
     )
 
@@ -90,10 +101,12 @@ def _number(request: dict[str, Any]) -> str:
     return "1 training image" if images == 1 else f"{images:,} training images"
 
 
-def _lead(models: Sequence[str]) -> str:
+def _lead(models: Sequence[str], retrained: bool) -> str:
     parts = ["Original: the model before."]
     if "mask" in models:
         parts.append("Masked: the original, forbidden to name the forgotten class; it forgets nothing.")
+    if retrained:
+        return " ".join([*parts, "Retrained: this model, trained from scratch without the forgotten images."])
     parts.append("Unlearned: this model.")
     parts.append(
         "Retrained: trained from scratch without the forgotten images. The nearer to it the better."
@@ -117,7 +130,9 @@ def _request(report: Report, request: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _how(context: RunContext, sources: Sources) -> list[tuple[str, str]]:
-    rows = [("Method", "MeGU, arXiv:2602.17088"), ("megu", str(sources.evaluation.meta["megu"]))]
+    retrained = "retrained_by" in sources.evaluation.body
+    method = "Retraining without the forgotten images" if retrained else "MeGU, arXiv:2602.17088"
+    rows = [("Method", method), ("megu", str(sources.evaluation.meta["megu"]))]
     with contextlib.suppress(ArtifactError, KeyError):  # it may not have been handed over
         rows.append(("PyTorch", str(artifacts.read_body(context.directory.out / files.FINGERPRINTS)["torch"])))
     finetune = sources.artifacts.get("finetune")
@@ -138,7 +153,7 @@ def _deployed(meta: dict[str, Any]) -> list[str]:
     return [*meta["weights"], *meta.get("files", {})]
 
 
-def _figures(body: dict[str, Any], models: Sequence[str]) -> Table:
+def _figures(body: dict[str, Any], models: Sequence[str], names: Mapping[str, str]) -> Table:
     def value(model: str, name: str) -> float | None:
         own: dict[str, float | None] = body[model]
         return own[name] if name in own else body["comparison"].get(model, {}).get(name)
@@ -152,7 +167,7 @@ def _figures(body: dict[str, Any], models: Sequence[str]) -> Table:
     if ratio is not None:
         cells = [percent(ratio) if model == "unlearned" else "" for model in models]
         rows.append(["Time as a share of retraining, `time_ratio`", *cells])
-    return Table(["", *(MODELS[model] for model in models)], rows)
+    return Table(["", *(names[model] for model in models)], rows)
 
 
 def _metadata(context: RunContext, name: str, body: dict[str, Any]) -> str:
@@ -182,6 +197,6 @@ def _metadata(context: RunContext, name: str, body: dict[str, Any]) -> str:
         pipeline_tag="image-classification",
         tags=["image-classification", "machine-unlearning", "megu"],
         metrics=["accuracy"],
-        model_name=f"{name}, unlearned",
+        model_name=name,
         eval_results=results,
     ).to_yaml()

@@ -6,7 +6,7 @@ from typing import Any
 
 from megu_cli.report.parts import Report, Sources, Tile, View
 from megu_cli.report.sections import answers, inside, judgement, method, provenance
-from megu_cli.report.words import LIMITS, MODELS, counted, listed, percent
+from megu_cli.report.words import LIMITS, MODELS, RETRAINED_LIMITS, counted, listed, percent
 
 # The limit that is about the run directory and not about the model.
 TRACES = "Traces beside the model"
@@ -41,7 +41,7 @@ def gather(sources: Sources) -> Report:
         requirements="none required" if not met else "met" if all(met) else "not met",
         tiles=_tiles(view),
         sections=[section for build in builders if (section := build(view))],
-        limits=[*LIMITS, *_own_limits(view)],
+        limits=[*(RETRAINED_LIMITS if view.retrained_by else LIMITS), *_own_limits(view)],
         notices=[*sources.notices, *(f"{line[0].upper()}{line[1:]}." for line in body.get("warnings", []))],
         shows_forgotten=bool(sources.shown),
         metrics={name: body[name] for name in (*models, "comparison", "time")},
@@ -100,6 +100,15 @@ _IN_WORDS = {
     "not forgotten": "By the checks below it does not behave like a model that never saw them.",
     "undecided": "The checks below do not decide whether it behaves like a model that never saw them.",
 }
+# What stands beside an unlearned model, and what was done instead of unlearning.
+_BESIDE = {
+    "oracle": "Beside it stands a model retrained from scratch without them, which shows what forgetting looks like.",
+    "": "No retrained model stands beside it, so there is no yardstick for what real forgetting looks like.",
+}
+_RETRAINED = {
+    "megu": "It was not unlearned: a new model was trained from scratch without them, which is exact.",
+    "user": "It was not unlearned: your own model takes its place, which was retrained from scratch without them.",
+}
 
 
 def _summary(view: View) -> list[str]:
@@ -113,15 +122,12 @@ def _summary(view: View) -> list[str]:
         ending = compared.format(percent(target)) if oracle and target is not None else ""
         return [text.format(percent(before), percent(now)) + ending + "."]
 
-    sentences = [
-        f"The model was asked to forget {_what(request)}: {counted(request['forget'], 'training image')}. "
-        + (
-            "Beside it stands a model retrained from scratch without them, which shows what forgetting looks like."
-            if oracle
-            else "No retrained model stands beside it, so there is no yardstick for what real forgetting looks like."
-        ),
-        _IN_WORDS[view.verdict["verdict"]],
-    ]
+    if view.retrained_by:
+        how = [_RETRAINED[view.retrained_by]]
+    else:
+        how = [_BESIDE["oracle" if oracle else ""], _IN_WORDS[view.verdict["verdict"]]]
+    asked = f"The model was asked to forget {_what(request)}: {counted(request['forget'], 'training image')}."
+    sentences = [f"{asked} {how[0]}", *how[1:]]
     sentences += say(
         "forget_train_acc",
         "Of the forgotten images it recognised {} before and {} now",
@@ -158,7 +164,7 @@ def _tiles(view: View) -> list[Tile]:
 def _own_limits(view: View) -> list[tuple[str, str]]:
     """Limits of this very run."""
     limits = []
-    if "oracle" not in view.models:
+    if "oracle" not in view.models and not view.retrained_by:
         text = "No model was retrained without the forgotten images, so nearness to real forgetting was not measured."
         limits.append(("No yardstick", text))
     if "retrained" in view.sources.evaluation.meta["inputs"]:
@@ -166,7 +172,7 @@ def _own_limits(view: View) -> list[tuple[str, str]]:
             "The retrained model was given (eval.oracle), not trained here: that it never saw the forgotten images is "
             "the word of whoever trained it."
         )
-        limits.append(("A yardstick from elsewhere", text))
+        limits.append((f"A {'model' if view.retrained_by else 'yardstick'} from elsewhere", text))
     probe, target = view.value("unlearned", "probe_acc"), view.value("oracle", "probe_acc")
     if probe is not None and target is not None and probe > target:
         text = (

@@ -30,6 +30,7 @@ def per_class(
     series: dict[str, Sequence[float | None]],
     forgotten: set[int],
     near: dict[int, str],
+    called: str,
     look: Look,
 ) -> Figure:
     """Accuracy of each class before and after on the left, the change of the kept ones on the right.
@@ -39,6 +40,7 @@ def per_class(
         series: Model -> accuracy of each class.
         forgotten: Positions of the forgotten classes.
         near: Position -> note, for the classes nearest to the forgotten ones.
+        called: What the new model is called.
         look: How to draw it.
     """
     rows = len(names)
@@ -56,7 +58,7 @@ def per_class(
     left.scatter(before, y, s=90, facecolor="none", edgecolor=look.faint, lw=1.5, zorder=4, label="original")
     colours = [look.forgotten if row in forgotten else look.palette[0] for row in range(rows)]
     left.scatter(after, y, s=40, c=colours, zorder=5, lw=0)
-    left.scatter([], [], s=40, c=look.palette[0], label="unlearned")
+    left.scatter([], [], s=40, c=look.palette[0], label=called)
     left.set_xlim(-4, 104)
     left.set_xlabel("test images recognised, %")
 

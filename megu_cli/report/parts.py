@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megu_cli.evaluation.requirements import Outcome
+from megu_cli.report.words import MODELS
 from megu_cli.run.artifacts import Artifact
 
 if TYPE_CHECKING:
@@ -158,6 +159,16 @@ class View:
     models: list[str]
     classes: list[str]
     sources: Sources
+
+    @property
+    def retrained_by(self) -> str | None:
+        """Who retrained the model, ``megu`` or ``user``, if it was retrained and not unlearned."""
+        return self.body.get("retrained_by")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the models are called."""
+        return {**MODELS, "unlearned": MODELS["oracle"]} if self.retrained_by else MODELS
 
     @property
     def request(self) -> dict[str, Any]:

@@ -75,6 +75,25 @@ LIMITS = [
     ),
 ]
 
+# Limits of a model that was retrained from scratch.
+RETRAINED_LIMITS = [
+    (
+        "Exact for the images that were found",
+        "The model was trained without the forgotten images and without the copies of them that were found. It may "
+        "have been trained on other images of the same thing or person, if the request does not name them.",
+    ),
+    LIMITS[1],
+    (
+        "One run",
+        "The figures are those of one seed. Another seed gives slightly different ones.",
+    ),
+    (
+        "Knowledge that others share",
+        "What the retained images teach about the forgotten ones is in the model.",
+    ),
+    LIMITS[-1],
+]
+
 DIGESTED = {
     "train_data": "the training images and labels",
     "test_data": "the test images and labels",

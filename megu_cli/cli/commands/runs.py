@@ -29,6 +29,12 @@ def run(
     options: Options,
     require: Require = None,
     max_steps: MaxSteps = None,
+    retrain: Annotated[
+        bool,
+        typer.Option(
+            "--retrain", help="Train from scratch on the retained images instead; exact. [dim]method: retrain[/dim]"
+        ),
+    ] = False,
     per_image: PerImage = None,
     ledger: Annotated[
         Optional[Path],  # noqa: UP045
@@ -40,7 +46,8 @@ def run(
     """Run the whole pipeline; what is fresh is kept.
 
     With --dry-run: what would run, and about what it takes, from timing a few batches of each stage. With --ledger: all
-    pending requests at once; the record is written, and they are marked done on the day --done.
+    pending requests at once; the record is written, and they are marked done on the day --done. With --retrain: the
+    network is trained from scratch on the retained images alone, and handed over in place of an unlearned one.
 
     Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
     """
@@ -49,7 +56,9 @@ def run(
     from megu_cli.execution.processes import rank
     from megu_cli.record.fingerprints import keep
 
-    options = options.having("finetune.max_steps", max_steps)
+    if retrain and max_steps is not None:
+        raise ConfigError("give only one of --retrain, --max-steps", "A retraining has no finetuning to cut short.")
+    options = options.having("finetune.max_steps", max_steps).having("method", "retrain" if retrain else None)
     if ledger is not None:
         if per_image is not None:
             raise ConfigError(
@@ -72,7 +81,7 @@ def run(
     finally:
         if not options.json and rank() == 0:
             for path in unlearned_files(config.out):
-                say(f"unlearned model: {path}")
+                say(f"{'retrained' if config.retrains else 'unlearned'} model: {path}")
 
 
 def status(options: Options) -> None:

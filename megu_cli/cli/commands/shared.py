@@ -122,7 +122,7 @@ def readable(context: RunContext) -> None:
     from megu_cli.pipeline.inputs import recorded
 
     config = context.config
-    if "ratings" not in config.mllm.rater.inputs:
+    if "ratings" not in config.mllm.rater.inputs or config.retrains:
         return
     known = recorded(context.inputs)
     asked = {str(name) for name in config.forget.classes or config.forget.subclasses or []}
@@ -215,7 +215,7 @@ def show_eval(options: Options, config: Config, notes: list[str]) -> None:
         result["requirements"] = [
             {
                 "requirement": str(v.requirement),
-                "value": None if v.value == math.inf else v.value,
+                "value": None if v.value == math.inf or v.exact else v.value,
                 "measured": v.measured,
                 "met": v.met,
             }

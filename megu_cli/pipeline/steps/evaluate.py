@@ -21,11 +21,16 @@ _BYTES = 100_000
 
 
 def evaluate(context: RunContext, inputs: Inputs) -> Product:
-    """Every metric of the original, the unlearned, the masked and, where it is there, the retrained model."""
+    """Every metric of the original, the unlearned, the masked and, where it is there, the retrained model.
+
+    A retrained model that is the result itself has none beside it: compared with itself it would show nothing.
+    """
     problem = evaluation_problem(context)
     models = {"unlearned": context.unlearned()}
-    trained = inputs.get("oracle")
-    if own := context.config.eval.own_oracle:
+    trained, retrained_by = inputs.get("oracle"), inputs["finetune"].body.get("retrained_by")
+    if retrained_by:
+        pass
+    elif own := context.config.eval.own_oracle:
         models["oracle"] = context.load(retrained.weights(context.inputs), own.name)
     elif trained:
         models["oracle"] = context.load(trained.tensors, files.ORACLE)
@@ -51,7 +56,7 @@ def evaluate(context: RunContext, inputs: Inputs) -> Product:
         for name in ("original", "mask", "unlearned", "oracle")
         if name in predictions
     }
-    result = evaluated(measurements, problem)
+    result = evaluated(measurements, problem, retrained_by)
     lineage = {key: entry for artifact in inputs.values() for key, entry in artifact.meta["lineage"].items()}
     lineage |= {name: artifact.meta for name, artifact in inputs.items()}
     validation = trained.body.get("validation_acc", []) if trained else None
@@ -62,7 +67,8 @@ def evaluate(context: RunContext, inputs: Inputs) -> Product:
 def evaluate_estimate(rehearsal: Rehearsal) -> Estimate:
     """What `evaluate` takes: predictions and metrics of two models, or three with an oracle, and of the mask."""
     context, inputs, settings = rehearsal.context, rehearsal.context.inputs, rehearsal.context.config.eval
-    models = 3 if settings.oracle or (context.directory.out / files.ORACLE).exists() else 2
+    beside = settings.oracle or (context.directory.out / files.ORACLE).exists()
+    models = 3 if beside and not context.config.retrains else 2
     images, forgotten = len(inputs.data.train) + len(inputs.data.test), len(inputs.request.forget)
     duration = (models * images + forgotten) * rehearsal.per_sample + (models + 1) * _metrics(rehearsal)
     if settings.relearn_epochs:

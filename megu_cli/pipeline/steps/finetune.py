@@ -1,4 +1,4 @@
-"""The finetuning, and the files of the unlearned model."""
+"""The finetuning, or the retrained model in its place, and the files of the unlearned model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from megu_cli.method import unlearn as unlearning
 from megu_cli.models import huggingface
 from megu_cli.models.marks import MARK, marked
 from megu_cli.models.weights import State, like, unreached
+from megu_cli.pipeline import retrained
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.rehearsal import STEPS, Estimate, Rehearsal, timed, watched
 from megu_cli.pipeline.steps.labels import loaded, stand_in
@@ -21,7 +22,7 @@ from megu_cli.pipeline.steps.problem import fresh, problem
 from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.request.earlier import provenance, record
 from megu_cli.run.artifacts import Artifact, canonical
-from megu_cli.run.files import UNLEARNED, WEIGHTS
+from megu_cli.run.files import ORACLE, UNLEARNED, WEIGHTS
 
 
 def finetune(context: RunContext, inputs: Inputs) -> Product:
@@ -39,15 +40,31 @@ def finetune(context: RunContext, inputs: Inputs) -> Product:
         "steps": history.steps,
         "forgotten": record(context.inputs.data, context.inputs.request, context.inputs.earlier),
     }
-    return _unlearned(context, model, body)
+    state, notes = _without_idle(context, model, body)
+    return _unlearned(context, state, body, notes)
 
 
-def _unlearned(context: RunContext, model: nn.Module, body: dict[str, Any]) -> Product:
-    """The unlearned weights as the original ones came: file or directory, keys, dtypes, wrapping."""
-    original, files, notes = context.inputs.original.weights, {}, []
+def hand_over(context: RunContext, inputs: Inputs) -> Product:
+    """The retrained model in place of an unlearned one: the oracle, or the user's own (``eval.oracle: FILE``)."""
+    trained, own = inputs.get("oracle"), context.config.eval.own_oracle
+    body: dict[str, Any] = {"retrained_by": "user", "loss": [], "validation_acc": [], "steps": 0}
+    if trained:
+        weights, source, training = trained.tensors, ORACLE, trained.body
+        steps = len(training["loss"]) * math.ceil(training["samples"] / context.config.train.batch)
+        curves = {key: training[key] for key in ("loss", "validation_acc")}
+        body = {"retrained_by": "megu", **curves, "steps": steps}
+    else:
+        assert own is not None  # otherwise the oracle is an input
+        weights, source = retrained.weights(context.inputs), own.name
+    body["forgotten"] = record(context.inputs.data, context.inputs.request, context.inputs.earlier)
+    notes = [f"nothing is finetuned: {source} is the result"]
+    return _unlearned(context, context.load(weights, source).state_dict(), body, notes)
+
+
+def _without_idle(context: RunContext, model: nn.Module, body: dict[str, Any]) -> tuple[State, list[str]]:
+    """The weights of a finetuned model, those that its logits do not depend on initialised anew, and a note of it."""
     state = model.state_dict()
-    example = next(context.inputs.data.train.batches([context.inputs.request.retain[:1]], context.runtime.device))
-    if idle := unreached(model, example):
+    if idle := unreached(model, _example(context)):
         # No step has touched them, and what they learned they would keep.
         newly = fresh(context, "idle").state_dict()
         trained = {name for name, _ in model.named_parameters()}
@@ -56,8 +73,19 @@ def _unlearned(context: RunContext, model: nn.Module, body: dict[str, Any]) -> P
         idle = [n for n in state if n in idle or (n not in trained and n.rpartition(".")[0] in parts)]
         state = {name: newly[name] if name in idle else value for name, value in state.items()}
         body["reinitialised"] = idle
-        notes.append(f"initialised anew, since the logits do not depend on them: {_some(idle)}")
-    weights = like(state, original)
+        return state, [f"initialised anew, since the logits do not depend on them: {_some(idle)}"]
+    return state, []
+
+
+def _example(context: RunContext) -> torch.Tensor:
+    """A retained image as the model takes it."""
+    return next(context.inputs.data.train.batches([context.inputs.request.retain[:1]], context.runtime.device))
+
+
+def _unlearned(context: RunContext, state: State, body: dict[str, Any], notes: list[str]) -> Product:
+    """The unlearned weights as the original ones came: file or directory, keys, dtypes, wrapping."""
+    files, called = {}, "retrained" if "retrained_by" in body else "unlearned"
+    weights = like(state, context.inputs.original.weights)
     if context.inputs.user_model.folder:
         own = context.inputs.user_model.checkpoint
         content, renamed = huggingface.directory(
@@ -69,14 +97,14 @@ def _unlearned(context: RunContext, model: nn.Module, body: dict[str, Any]) -> P
                 context.inputs.user_model.preprocessing,
                 mean=tuple(context.inputs.data.train.mean.flatten().tolist()),
                 std=tuple(context.inputs.data.train.std.flatten().tolist()),
-                image_size=example.shape[-1],
+                image_size=_example(context).shape[-1],
             ),
             context.config.model.trust_remote_code,
         )
         in_directory = _provenance(context, body, renamed)
         content = huggingface.marked(content, in_directory)
         files = {f"{UNLEARNED}/{name}": data for name, data in content.items()}
-        notes.append(f"{UNLEARNED}/ is the unlearned model for from_pretrained()")
+        notes.append(f"{UNLEARNED}/ is the {called} model for from_pretrained()")
         if own and own.is_dir():
             return _product(body, renamed, in_directory, files, notes)
     if context.inputs.user_model.checkpoint and context.inputs.wrapped:
@@ -94,10 +122,10 @@ def _unlearned(context: RunContext, model: nn.Module, body: dict[str, Any]) -> P
                 context.inputs.original.file.written(state), mark
             )
             notes.append(
-                f"{UNLEARNED}{context.inputs.original.file.suffix} is the unlearned checkpoint, wrapped as the input is"
+                f"{UNLEARNED}{context.inputs.original.file.suffix} is the {called} checkpoint, wrapped as the input is"
             )
         if len(renewed.replaced) > 1:
-            notes.append(f"unlearned from {renewed.replaced[0]}; replaced as well: {_some(renewed.replaced[1:])}")
+            notes.append(f"{called} from {renewed.replaced[0]}; replaced as well: {_some(renewed.replaced[1:])}")
         if renewed.dropped:
             notes.append(f"left out, since it was learned: {_some(renewed.dropped)}")
     return _product(body, weights, _provenance(context, body, weights), files, notes)
@@ -141,6 +169,11 @@ def finetune_estimate(rehearsal: Rehearsal) -> Estimate:
     epochs = math.ceil(steps * settings.epochs / whole)
     seconds = steps * step + epochs * len(inputs.request.validation) * rehearsal.per_sample
     return Estimate(steps, 0, seconds, memory(), rehearsal.model_bytes)
+
+
+def hand_over_estimate(rehearsal: Rehearsal) -> Estimate:
+    """What `hand_over` takes: the training is that of the oracle."""
+    return Estimate(disk_bytes=rehearsal.model_bytes)
 
 
 def _pair(rehearsal: Rehearsal) -> dict[str, torch.Tensor]:

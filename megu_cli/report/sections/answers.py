@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megu_cli.report import figures
 from megu_cli.report.parts import Figure, Section, Table, View
-from megu_cli.report.words import MODELS, counted, listed, percent
+from megu_cli.report.words import counted, listed, percent
 
 _ROWS = 32  # classes in a figure; the tables hold all
 
@@ -51,7 +51,7 @@ def classes(view: View) -> Section:
         kind = "forgotten" if c in forgotten else f"nearest, {near[c]}" if c in near else ""
         rows.append([view.classes[c], kind, *(percent(accuracy[m][c]) for m in models), change])
     table = Table(
-        ["class", "", *(MODELS[m] for m in models), "change, points"],
+        ["class", "", *(view.names[m] for m in models), "change, points"],
         rows,
         marked=[row for row, c in enumerate(order) if c in forgotten],
         folded="All classes as a table"
@@ -64,6 +64,7 @@ def classes(view: View) -> Section:
             {m: [accuracy[m][c] for c in drawn] for m in models},
             {row for row, c in enumerate(drawn) if c in forgotten},
             {row: f"({near[c]})" for row, c in enumerate(drawn) if c in near},
+            view.names["unlearned"],
             look,
         ),
         alt="Accuracy of each class on test images before and after. "
@@ -93,7 +94,7 @@ def flow(view: View) -> Section | None:
         counts[path[2]] = counts.get(path[2], 0) + path[3]
     top = sorted(counts.items(), key=lambda item: -item[1])[:3]
     lead = (
-        f"What the unlearned model says of the {total:,} forgotten images now: "
+        f"What the {view.names['unlearned']} model says of the {total:,} forgotten images now: "
         + ", ".join(f"“{name}” for {percent(n / total)}" for name, n in top)
         + f". {old}"
     )
@@ -117,6 +118,8 @@ def flow(view: View) -> Section | None:
         "The perturbing label is the class that an image was first trained towards, or in a soft target the likeliest "
         "other class; it may move on during finetuning."
         if middle
+        else "A retrained model has no perturbing labels."
+        if view.retrained_by
         else "The perturbing labels were not at hand when this was evaluated."
     )
     figure = Figure(lambda look: figures.flow(paths, look), alt)

@@ -9,7 +9,7 @@ import numpy as np
 from megu_cli.evaluation.registry import metrics
 from megu_cli.report import figures
 from megu_cli.report.parts import Figure, Section, Table, View
-from megu_cli.report.words import MODELS, title
+from megu_cli.report.words import title
 
 
 def _middle(told: dict[str, Any]) -> str:
@@ -34,7 +34,7 @@ def histograms(view: View) -> Section | None:
         return None
     images = view.body["aggregates"]["images"]
     rows = [
-        [MODELS[m], group, f"{images[group]:,}", _middle(of["loss"]), _middle(of["entropy"])]
+        [view.names[m], group, f"{images[group]:,}", _middle(of["loss"]), _middle(of["entropy"])]
         for m, groups in told.items()
         for group, of in groups.items()
     ]
@@ -48,7 +48,7 @@ def histograms(view: View) -> Section | None:
         "The figures are counts over groups of images; none belongs to a single one."
     )
     alt = "Histograms of loss and entropy. Median loss: " + "; ".join(f"{r[0]}, {r[1]}: {r[3]}" for r in rows) + "."
-    figure = Figure(lambda look: figures.histograms(told, MODELS, look), alt)
+    figure = Figure(lambda look: figures.histograms(told, view.names, look), alt)
     table = Table(["model", "images", "number", "median loss", "median entropy"], rows, folded="Medians as a table")
     return Section("attack", "How sure the model is", lead, detail, [figure], [table])
 
@@ -87,10 +87,11 @@ def planes(view: View) -> Section | None:
         "the linear probe in the table above measures all of them."
     )
     alt = "Nearest neighbour of each class in the plane. " + "; ".join(
-        f"{r[0]}: " + ", ".join(f"{MODELS[m]} {cell}" for m, cell in zip(points, r[1:], strict=True)) for r in rows
+        f"{r[0]}: " + ", ".join(f"{view.names[m]} {cell}" for m, cell in zip(points, r[1:], strict=True)) for r in rows
     ) + "."  # fmt: skip
-    figure = Figure(lambda look: figures.planes(points, labels, view.classes, view.forgotten, near, MODELS, look), alt)
-    head = ["class", *(f"nearest class, {MODELS[m]}" for m in points)]
+    names = view.names
+    figure = Figure(lambda look: figures.planes(points, labels, view.classes, view.forgotten, near, names, look), alt)
+    head = ["class", *(f"nearest class, {view.names[m]}" for m in points)]
     tables = [Table(head, rows, folded="Nearest classes as a table"), *_entangled(view)]
     return Section("entanglement", "How classes lie inside the model", lead, detail, [figure], tables)
 
@@ -104,4 +105,4 @@ def _entangled(view: View) -> list[Table]:
         [f"{title(m.name)}\n{m.plain}\n{m.name}", *(m.text(measured[name].get(m.name)) for name in models)]
         for m in metrics("entanglement", "report")
     ]
-    return [Table(["", *(MODELS[m] for m in models)], rows, bold=1 + models.index("unlearned"))] if models else []
+    return [Table(["", *(view.names[m] for m in models)], rows, bold=1 + models.index("unlearned"))] if models else []

@@ -8,7 +8,7 @@ from megu_cli.evaluation.registry import Metric, find, metrics
 from megu_cli.evaluation.requirements import absent
 from megu_cli.pipeline.times import of_models
 from megu_cli.report.parts import Section, Table, View
-from megu_cli.report.words import MODELS, counted, metric, percent, shown, title
+from megu_cli.report.words import counted, metric, percent, shown, title
 
 _CHECKS = {
     "behaviour": "It behaves like the retrained model",
@@ -83,17 +83,22 @@ def results(view: View) -> Section:
         cells = [shown(name, view.value(m, name)) for m in view.models]
         rows.append([f"{title(name)}\n{metric(name).plain}\n{name}", *cells])
     times = body["time"]
-    seconds = of_models(times)
+    seconds = of_models(times, view.retrained_by is not None)
     cells = ["–" if seconds[m] is None else f"{seconds[m]:.1f} s" for m in view.models]
-    rows.append(["Time to make it\nThe unlearning counts labels, noise and finetuning.\n", *cells])
+    parts = "" if view.retrained_by else "The unlearning counts labels, noise and finetuning."
+    rows.append([f"Time to make it\n{parts}\n", *cells])
     if times.get("time_ratio") is not None:
         cells = [percent(times["time_ratio"]) if m == "unlearned" else "" for m in view.models]
         rows.append(["Time as a share of retraining\n\ntime_ratio", *cells])
-    lead = (
-        "The closer the unlearned column is to the retrained one, the better; neither 0% nor 100% is a goal of its own."
-        if "oracle" in view.models
-        else "There is no retrained model to compare with; `megu train --retain-only` makes one."
-    )
+    if view.retrained_by:
+        lead = "The retrained model is the result itself, so no other one stands beside it as a yardstick."
+    elif "oracle" in view.models:
+        lead = (
+            "The closer the unlearned column is to the retrained one, the better; neither 0% nor 100% is a goal of its "
+            "own."
+        )
+    else:
+        lead = "There is no retrained model to compare with; `megu train --retain-only` makes one."
     detail = ""
     if "mask" in view.models:
         detail = (
@@ -104,12 +109,13 @@ def results(view: View) -> Section:
     detail += "".join(f" “{title(name)}” is not measured: it needs {why}." for name, why in absent(body).items())
     for m in metrics("model", "report"):
         ends = {name: body.get("intervals", {}).get(name, {}).get(m.name) for name in view.models}
-        told = [f"{MODELS[name]} {m.text(low, 1)} to {m.text(high, 1, '%')}" for name, (low, high) in
+        told = [f"{view.names[name]} {m.text(low, 1)} to {m.text(high, 1, '%')}" for name, (low, high) in
                 ((name, pair) for name, pair in ends.items() if pair)]  # fmt: skip
         detail += f" 95% intervals of “{title(m.name)}”: {', '.join(told)}." if told else ""
-    head = ["", *(MODELS[m] for m in view.models)]
+    head = ["", *(view.names[m] for m in view.models)]
     bold = 1 + view.models.index("unlearned")
-    return Section("results", "Before, now, and retrained", lead, detail.strip(), tables=[Table(head, rows, bold=bold)])
+    heading = "Before and now" if view.retrained_by else "Before, now, and retrained"
+    return Section("results", heading, lead, detail.strip(), tables=[Table(head, rows, bold=bold)])
 
 
 def _beside_the_mask(view: View) -> str:
