@@ -87,7 +87,7 @@ def evaluation(result: dict[str, Any]) -> None:
     console.print(table)
     notes = []
     if retrained:
-        notes.append("the retrained model is the result: it was trained from scratch without the forgotten images.")
+        notes.append("the retrained model is the result: it was trained without the forgotten images.")
     elif "oracle" in columns:
         notes.append("the nearer to retrained the better.")
     else:

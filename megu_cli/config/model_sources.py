@@ -47,6 +47,7 @@ class ModelSource:
             change of them is noticed. It raises `Unknown` where there may be others.
         packages: Packages that make the model.
         library: Name of the library in a model card of the Hugging Face hub.
+        pretrained: True if a new model of this kind may hold trained weights.
     """
 
     prefix: str
@@ -58,6 +59,7 @@ class ModelSource:
     files: Callable[[str, Path], Iterator[str]] = _no_files
     packages: tuple[str, ...] = ()
     library: str = "pytorch"
+    pretrained: bool = False
 
 
 def _of_directory(name: str, out: Path) -> Iterator[str]:
@@ -90,6 +92,7 @@ _ROWS = (
         "factory:FactoryModel",
         placed=lambda name, place: True,
         files=_of_code,
+        pretrained=True,
     ),
 )
 MODEL_SOURCES = {row.prefix: row for row in _ROWS}

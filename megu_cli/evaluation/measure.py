@@ -404,7 +404,8 @@ def evaluated(
     Args:
         models: ``original``, ``mask``, ``unlearned`` and, where there is one, ``oracle``, in this order.
         problem: The forget request and the settings.
-        retrained_by: ``megu`` or ``user``: who retrained the model named ``unlearned``; ``None``: it was unlearned.
+        retrained_by: Who retrained the model named ``unlearned``: ``megu``, ``factory`` (megu, from the weights of the
+            user's factory) or ``user``; ``None``: it was unlearned.
     """
     oracle = models.get("oracle")
     figures = {

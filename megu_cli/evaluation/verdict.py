@@ -26,10 +26,13 @@ CKA_MARGIN = 0.05
 # With a sampling error above this, too few images are asked about to say that there was nothing to forget.
 TOO_COARSE = 0.05
 _Z = 1.96
-# The reason for the verdict on a model that was retrained, by who did it.
+# The reason for the verdict on a model that was retrained, by who did it: megu, megu from the weights of the user's
+# factory, or the user.
 _BY_CONSTRUCTION = {
     "megu": "it was retrained from scratch on the retained images alone and never saw the forgotten ones. "
     "That is exact: there is nothing to check.",
+    "factory": "it was trained on the retained images alone, from the weights that the factory in model.name returns. "
+    "Nothing was checked: megu takes your word that these weights never saw the forgotten images.",
     "user": "it is your own retrained model (eval.oracle). Nothing was checked: megu did not train it, and takes your "
     "word that it never saw the forgotten images.",
 }

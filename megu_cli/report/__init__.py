@@ -110,7 +110,9 @@ def _sources(context: RunContext, outcomes: Sequence[Outcome], show_forgotten: b
     notices = list(notices)
     if show_forgotten and not shown:
         notices.append(
-            "Forgotten images were asked for, but the labels or noises made from them are not here any more."
+            "Forgotten images are shown beside their labels and noises, and a retrained model has none."
+            if "retrained_by" in evaluation.body
+            else "Forgotten images were asked for, but the labels or noises made from them are not here any more."
         )
     finished = str(entry["time"]).replace("T", " ").replace("+00:00", " UTC") if entry else ""
     return Sources(

@@ -25,9 +25,11 @@ _UNLEARNED = (
     "It was not retrained: the\nfinetuning method MeGU ([arXiv:2602.17088](https://arxiv.org/abs/2602.17088)), as megu "
     "{version} implements it, changed\nthe weights of an existing model."
 )
-_RETRAINED = "It was not\nfinetuned: the network was trained from scratch without these images."
+_RETRAINED = "It was not\nfinetuned: a network that was trained without these images takes its place."
 # Settings of the finetuning that a reader of a card asks for.
 _SETTINGS = ("epochs", "max_steps", "batch", "lr", "weight", "adversary")
+# The same of the training of a retrained model.
+_RECIPE = ("epochs", "batch", "lr", "weight_decay", "augment")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _lead(models: Sequence[str], retrained: bool) -> str:
     if "mask" in models:
         parts.append("Masked: the original, forbidden to name the forgotten class; it forgets nothing.")
     if retrained:
-        return " ".join([*parts, "Retrained: this model, trained from scratch without the forgotten images."])
+        return " ".join([*parts, "Retrained: this model, trained without the forgotten images."])
     parts.append("Unlearned: this model.")
     parts.append(
         "Retrained: trained from scratch without the forgotten images. The nearer to it the better."
@@ -141,6 +143,8 @@ def _how(context: RunContext, sources: Sources) -> list[tuple[str, str]]:
     if "labels.source" in settings:
         rows.append(("labels.source", str(settings["labels.source"])))
     rows += [(f"finetune.{key}", str(used[key])) for key in _SETTINGS if used.get(key) is not None]
+    recipe = sources.evaluation.meta["lineage"].get("oracle", {}).get("settings", {}).get("train", {})
+    rows += [(f"train.{key}", str(recipe[key])) for key in _RECIPE if retrained and key in recipe]
     rows.append(("Seed", str(sources.evaluation.meta["seed"])))
     if sources.finished:
         rows.append(("Measured", sources.finished))

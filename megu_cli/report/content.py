@@ -107,7 +107,8 @@ _BESIDE = {
 }
 _RETRAINED = {
     "megu": "It was not unlearned: a new model was trained from scratch without them, which is exact.",
-    "user": "It was not unlearned: your own model takes its place, which was retrained from scratch without them.",
+    "factory": "It was not unlearned: the model of your factory was trained without them.",
+    "user": "It was not unlearned: your own model takes its place, which was retrained without them.",
 }
 
 
@@ -167,6 +168,12 @@ def _own_limits(view: View) -> list[tuple[str, str]]:
     if "oracle" not in view.models and not view.retrained_by:
         text = "No model was retrained without the forgotten images, so nearness to real forgetting was not measured."
         limits.append(("No yardstick", text))
+    if view.retrained_by == "factory":
+        text = (
+            "The training began with the weights that the factory in model.name returns: that they never saw the "
+            "forgotten images is the word of whoever trained them."
+        )
+        limits.append(("Weights from elsewhere", text))
     if "retrained" in view.sources.evaluation.meta["inputs"]:
         text = (
             "The retrained model was given (eval.oracle), not trained here: that it never saw the forgotten images is "

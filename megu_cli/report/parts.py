@@ -162,7 +162,7 @@ class View:
 
     @property
     def retrained_by(self) -> str | None:
-        """Who retrained the model, ``megu`` or ``user``, if it was retrained and not unlearned."""
+        """Who retrained the model, as in `evaluation.measure.evaluated`; ``None``: it was unlearned."""
         return self.body.get("retrained_by")
 
     @property

@@ -128,6 +128,7 @@ def test_later_commands_know_how_the_result_was_made(megu, retrained):
     card = (users.parent / "card.md").read_text()
     assert card.count("small_cnn, retrained") == 2
     assert "MeGU" not in card
+    assert "| train.epochs | 2 |" in card
     assert megu("record", "-c", users, "--request", "DSR-1").code == 0
     assert megu("verify", run / "record.json", "-o", run).code == 0
     assert '"method": "retrain"' in megu("record", "-c", users, "--request", "DSR-1", "--json").out
@@ -185,6 +186,24 @@ def test_ones_own_retrained_model_is_handed_over(megu, users, trained):
     refused(megu("run", *again), "eval.oracle holds the weights of the original model")
     torch.save({"model": {"a": torch.zeros(2)}}, own)
     refused(megu("run", *again), "eval.oracle again.pth does not fit")
+
+
+def test_weights_that_a_factory_loads_are_not_called_from_scratch(megu, tmp_path, trained):
+    torch.save(trained, tmp_path / "start.pth")
+    (tmp_path / "makes.py").write_text(
+        "import torch\nfrom pathlib import Path\nfrom megu_cli.models.networks import SmallCNN\n"
+        "def loaded():\n"
+        "    model = SmallCNN(10, 1)\n"
+        "    model.load_state_dict(torch.load(Path(__file__).with_name('start.pth')))\n"
+        "    return model\n"
+        "def new():\n    return SmallCNN(10, 1)\n"
+    )
+    for factory, by, words in (("loaded", "factory", "megu takes your word"), ("new", "megu", "from scratch")):
+        file = write_config(tmp_path, model={"name": f"python:makes.py:{factory}"}, train={"epochs": 1}, out=factory)
+        assert megu("run", "-c", file, "--retrain", "-q").code == 0
+        body = artifacts.read_body(tmp_path / factory / "eval.json")
+        assert body["retrained_by"] == by
+        assert words in body["verdict"]["reason"]
 
 
 def test_stages_that_only_unlearning_has_are_refused(megu, users):

@@ -18,7 +18,7 @@ from megu_cli.pipeline import retrained
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.rehearsal import STEPS, Estimate, Rehearsal, timed, watched
 from megu_cli.pipeline.steps.labels import loaded, stand_in
-from megu_cli.pipeline.steps.problem import fresh, problem
+from megu_cli.pipeline.steps.problem import fresh, pretrained, problem
 from megu_cli.pipeline.steps.product import Inputs, Product
 from megu_cli.request.earlier import provenance, record
 from megu_cli.run.artifacts import Artifact, canonical
@@ -52,7 +52,7 @@ def hand_over(context: RunContext, inputs: Inputs) -> Product:
         weights, source, training = trained.tensors, ORACLE, trained.body
         steps = len(training["loss"]) * math.ceil(training["samples"] / context.config.train.batch)
         curves = {key: training[key] for key in ("loss", "validation_acc")}
-        body = {"retrained_by": "megu", **curves, "steps": steps}
+        body = {"retrained_by": "factory" if pretrained(context) else "megu", **curves, "steps": steps}
     else:
         assert own is not None  # otherwise the oracle is an input
         weights, source = retrained.weights(context.inputs), own.name

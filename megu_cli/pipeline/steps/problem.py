@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from megu_cli.baselines.task import BASELINE_EPOCHS, Task
+from megu_cli.config.model_sources import source_of
 from megu_cli.evaluation.measure import EvaluationProblem
 from megu_cli.execution.runtime import seeded
 from megu_cli.method.unlearn import UnlearningProblem
@@ -15,6 +17,17 @@ def fresh(context: RunContext, purpose: str) -> nn.Module:
     """A newly initialised model: every random layer anew, another one for each purpose and seed."""
     with seeded(context.config.seed, purpose, "init"):
         return context.build()
+
+
+def pretrained(context: RunContext) -> bool:
+    """True if a new model holds trained weights: the user's code makes it, and another seed gives the same weights."""
+    settings = context.config.model
+    if not (source_of(settings.name)[0].pretrained or settings.trust_remote_code):
+        return False
+    first, second = (fresh(context, f"pretrained {n}") for n in range(2))
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    # A layer that starts from a constant is none that was trained.
+    return any(a.ndim > 1 and torch.equal(a, b) and len(a.unique()) > 1 for a, b in pairs)
 
 
 def task(context: RunContext) -> Task:
