@@ -15,7 +15,7 @@ from megu_cli.compare import tuning
 from megu_cli.compare.arena import CONFIDENCES, VERSION, Arena, Say, keep
 from megu_cli.compare.cells import Cell, Cells
 from megu_cli.compare.equivalence import equivalences
-from megu_cli.compare.jobs import Jobs
+from megu_cli.compare.jobs import Jobs, Opened, Workers
 from megu_cli.compare.methods import OURS, Contender, chosen, variants
 from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
 from megu_cli.config import Config
@@ -24,6 +24,9 @@ from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.run import files, ownership
 from megu_cli.run.artifacts import Artifact
+
+# Cells, how another process opens them, the line of what is done, whether to compute again what is there -> workers.
+Hire = Callable[[Cells, Opened, Say, bool], Workers]
 
 
 class Comparison:
@@ -161,24 +164,25 @@ class Comparison:
         except Exception as error:
             raise cells.named(name, error) from error
 
-    def run(self, tune: bool = False, force: bool = False, jobs: int = 1) -> dict[str, Any]:
+    def run(self, tune: bool = False, force: bool = False, workers: Hire | None = None) -> dict[str, Any]:
         """Compute what is missing and write compare.json.
 
         Args:
             tune: Choose each method's settings from its grid first.
             force: Compute every cell again.
-            jobs: Number of processes of this machine that compute cells side by side.
+            workers: Makes the workers that compute cells side by side, such as `LocalWorkers`; ``None``: this process.
 
         Returns:
             The body of compare.json.
         """
         from megu_cli.evaluation.ulira import attacks
 
-        self.preflight()
         cells = self.cells(tune)
-        if jobs > 1:
+        crew = workers(cells, partial(_opened, self.base.config, tune), self._say, force) if workers else None
+        self.preflight()
+        if crew:
             self.base.directory.keep_digests()  # the other processes need not read the data for them
-            Jobs(cells, partial(_opened, self.base.config, tune), jobs, self._say, force).run(self.base.runtime.track)
+            Jobs(cells, crew, self._say).run(self.base.runtime.track)
             self._computed, force = True, False
         for name in cells:
             cells.result(name, force)

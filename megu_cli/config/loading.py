@@ -41,7 +41,7 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
     from_yaml = _anchored(_absolute(Config, _read_yaml(file), file.resolve().parent), file.resolve().parent)
     from_flags: dict[str, Any] = {}
     for override in overrides or []:
-        _merge(from_flags, _parse_override(override))
+        _merge(from_flags, parse_override(override))
     _merge(from_flags, {k: v for k, v in (flags or {}).items() if v is not None})
     from_flags = _anchored(_absolute(Config, from_flags, Path.cwd()), Path.cwd())
 
@@ -182,16 +182,26 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return raw
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def parse_override(override: str, option: str = "--set") -> dict[str, Any]:
+    """Return the settings of a ``key.subkey=value``.
+
+    Args:
+        override: The text.
+        option: The option of the command line that has it, for the message.
+
+    Raises:
+        ConfigError: It has another form.
+    """
     key, sep, text = override.partition("=")
     if not sep or not key.strip():
-        raise ConfigError(f"--set {brief(override)} is not of the form key.subkey=value")
+        form = "key.subkey=value" if option == "--set" else "key=value"
+        raise ConfigError(f"{option} {brief(override)} is not of the form {form}")
     try:
         value = yaml.load(text, _Loader)
     except (yaml.scanner.ScannerError, yaml.parser.ParserError, yaml.reader.ReaderError):
         value = text
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--set {key.strip()}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{option} {key.strip()}: {' '.join(str(error).split())}") from None
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return typing.cast(dict[str, Any], value)

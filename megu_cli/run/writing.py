@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,11 @@ def _temporary(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_folder(parent: Path) -> Path:
+    """Path of a new folder for temporary files; where a killed process leaves it, it is swept as they are."""
+    return parent / f"{_TEMPORARY}{secrets.token_hex(4)}"
 
 
 @contextlib.contextmanager
@@ -212,16 +218,18 @@ def _holds(lock: Any, file: Path) -> bool:
 
 def _sweep(folder: Path) -> None:
     for leftover in _leftovers(folder):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _leftovers(folder: Path, nested: bool = False) -> Iterator[Path]:
-    """Temporary files in a run directory and where megu writes below it, but not in a run directory of its own."""
+    """Temporary files and folders where megu writes in a run directory, but not in a run directory below it."""
     if nested and (folder / files.LOCK).exists():
         return
     for path in list(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            if nested or path.name in _FOLDERS:
-                yield from _leftovers(path, nested=True)
-        elif path.name.startswith(_TEMPORARY):
+        if path.name.startswith(_TEMPORARY):
             yield path
+        elif path.is_dir() and not path.is_symlink() and (nested or path.name in _FOLDERS):
+            yield from _leftovers(path, nested=True)

@@ -12,6 +12,7 @@ import pytest
 
 from megu_cli.compare.cells import Cell, Cells
 from megu_cli.compare.jobs import Jobs
+from megu_cli.compare.local import LocalWorkers
 from megu_cli.errors import MeguError, MLLMError
 from megu_cli.execution.runtime import silent
 
@@ -53,7 +54,8 @@ def ran(folder, rows, number=2):
     """Run the cells in processes; what they left, what failed, and what was said."""
     said = []
     cells = opened(folder, rows, said.append)
-    Jobs(cells, partial(opened, folder, rows), number, said.append).run(silent)
+    workers = LocalWorkers(cells, partial(opened, folder, rows), said.append, False, number=number)
+    Jobs(cells, workers, said.append).run(silent)
     return {path.name: json.loads(path.read_text()) for path in folder.glob("*@*")}, cells.failures, said
 
 

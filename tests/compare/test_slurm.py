@@ -55,6 +55,8 @@ KillWait=1
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES State=UP
 """
+# What Slurm's accounting would say, which needs a database server.
+SACCT = "echo 'JobID|State|NodeList'; squeue --states=all --array --noheader --format='%i|%T|%N'"
 
 
 def free_ports(number: int) -> list[int]:
@@ -87,8 +89,10 @@ def slurm() -> Iterator[dict[str, str]]:
         (folder / "munge.key").write_bytes(secrets.token_bytes(128))
         (folder / "munge.key").chmod(0o400)
         (folder / "bin").mkdir()
-        (folder / "bin" / "megu").write_text(f'#!/bin/sh\nexec {sys.executable} -m megu_cli "$@"\n')
-        (folder / "bin" / "megu").chmod(0o755)
+        programs = {"megu": f'exec {sys.executable} -m megu_cli "$@"', "sacct": SACCT}
+        for program, line in programs.items():
+            (folder / "bin" / program).write_text(f"#!/bin/sh\n{line}\n")
+            (folder / "bin" / program).chmod(0o755)
         system = f"{os.environ['PATH']}:/usr/sbin"
         environment = {**subprocess_environment(), "SLURM_CONF": str(folder / "slurm.conf"),
                        "PATH": f"{folder / 'bin'}:{system}"}  # fmt: skip
@@ -148,5 +152,35 @@ def test_the_commands_of_the_page_give_the_bytes_of_one_process(slurm, serial, t
     assert len(logs) == len((tmp_path / "cells.txt").read_text().split()) == 9
     assert "running" not in done.stderr  # the last command finds all that it gathers
     assert len(tensors(serial)) > 10
+    assert tensors(file) == tensors(serial)
+    assert compared(file) == compared(serial)
+
+
+def test_an_option_submits_the_cells_and_a_task_that_is_killed_is_submitted_again(slurm, serial, tmp_path):
+    pytest.importorskip("submitit")
+    file = write_config(tmp_path, compare=COMPARE)
+    options = [f"--cluster-option={option}" for option in ("slurm_partition=main", "cpus_per_task=4", "timeout_min=30")]
+    command = ["megu", "compare", "-c", str(file), "--cluster", "slurm", *options]
+    # The tasks take the threads that `cpus_per_task` gives them.
+    environment = {key: value for key, value in slurm.items() if key != "OMP_NUM_THREADS"}
+
+    def asked(*words: str) -> list[str]:
+        done = subprocess.run(words, env=slurm, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    refused = subprocess.run(
+        [*command, "--cluster-option=slurm_partition=none"], env=slurm, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert "error: --cluster: the tasks cannot be submitted: sbatch: error: " in refused.stderr
+
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    listing = ("squeue", "--noheader", "--array", "--states=running", "--format=%i")
+    soon(lambda: asked(*listing), "no task runs", Path(slurm["SLURM_CONF"]).parent)
+    asked("scancel", "--signal=KILL", "--full", asked(*listing)[0])
+    _, err = running.communicate(timeout=900)
+    assert running.returncode == 0, err
+    assert err.count("its task ended without a result (state CANCELLED); another one takes it up") == 1, err
+    assert err.count(": submitted as ") == 10  # nine cells, and one again
     assert tensors(file) == tensors(serial)
     assert compared(file) == compared(serial)

@@ -114,8 +114,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 def test_the_lock_sweeps_what_a_killed_writer_left(tmp_path):
     (tmp_path / ".megu-tmp-1-labels.safetensors").write_bytes(b"half")
+    (tmp_path / ".megu-tmp-link").symlink_to(tmp_path / "compare")
+    folder = writing.temporary_folder(tmp_path / "compare")
+    folder.mkdir(parents=True)
+    (folder / "task.pkl").write_bytes(b"half")
     with writing.locked(tmp_path):
-        assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+        assert {p.name for p in tmp_path.iterdir()} == {".lock", "compare"}
+        assert not folder.exists()
         with pytest.raises(ArtifactError, match="another megu process"), writing.locked(tmp_path):
             pass
 
