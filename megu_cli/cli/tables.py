@@ -176,7 +176,7 @@ def _attacks(console: Console, found: dict[str, Any]) -> None:
 def _range(values: list[float | None], plain: bool) -> str:
     """Smallest and largest of a few seeds; one number where they are equal."""
     known = [_interval(value, None, plain) for value in sorted(v for v in values if v is not None)]
-    return "–" if not known or len(known) < len(values) else " to ".join(dict.fromkeys((known[0], known[-1])))
+    return "–" if not known or len(known) < len(values) else "–".join(dict.fromkeys((known[0], known[-1])))
 
 
 def _interval(mean: float | None, half: float | None, plain: bool) -> str:

@@ -76,5 +76,7 @@ def test_where_the_file_may_not_be_written(megu, finished, tmp_path):
     inside = finished.parent / "run" / "answers.csv"
     refused(megu("run", "-c", finished, "--per-image", inside), "lies in the run directory", "Give a path elsewhere")
     assert not inside.exists()
+    for command in ("run", "eval"):
+        refused(megu(command, "-c", finished, "--dry-run", "--per-image", notes), "notes.csv is there already")
     assert megu("eval", "-c", finished, "--dry-run", "--per-image", tmp_path / "no.csv").code == 0
     assert not (tmp_path / "no.csv").exists()

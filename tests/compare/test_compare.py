@@ -370,7 +370,7 @@ def test_the_pages_name_every_method_setting_and_metric(small):
 
 def test_two_seeds_show_their_range_and_three_an_interval(small, megu):
     """With two seeds Student's interval is wider than any figure."""
-    for seeds, said, sign in ((2, "the range of two seeds", " to "), (3, "95% interval over 3 seeds", "±")):
+    for seeds, said, sign in ((2, "the range of two seeds", "–"), (3, "95% interval over 3 seeds", "±")):
         given = ["--set", f"compare.seeds={seeds}", "--set", "compare.methods=[original,retrain]"]
         answer = megu("compare", "-c", small, *given)
         assert answer.code == 0, answer.err

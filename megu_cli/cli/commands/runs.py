@@ -68,10 +68,10 @@ def run(
         run_pending(options, ledger, done.date() if done else None, sign, require)
         return
     with opened(options, require, shared=True) as (pipeline, config):
+        check_per_image(config, per_image)
         if options.dry_run:
             display(options, estimated(pipeline, None, options.force), tables.plan)
             return
-        check_per_image(config, per_image)
         pipeline.run(force=options.force)
         keep_per_image(pipeline, per_image)
         keep(pipeline.context)

@@ -165,23 +165,25 @@ def evaluate(options: Options, require: Require = None, per_image: PerImage = No
 
     Example: megu eval --require 'forget_test_acc<=0.02' --require 'avg_gap<=0.03'
     """
-    if options.dry_run:
-        _stage(options, ["eval"], require)
-        return
+    from megu_cli.cli import tables
+
     with opened(options, require, shared=True) as (pipeline, config):
         check_per_image(config, per_image)
+        if options.dry_run:
+            display(options, estimated(pipeline, ["eval"], options.force), tables.plan)
+            return
         pipeline.build(["eval"], options.force)
         keep_per_image(pipeline, per_image)
         notes = pipeline.context.inputs.notes
     show_eval(options, config, notes)
 
 
-def _stage(options: Options, names: list[str], require: list[str] | None = None) -> None:
+def _stage(options: Options, names: list[str]) -> None:
     """The body of every stage's command."""
     from megu_cli.cli import tables
 
     if options.dry_run:
-        with opened(options, require, shared=True) as (pipeline, _):
+        with opened(options, shared=True) as (pipeline, _):
             display(options, estimated(pipeline, names, options.force), tables.plan)
     else:
         display(options, built(options, names), tables.stages)
