@@ -163,12 +163,13 @@ def comparison(result: dict[str, Any]) -> None:
 
 
 def _attacks(console: Console, found: dict[str, Any]) -> None:
-    """U-LiRA of each method: the accuracy with which an attack tells its models from oracles."""
+    """U-LiRA of each method: how well an attack tells its models from oracles."""
     for name, attack in found.items():
-        low, high = attack["accuracy_interval"]
+        (low, high), (least, most) = attack["auc_interval"], attack["auc_chance"]
         console.print(
-            f"U-LiRA, {name}: {_percent(attack['accuracy'])}% ({_percent(low)} to {_percent(high)}) of images and "
-            f"models told apart rightly; 50% is a coin's toss ({attack['seeds']} seeds)",
+            f"U-LiRA, {name}: AUC {_percent(attack['auc'])} ({_percent(low)} to {_percent(high)}), by chance "
+            f"{_percent(least)} to {_percent(most)}; {_percent(attack['accuracy'])}% of images and models told apart "
+            f"rightly ({attack['seeds']} seeds)",
             style="dim",
         )
 

@@ -118,6 +118,11 @@ class FinetuneConfig(Section):
         description="wholly forgotten classes: weight of the loss on how surely a linear discriminant finds "
         "clean samples in the features; it acts while it finds more than one on thumbnails of the images",
     )
+    calibrate: bool = Field(
+        True,
+        description="wholly forgotten classes, labels from the proxy: at the end, set the classes' rows of the "
+        "classifier, in closed form, to give the log-odds that the proxy gives; finetuning alone lowers them too far",
+    )
     clean: Fraction = Field(0.2, description="share of forgotten samples left without noise, where there is noise")
     reassign: bool = Field(
         True,

@@ -19,6 +19,8 @@ LEAST_SEEDS = 8
 # No model is surer or less sure than this: a loss of 0 or infinity, such as the mask's, has no finite logit.
 _LOSSES = (1e-6, 50.0)
 _DRAWS = 1000
+# Random halves of the oracles, and random swaps of the sides.
+_HALVES = 200
 
 Scaled = Mapping[str, Sequence[float]]
 
@@ -32,8 +34,10 @@ class Attack:
         auc: Area under its ROC curve.
         tpr_at_1fpr: Share of unlearned pairs found at 1% false alarms.
         tpr_at_01fpr: The same at 0.1%.
-        accuracy_interval: 95% interval, bootstrapped over images.
+        accuracy_interval: 95% interval, bootstrapped over seeds and images; of the control, over halves of the seeds.
         auc_interval: The same.
+        auc_chance: What holds 95% of the AUCs where each seed's sides are swapped at random: an AUC within it shows
+            nothing.
         most_told_apart: Up to ten positions of images, the one that is told apart best first.
     """
 
@@ -43,6 +47,7 @@ class Attack:
     tpr_at_01fpr: float
     accuracy_interval: tuple[float, float]
     auc_interval: tuple[float, float]
+    auc_chance: tuple[float, float]
     most_told_apart: list[int]
 
 
@@ -100,43 +105,90 @@ def ulira(unlearned: Array, oracle: Array, seed: int = 0) -> Attack:
     ours, theirs = likelihood_ratios(unlearned, oracle)
     right = ((ours > 0).mean(0) + (theirs <= 0).mean(0)) / 2
     draw = np.random.default_rng(seed)
-    number = ours.shape[1]
-    drawn = [draw.integers(0, number, number) for _ in range(_DRAWS)]
-    accuracies = [right[index].mean() for index in drawn]
-    aucs = [_auc(ours[:, index].ravel(), theirs[:, index].ravel()) for index in drawn]
+    seeds, number = ours.shape
+    # Images of one model stand or fall together: resampling images alone would make the intervals too narrow.
+    drawn = [np.ix_(draw.integers(0, seeds, seeds), draw.integers(0, number, number)) for _ in range(_DRAWS)]
+    sides = [(ours[index].ravel(), theirs[index].ravel()) for index in drawn]
     return Attack(
-        accuracy=float(right.mean()),
-        auc=_auc(ours.ravel(), theirs.ravel()),
-        tpr_at_1fpr=_rate(ours.ravel(), theirs.ravel(), 0.01),
-        tpr_at_01fpr=_rate(ours.ravel(), theirs.ravel(), 0.001),
-        accuracy_interval=_interval(accuracies),
-        auc_interval=_interval(aucs),
+        **_rates(ours.ravel(), theirs.ravel()),
+        accuracy_interval=_interval([_accuracy(*side) for side in sides]),
+        auc_interval=_interval([_auc(*side) for side in sides]),
+        auc_chance=_interval([_swapped(unlearned, oracle, draw) for _ in range(_HALVES)]),
         most_told_apart=np.argsort(-right, kind="stable")[:10].tolist(),
+    )
+
+
+def control(oracle: Array, seed: int = 0) -> Attack:
+    """The attack on oracles against other oracles: what it finds where there is nothing to find.
+
+    Means over random halves of the seeds; the intervals hold 95% of the halves. A single half is no control: all of its
+    images share a few models, and its AUC may be far from 0.5 by chance.
+
+    Args:
+        oracle: (S, N) scaled confidences of oracles, S at least six.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: As `likelihood_ratios`, of half of the seeds.
+    """
+    draw, half = np.random.default_rng(seed), len(oracle) // 2
+    found = []
+    for _ in range(_HALVES):
+        order = draw.permutation(len(oracle))
+        ours, theirs = likelihood_ratios(oracle[order[:half]], oracle[order[half : 2 * half]])
+        found.append(_rates(ours.ravel(), theirs.ravel()))
+    of_auc = _interval([rates["auc"] for rates in found])
+    return Attack(
+        **{name: float(np.mean([rates[name] for rates in found])) for name in found[0]},
+        accuracy_interval=_interval([rates["accuracy"] for rates in found]),
+        auc_interval=of_auc,
+        auc_chance=of_auc,
+        most_told_apart=[],
     )
 
 
 def attacks(confidences: Mapping[str, Scaled], oracle: str) -> dict[str, dict[str, Any]]:
     """U-LiRA of each method with enough seeds.
 
-    The oracle itself is the control: half of its seeds against the other half, where these are enough.
+    The oracle itself is the `control`: half of its seeds against the other half, where these are enough.
 
     Args:
         confidences: Method -> seed -> scaled confidences of the forget set; ``oracle`` is among them.
         oracle: Name of the oracle's method.
 
     Returns:
-        Method -> fields of `Attack`, or of the oracle's halves; a method with too few seeds is not there.
+        Method -> fields of `Attack`, and the ``seeds`` of a side; a method with too few seeds is not there.
     """
     known, found = confidences.get(oracle, {}), {}
     for name, by_seed in confidences.items():
         seeds = [seed for seed in by_seed if seed in known]
-        half = len(seeds) // 2
-        sides = (seeds[:half], seeds[half : 2 * half]) if name == oracle else (seeds, seeds)
-        if len(sides[0]) >= LEAST_SEEDS:
-            ours = np.array([by_seed[seed] for seed in sides[0]])
-            theirs = np.array([known[seed] for seed in sides[1]])
-            found[name] = {**asdict(ulira(ours, theirs)), "seeds": len(sides[0])}
+        own = name == oracle
+        if (number := len(seeds) // 2 if own else len(seeds)) >= LEAST_SEEDS:
+            theirs = np.array([known[seed] for seed in seeds])
+            attack = control(theirs) if own else ulira(np.array([by_seed[seed] for seed in seeds]), theirs)
+            found[name] = {**asdict(attack), "seeds": number}
     return found
+
+
+def _swapped(unlearned: Array, oracle: Array, draw: np.random.Generator) -> float:
+    """The AUC where each seed has changed sides with a probability of one half."""
+    swap = draw.random((len(oracle), 1)) < 0.5
+    ours, theirs = likelihood_ratios(np.where(swap, oracle, unlearned), np.where(swap, unlearned, oracle))
+    return _auc(ours.ravel(), theirs.ravel())
+
+
+def _rates(positive: Array, negative: Array) -> dict[str, float]:
+    """The figures of `Attack` from log likelihood ratios of unlearned models and of oracles, both flat."""
+    return {
+        "accuracy": _accuracy(positive, negative),
+        "auc": _auc(positive, negative),
+        "tpr_at_1fpr": _rate(positive, negative, 0.01),
+        "tpr_at_01fpr": _rate(positive, negative, 0.001),
+    }
+
+
+def _accuracy(positive: Array, negative: Array) -> float:
+    return float(((positive > 0).mean() + (negative <= 0).mean()) / 2)
 
 
 def _deviation(values: Array) -> float:

@@ -11,7 +11,7 @@ from megu_cli import training
 from megu_cli.data import Split
 from megu_cli.errors import ConfigError
 from megu_cli.execution.runtime import generator
-from megu_cli.method import proxy, unseen
+from megu_cli.method import absent, proxy, unseen
 from megu_cli.method.problem import UnlearningProblem
 
 # `labels.source: auto` takes the proxy where it is right at least half as often as the original on held-out images. The
@@ -31,6 +31,8 @@ class Labels:
         target: (N_f, K) float32 distributions, where they are soft.
         keep: Concept -> how much of the true label its images keep; empty where they are hard.
         proxy: How the proxy did on held-out images and what follows from it; empty where it was not asked.
+        absent: (N_f + V, G) log-odds that the proxy gives the G forgotten classes, on D_f and then on the images
+            `unseen_by_both`; see `megu_cli.method.absent`.
     """
 
     mode: str
@@ -38,6 +40,7 @@ class Labels:
     target: Tensor | None = None
     keep: dict[str, float] = field(default_factory=dict)
     proxy: dict[str, float] = field(default_factory=dict)
+    absent: Tensor | None = None
 
 
 def perturb(problem: UnlearningProblem, model: nn.Module, matrix: Tensor) -> Labels:
@@ -53,19 +56,21 @@ def perturb(problem: UnlearningProblem, model: nn.Module, matrix: Tensor) -> Lab
     """
     if problem.label_mode != "proxy":
         return _without_proxy(problem, model, matrix)
-    held_out = _held_out(problem)
-    said, unseen_said = _proxy(problem, held_out)
+    known = unseen_by_both(problem)
+    said, unseen_said = _proxy(problem, known)
     unseen_images = problem.data.held_out
-    there, true = _says(problem, model, unseen_images, held_out).double(), unseen_images.labels[held_out]
+    there, true = _says(problem, model, unseen_images, known).double(), unseen_images.labels[known]
     report = {}
-    if len(held_out):
+    if len(known):
         report["held_out_acc"] = (unseen_said.argmax(1) == true).double().mean().item()
         report["original_held_out_acc"] = (there.argmax(1) == true).double().mean().item()
         if problem.labels.source == "auto" and report["held_out_acc"] < _GOOD_ENOUGH * report["original_held_out_acc"]:
             return replace(_without_proxy(problem, model, matrix), proxy=report)
     if problem.request.kind == "classes":
         target = _of_classes(problem, model, matrix, said, unseen_said, there, report)
-        return Labels("proxy", target.argmax(1), target.float(), {}, report)
+        # Without held-out images nothing would keep the outputs low on retained ones.
+        odds = absent.log_odds(torch.cat([said, unseen_said]), problem.request.classes) if len(known) else None
+        return Labels("proxy", target.argmax(1), target.float(), {}, report, None if odds is None else odds.float())
     if problem.request.kind == "subclasses":
         # A retrained model has not seen the kind either: the true label says no more of its answer than the proxy does.
         report["temperature"] = proxy.temperature(unseen_said, there)
@@ -113,7 +118,7 @@ def _of_classes(
     return (scores / report["temperature"]).masked_fill(rows == 0, float("-inf")).softmax(1)
 
 
-def _held_out(problem: UnlearningProblem) -> Tensor:
+def unseen_by_both(problem: UnlearningProblem) -> Tensor:
     """(V,) positions in the held-out split of the images on which the proxy and the original model are compared.
 
     Their kinds are known to both: held-out images of a forgotten concept, and images forgotten earlier, are left out.
@@ -122,10 +127,10 @@ def _held_out(problem: UnlearningProblem) -> Tensor:
         ConfigError: There are none, and the request's classes stay: nothing tells how sure a retrained model would be.
     """
     request, data = problem.request, problem.data
-    held_out = request.held_out(data)
+    found = request.held_out(data)
     gone = torch.isin(data.held_out.concepts, torch.tensor(request.concepts, dtype=torch.int64))
-    held_out = held_out[~(gone | data.held_out_among(request.already))[held_out]]
-    return held_out if request.kind == "classes" else _needed(held_out)
+    found = found[~(gone | data.held_out_among(request.already))[found]]
+    return found if request.kind == "classes" else _needed(found)
 
 
 def _needed(held_out: Tensor) -> Tensor:

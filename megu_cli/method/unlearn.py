@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from megu_cli import training
 from megu_cli.errors import DataError, brief
+from megu_cli.method import absent
 from megu_cli.method.finetune import Forgotten, GroupedNoise, finetune
-from megu_cli.method.labels import Labels, perturb
+from megu_cli.method.labels import Labels, perturb, unseen_by_both
 from megu_cli.method.noise import train_noise
 from megu_cli.method.problem import UnlearningProblem
 from megu_cli.method.transition import transition_matrix
@@ -148,7 +149,7 @@ def align(
         "reassign": settings.reassign and labels.mode == "hard" and source not in ("transition", "random"),
         "adversary": settings.adversary if deep and has_head(model, len(data.classes)) else 0.0,
     }
-    return finetune(
+    history = finetune(
         model,
         data.train,
         request.retain,
@@ -161,3 +162,9 @@ def align(
         validate=validate if len(request.validation) else None,
         execution=problem.execution,
     )
+    if settings.calibrate and labels.absent is not None:
+        forget, held_out = request.forget, unseen_by_both(problem)
+        of_forget, of_held_out = labels.absent.split([len(forget), len(held_out)])
+        sides = [(data.train, forget, of_forget), (data.held_out, held_out, of_held_out)]
+        absent.calibrate(model, sides, request.classes, len(data.classes), problem.execution)
+    return history

@@ -222,7 +222,7 @@ _ROWS = (
         traces={files.LABELS: "positions of the forgotten images and their perturbing labels"},
         needs=("transition", "checkpoint"),
         group="method",
-        version=7,
+        version=8,
         method="megu",
     ),
     Stage(
@@ -255,7 +255,7 @@ _ROWS = (
         also_writes=_unlearned,
         goal=True,
         group="method",
-        version=13,
+        version=14,
         shared=True,
         method="megu",
     ),

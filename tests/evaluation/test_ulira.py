@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from megu_cli.evaluation.ulira import _auc, _rate, attacks, likelihood_ratios, scaled, ulira
+from megu_cli.evaluation.ulira import _auc, _rate, attacks, control, likelihood_ratios, scaled, ulira
 
 SEEDS, IMAGES = 16, 400
 
@@ -76,6 +76,23 @@ def test_the_oracle_is_held_against_the_oracle_and_too_few_seeds_say_nothing():
     assert found["retrain"]["seeds"] == 8
     assert found["megu"]["auc"] > 0.9
     assert "retrain" not in attacks({"retrain": dict(list(by_seed["retrain"].items())[:15])}, "retrain")
+
+
+def test_images_of_one_model_count_as_one_model():
+    """Each model has a level that its images share: of equal distributions, 16 models and 400 images are 16 draws."""
+    oracle, same = (
+        confidences(0.0, seed) + np.random.default_rng(10 + seed).normal(0, 2, (SEEDS, 1)) for seed in (1, 2)
+    )
+    found = ulira(same, oracle)
+    low, high = found.auc_chance
+    assert low <= found.auc <= high
+    assert high - low > 0.1
+    assert found.auc_interval[1] - found.auc_interval[0] > 0.1
+    other = ulira(same + 4.0, oracle)
+    assert other.auc > other.auc_chance[1]
+    of_oracles = control(oracle)
+    assert of_oracles.auc == pytest.approx(0.5, abs=0.1)
+    assert of_oracles.auc_interval[0] < 0.5 < of_oracles.auc_interval[1]
 
 
 def test_auc_and_rate_beside_scikit_learn():

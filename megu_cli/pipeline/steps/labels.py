@@ -31,6 +31,8 @@ def labels(context: RunContext, inputs: Inputs) -> Product:
     tensors = {"index": context.inputs.request.forget, "perturbing": made.perturbing}
     if made.target is not None:
         tensors["target"] = made.target
+    if made.absent is not None:
+        tensors["absent"] = made.absent
     notes = []
     if made.proxy:
         body["proxy"] = made.proxy
@@ -63,7 +65,8 @@ def _kept(keep: Mapping[str, float]) -> str:
 
 def loaded(artifact: Artifact) -> Labels:
     """The perturbing labels in the artifact of this stage."""
-    return Labels(artifact.body["mode"], artifact.tensors["perturbing"], artifact.tensors.get("target"))
+    found = artifact.tensors
+    return Labels(artifact.body["mode"], found["perturbing"], found.get("target"), absent=found.get("absent"))
 
 
 def stand_in(given: UnlearningProblem) -> Labels:
