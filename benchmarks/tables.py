@@ -1,6 +1,6 @@
-"""Every table and figure of docs/benchmarks.md, from benchmark.json, ablations.json and speed.json in benchmarks/.
+"""Every table and figure of docs/benchmarks.md, from the JSON files in benchmarks/.
 
-    python benchmarks/tables.py [benchmark.json] [ablations.json] [speed.json] [--out DIR]
+    python benchmarks/tables.py [benchmark.json] [ablations.json] [speed.json] [defaults.json] [ulira.json] [--out DIR]
 
 A table replaces what stands between its two marks in benchmarks.md, `<!-- NAME -->` and `<!-- /NAME -->`; one without
 marks is added at the end. Figures go to figures/ beside it. What is missing of the benchmark is said, not left out.
@@ -81,6 +81,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("ablations", type=Path, nargs="?", default=HERE / "ablations.json")
     parser.add_argument("speed", type=Path, nargs="?", default=HERE / "speed.json")
     parser.add_argument("defaults", type=Path, nargs="?", default=HERE / "defaults.json")
+    parser.add_argument("ulira", type=Path, nargs="?", default=HERE / "ulira.json")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs", metavar="DIR", help="where benchmarks.md is")
     arguments = parser.parse_args(words)
 
@@ -96,6 +97,8 @@ def main(words: list[str] | None = None) -> None:
         blocks["classes"] = of_classes(result["classes"])
         if result.get("shares"):
             blocks["shares"] = of_shares(result["shares"])
+    if arguments.ulira.exists():
+        blocks["ulira"] = of_ulira(json.loads(arguments.ulira.read_text(encoding="utf-8"))["requests"])
     if arguments.speed.exists():
         blocks["speed"] = of_speed(json.loads(arguments.speed.read_text(encoding="utf-8")))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -157,6 +160,26 @@ def of_shares(found: dict[str, Any]) -> str:
         for method, seeds in rows.items():
             shown = [_spread([cell[figure] for cell in seeds.values()], COLUMNS[figure][1]) for figure in figures]
             lines.append(row([name, f"`{method}`", *shown]))
+    return "\n".join(lines)
+
+
+def of_ulira(found: dict[str, Any]) -> str:
+    """Markdown of what `ulira.py` measured: a row for each request and method."""
+    lines = [row(["request", "method", "AUC", "by chance", "accuracy", "hits at 1%", "at 0.1%"]), row(["---"] * 7)]
+    for name, methods in found.items():
+        for method, attack in methods.items():
+            (low, high), (least, most) = attack["auc_interval"], attack["auc_chance"]
+            lines.append(
+                row(
+                    [
+                        name,
+                        f"`{method}`",
+                        f"{percent(attack['auc'])} ({percent(low)} to {percent(high)})",
+                        f"{percent(least)} to {percent(most)}",
+                        *(percent(attack[key]) for key in ("accuracy", "tpr_at_1fpr", "tpr_at_01fpr")),
+                    ]
+                )
+            )
     return "\n".join(lines)
 
 
