@@ -3,8 +3,8 @@
     python benchmarks/ulira.py [--out DIR] [--only NAME ...] [--jobs N]
 
 Default settings, no tuning. The control, half of the oracles against the other half, needs 16 seeds, the methods 8. The
-seeds had no part in the choice of a default. A run that was killed goes on where it stopped. Writes benchmarks/ulira.json,
-from which tables.py makes a table.
+seeds had no part in the choice of a default. A run that was killed goes on where it stopped. Writes
+benchmarks/ulira.json, from which tables.py makes a table.
 """
 
 from __future__ import annotations
