@@ -44,6 +44,9 @@ def read_run(folder: Path) -> Run:
     run, metas = Run(), dict(_metas(folder))
     if not metas:
         raise ArtifactError(f"{folder} holds no artifact of megu", "Name a run directory, such as megu-run.")
+    if last := metas.get(files.EVALUATION) or metas.get(files.FINETUNE):
+        # What another method has left there says nothing of this result.
+        metas = {name: meta for name, meta in metas.items() if meta["stage"] in {*last["lineage"], last["stage"]}}
     # A stage's own artifact comes after what later stages record of it.
     stages = [item for meta in metas.values() for item in meta["lineage"].items()]
     stages += [(str(meta["stage"]), meta) for meta in metas.values()]

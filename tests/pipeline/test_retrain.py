@@ -17,6 +17,7 @@ from megu_cli.evaluation.verdict import verdict
 from megu_cli.evaluation.warnings import warnings
 from megu_cli.models.sources import build
 from megu_cli.pipeline.context import RunContext
+from megu_cli.pipeline.differences import read_run
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.stages import STAGES, of_config
 from megu_cli.record import fingerprints
@@ -160,6 +161,9 @@ def test_the_two_methods_make_each_other_stale_and_share_the_oracle(megu, finish
     assert [line.split(":")[0] for line in running(answer)] == ["finetune", "eval"]
     assert equal(dict(load_file(run / "model.safetensors")), dict(load_file(run / "oracle.safetensors")))
     assert {*megu("status", "-c", finished, "--json").json["stages"]} == {"train", "oracle", "finetune", "eval"}
+    # What unlearning has left there is no part of the result.
+    assert {"labels.safetensors", "noise.safetensors"} <= listing(run)
+    assert not [key for key in read_run(run).settings if key.startswith(("labels", "noise"))]
     state = megu("status", "-c", finished, "--set", "method=megu", "--json").json["stages"]
     stale = {name for name, row in state.items() if row["status"] != "fresh"}
     assert stale == {"finetune", "eval"}

@@ -46,8 +46,10 @@ def run(
     """Run the whole pipeline; what is fresh is kept.
 
     With --dry-run: what would run, and about what it takes, from timing a few batches of each stage. With --ledger: all
-    pending requests at once; the record is written, and they are marked done on the day --done. With --retrain: the
-    network is trained from scratch on the retained images alone, and handed over in place of an unlearned one.
+    pending requests at once; the record is written, and they are marked done on the day --done.
+
+    With --retrain: the result is the network trained from scratch on the retained images alone. It stays so for later
+    commands on this run directory, until --set method=megu.
 
     Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
     """
