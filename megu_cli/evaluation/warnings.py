@@ -21,18 +21,22 @@ def warnings(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def _weak_oracle(evaluation: Mapping[str, Any]) -> str:
-    result = "retrained_by" in evaluation
-    names = ("original", "unlearned" if result else "oracle")
+    by = evaluation.get("retrained_by")
+    names = ("original", "unlearned" if by else "oracle")
     original, oracle = (evaluation.get(name, {}).get("retain_test_acc") for name in names)
     if original is None or oracle is None or original - oracle <= _BELOW:
         return ""
-    called, meaning = ("the oracle", "What is measured beside it also shows this difference in training. ")
-    if result:
-        called, meaning = "the retrained model", ""
+    called = "retrained model" if by else "oracle"
+    beside = "" if by else "What is measured beside it also shows this difference in training. "
+    advice = (
+        "Train it as the original was trained (train.optimizer, train.lr, train.epochs, train.augment), or name your "
+    )
+    advice += "own retrained model in eval.oracle"
+    if by == "user":
+        advice = "See that eval.oracle names the right file, and that it was trained as the original was"
     return (
-        f"{called} is well below the original: it classifies {100 * oracle:.1f}% of the retained test images right, "
-        f"the original {100 * original:.1f}%. {meaning}Train it as the original was trained (train.optimizer, "
-        "train.lr, train.epochs, train.augment), or name your own retrained model in eval.oracle"
+        f"the {called} is well below the original: it classifies {100 * oracle:.1f}% of the retained test images right, "
+        f"the original {100 * original:.1f}%. {beside}{advice}"
     )
 
 

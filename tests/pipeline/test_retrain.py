@@ -302,6 +302,8 @@ def test_only_requirements_on_a_distance_to_retraining_hold_by_construction():
 def test_a_poor_retrained_model_is_said():
     figures = {"retrained_by": "megu", "original": {"retain_test_acc": 0.8}, "unlearned": {"retain_test_acc": 0.7}}
     assert [line.split(":")[0] for line in warnings(figures)] == ["the retrained model is well below the original"]
+    assert "or name your own" in warnings(figures)[0]
+    assert "eval.oracle names the right file" in warnings({**figures, "retrained_by": "user"})[0]
 
 
 @pytest.mark.parametrize(("ratio", "said"), [(0.9, False), (1.1, True), (None, False)])
