@@ -29,14 +29,14 @@ def _weak_oracle(evaluation: Mapping[str, Any]) -> str:
     called = "retrained model" if by else "oracle"
     beside = "" if by else "What is measured beside it also shows this difference in training. "
     advice = (
-        "Train it as the original was trained (train.optimizer, train.lr, train.epochs, train.augment), or name your "
+        "See that eval.oracle names the right file, and that it was trained as the original was"
+        if by == "user"
+        else "Train it as the original was trained (train.optimizer, train.lr, train.epochs, train.augment), or name "
+        "your own retrained model in eval.oracle"
     )
-    advice += "own retrained model in eval.oracle"
-    if by == "user":
-        advice = "See that eval.oracle names the right file, and that it was trained as the original was"
     return (
-        f"the {called} is well below the original: it classifies {100 * oracle:.1f}% of the retained test images right, "
-        f"the original {100 * original:.1f}%. {beside}{advice}"
+        f"the {called} is well below the original: it classifies {100 * oracle:.1f}% of the retained test images "
+        f"right, the original {100 * original:.1f}%. {beside}{advice}"
     )
 
 
