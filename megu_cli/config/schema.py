@@ -91,7 +91,7 @@ class NoiseConfig(Section):
 class FinetuneConfig(Section):
     """Fragment-Align: the short finetuning."""
 
-    added: ClassVar = ("accumulate",)
+    added: ClassVar = ("accumulate", "distillation")
     epochs: Count = Field(1, description="passes; each draws the noises anew")
     retain_fraction: Literal["auto"] | Positive = Field(
         "auto", description="retained samples per epoch, as a share of all; auto: 12,000 images, but at most 20 passes"
@@ -123,6 +123,11 @@ class FinetuneConfig(Section):
         description="wholly forgotten classes, labels from the proxy: at the end, set the classes' rows of the "
         "classifier, in closed form, to give the log-odds that the proxy gives; finetuning alone lowers them too far",
     )
+    distillation: NonNegative = Field(
+        1.0,
+        description="outputs without images: weight of the divergence from the original model's answers on retained "
+        "images, which keeps these outputs where they were; 0: they drift",
+    )
     clean: Fraction = Field(0.2, description="share of forgotten samples left without noise, where there is noise")
     reassign: bool = Field(
         True,
@@ -134,6 +139,10 @@ class FinetuneConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum")
     weight_decay: NonNegative = Field(5e-4, description="SGD weight decay")
     patience: Count = Field(2, description="stop after so many epochs without a gain in validation accuracy")
+
+    def keyed(self) -> dict[str, Any]:
+        """All settings as they enter a key; without distillation, as before there was one."""
+        return {key: value for key, value in super().keyed().items() if key != "distillation" or value}
 
 
 class TrainConfig(Section):

@@ -17,6 +17,7 @@ from megu_cli.execution import LOCAL, Execution
 from megu_cli.execution.runtime import generator
 from megu_cli.method.adversary import Adversary
 from megu_cli.method.discriminant import thumbnails
+from megu_cli.method.distillation import Distillation
 from megu_cli.models.features import buffers_restored, following, penultimate
 from megu_cli.training import Duration, History, cut, fit, shuffled
 
@@ -120,14 +121,16 @@ def finetune(
     forget_batch: int,
     weight: float,
     uniform: bool = True,
+    without_images: Tensor | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     execution: Execution = LOCAL,
 ) -> History:
     """Finetune ``model`` in place on D_f^p and D_r.
 
     Every step sees ``settings.batch`` retained samples (x, y) and ``forget_batch`` forgotten ones (x + u (N+ + N-),
-    target). Its loss is CE(retained) + weight * CE(forgotten) + adversary * Adversary.loss(clean forgotten). Beyond the
-    paper: the clean samples, the reassigned labels, and the adversary.
+    target). Its loss is CE(retained) + weight * CE(forgotten) + adversary * Adversary.loss(clean forgotten), and where
+    outputs have no images, + distillation * Distillation.loss(retained). Beyond the paper: the clean samples, the
+    reassigned labels, the adversary, and the distillation.
 
     Args:
         model: Starts as the original model, on the device.
@@ -140,6 +143,7 @@ def finetune(
         forget_batch: Forgotten samples per step.
         weight: Weight of the loss on forgotten samples.
         uniform: Noise strength u ~ U(0, 1) per sample and epoch, rather than 1.
+        without_images: (K,) bool, outputs without images that are to stay where they are; ``None``: there are none.
         validate: Model -> accuracy on retained validation samples, after each epoch.
         execution: Device, seed of all draws, processes (each takes its part of every batch), progress, resume point.
     """
@@ -150,6 +154,9 @@ def finetune(
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, duration.total)
     classes = forgotten.target.shape[1]
     against = Adversary(split.labels[retain].unique(), classes, execution) if settings.adversary else None
+    steady: Distillation | None = None
+    if settings.distillation and without_images is not None and without_images.any():
+        steady = Distillation(model, without_images)
     draws = _Draws(split, retain, forgotten, settings, retain_samples, forget_batch, uniform, execution)
 
     def loss(net: nn.Module, step: Step) -> Tensor:
@@ -161,6 +168,8 @@ def finetune(
         target = reassigned(gone.detach(), step) if settings.reassign else step.target
         retained = _cross_entropy(kept, step.retained_labels) * step.retained_weight
         value = retained + weight * _cross_entropy(gone, target.to(gone.dtype)) * step.forgotten_weight
+        if steady:
+            value = value + settings.distillation * steady.loss(step.retained, kept) * step.retained_weight
         if against:
             # Noised samples lie elsewhere: the adversary must fail on the clean ones.
             plain = step.plain

@@ -159,6 +159,7 @@ def align(
         forget_batch=problem.forget_batch,
         weight=problem.weight(labels.mode),
         uniform=problem.noise.strength == "uniform",
+        without_images=request.without_images(data),
         validate=validate if len(request.validation) else None,
         execution=problem.execution,
     )

@@ -97,6 +97,14 @@ def _wrapping(inputs: RunInputs) -> str:
     return artifacts.digest(inputs.original.file.described)
 
 
+def _outputs_without_images(inputs: RunInputs) -> str:
+    return artifacts.digest(inputs.without_images)
+
+
+def _distilled(inputs: RunInputs) -> bool:
+    return inputs.config.finetune.distillation > 0 and bool(inputs.without_images)
+
+
 def _has_own_oracle(inputs: RunInputs) -> bool:
     return inputs.config.eval.own_oracle is not None
 
@@ -213,6 +221,12 @@ _ROWS = (
         "what stands beside the weights in the checkpoint",
         _wrapping,
         applies=lambda inputs: inputs.wrapped,
+    ),
+    Input(
+        "outputs_without_images",
+        "the outputs without images",
+        _outputs_without_images,
+        applies=_distilled,
     ),
     Input(
         "retrained",

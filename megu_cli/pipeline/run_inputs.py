@@ -174,6 +174,15 @@ class RunInputs:
         given = self.config.eval.batch
         return eval_batch(self.data.train.images[0].shape[-2:]) if given == "auto" else given
 
+    @property
+    def without_images(self) -> list[int]:
+        """The model's outputs without training images that are not to be forgotten."""
+
+        def positions() -> list[int]:
+            return self.request.without_images(self.data).nonzero().flatten().tolist()
+
+        return self.directory.input_memory.fact("without_images", positions)
+
     # -- the ratings -----------------------------------------------------------------------------------------------
 
     @cached_property

@@ -104,6 +104,7 @@ DIGESTED = {
     "rater_model": "the model that rates",
     "checkpoint": "the original model, as it was given",
     "wrapping": "what the model's file has beside the weights",
+    "outputs_without_images": "the outputs without images",
     "retrained": "the retrained model, as it was given",
     "train": "the original model",
     "oracle": "the retrained model",

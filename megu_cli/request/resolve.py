@@ -74,6 +74,12 @@ class Request:
         positions = torch.arange(len(data.held_out))
         return positions[~torch.isin(positions, self.known)]
 
+    def without_images(self, data: Dataset) -> Tensor:
+        """(K,) bool: the classes without training images that are not to be forgotten."""
+        empty = torch.bincount(data.train.labels, minlength=len(data.classes)) == 0
+        empty[self.classes] = False
+        return empty
+
     @property
     def digest(self) -> str:
         """Digest of what is forgotten and what is retained."""

@@ -211,11 +211,13 @@ FINETUNE = {
 
 def finetuned(
     model: nn.Module, split: Split, kept: torch.Tensor, request: Forgotten, *, retain_samples: int = 60,
-    forget_batch: int = 10, uniform: bool = True, validate=None, execution: Execution = LOCAL, **settings,
+    forget_batch: int = 10, uniform: bool = True, without_images: torch.Tensor | None = None, validate=None,
+    execution: Execution = LOCAL, **settings,
 ) -> History:  # fmt: skip
     return finetune(
         model, split, kept, request, FinetuneConfig(**{**FINETUNE, **settings}), retain_samples=retain_samples,
-        forget_batch=forget_batch, weight=1.0, uniform=uniform, validate=validate, execution=execution,
+        forget_batch=forget_batch, weight=1.0, uniform=uniform, without_images=without_images, validate=validate,
+        execution=execution,
     )  # fmt: skip
 
 
