@@ -142,7 +142,8 @@ def tensors(file: Path) -> dict[str, bytes]:
 
 
 def test_the_commands_of_the_page_give_the_bytes_of_one_process(slurm, serial, tmp_path):
-    (script,) = [part.partition("\n```")[0] for part in PAGE.read_text().split("```sh\n") if "sbatch" in part]
+    blocks = [part.partition("\n```")[0] for part in PAGE.read_text().split("```sh\n")[1:]]
+    (script,) = [block for block in blocks if "sbatch" in block]
     file = write_config(tmp_path, compare=COMPARE)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=slurm, capture_output=True, text=True, check=False
