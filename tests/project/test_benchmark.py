@@ -20,6 +20,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import ablations  # noqa: E402
 import benchmark  # noqa: E402
+import cost  # noqa: E402
 import speed  # noqa: E402
 import tables  # noqa: E402
 
@@ -312,3 +313,10 @@ def test_the_share_of_retraining_is_that_of_a_run_with_an_oracle(finished):
     )
     with pytest.raises(MeguError):
         speed.share(run.parent)
+
+
+def test_the_table_of_large_data_is_what_the_defaults_give():
+    page = cost.PAGE.read_text(encoding="utf-8")
+    assert cost.table() in page
+    found = cost.counts(cost.CASES[0])
+    assert found["steps"] == 94 and found["learned"] == 12_000 + 94 * 64
