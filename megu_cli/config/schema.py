@@ -245,6 +245,17 @@ class RecordConfig(Section):
     )
 
 
+class TrackingConfig(Section):
+    """Where settings and figures are also reported to (see docs/ci.md)."""
+
+    tracker: Literal["none", "mlflow", "tensorboard", "trackio", "wandb"] = Field(
+        "none",
+        description="none | mlflow | tensorboard | trackio | wandb: needs the extra accelerate and the tracker's own "
+        "package; no path and no name of an image, class or person is reported",
+    )
+    project: Annotated[str, Field(min_length=1)] = Field("megu", description="project or experiment there")
+
+
 class Config(Section):
     """A whole megu.yaml."""
 
@@ -276,6 +287,7 @@ class Config(Section):
     eval: EvalConfig = Field(default_factory=EvalConfig)  # type: ignore[arg-type]
     compare: CompareConfig = Field(default_factory=CompareConfig)  # type: ignore[arg-type]
     record: RecordConfig = Field(default_factory=RecordConfig)  # type: ignore[arg-type]
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)  # type: ignore[arg-type]
 
     @property
     def retrains(self) -> bool:

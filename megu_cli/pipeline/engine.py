@@ -25,6 +25,7 @@ from megu_cli.run.artifacts import Artifact
 
 if TYPE_CHECKING:
     from megu_cli.pipeline.steps.product import Product
+    from megu_cli.pipeline.tracking import Tracker
 
 
 class Pipeline(Freshness):
@@ -33,11 +34,14 @@ class Pipeline(Freshness):
     Args:
         context: The run.
         say: Called with a line for each stage that is skipped or rebuilt, and the reason.
+        tracker: Gets the figures of each stage that runs; ``None``: they are reported nowhere.
     """
 
-    def __init__(self, context: RunContext, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self, context: RunContext, say: Callable[[str], None] = lambda line: None, tracker: Tracker | None = None
+    ) -> None:
         super().__init__(context)
-        self.say = say
+        self.say, self.tracker = say, tracker
 
     def build(self, names: Iterable[str], force: bool = False) -> None:
         """Run single stages, in order; a stage that is fresh is skipped unless forced.
@@ -225,6 +229,8 @@ class Pipeline(Freshness):
         if processes.first and product is not None:
             self._write(stage, product, parts, lineage, seconds)
             resume.path.unlink(missing_ok=True)
+            if self.tracker:
+                self.tracker.stage(name, product.artifact.body, seconds)
         processes.wait()
         stage.done(self.context.inputs)
         self._states.clear()

@@ -106,7 +106,8 @@ def kept(out: Path, going: list[Trace]) -> list[str]:
     """What stays of megu's files in the run directory, relative to it."""
     gone = {trace.path for trace in going}
     known = [out / name for name in _known()]
-    known += [*_files(out / files.UNLEARNED), *_files(out / files.COMPARE_FOLDER)]
+    for folder in (files.UNLEARNED, files.COMPARE_FOLDER, files.TENSORBOARD):
+        known += _files(out / folder)
     return [path.relative_to(out).as_posix() for path in dict.fromkeys(known) if path not in gone and path.is_file()]
 
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 # Sections and settings of the config that no input depends on.
 _UNRELATED = {
     *("device", "checkpoint_seconds", "preset"),
-    *("transition", "labels", "noise", "finetune", "train", "eval", "compare"),
+    *("transition", "labels", "noise", "finetune", "train", "eval", "compare", "tracking"),
 }
 # Packages that read data and models.
 _PACKAGES = dict.fromkeys(

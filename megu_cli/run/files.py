@@ -30,6 +30,8 @@ REQUESTS = "requests.csv"
 REPORT = "report"
 COMPARISON = "compare.json"
 COMPARE_FOLDER = "compare"
+# The folder of the tracker that writes files.
+TENSORBOARD = "tensorboard"
 
 
 def resume_file(stage: str) -> str:

@@ -29,6 +29,7 @@ EXCUSED = {
     r"docker": "a daemon and a package index",
     r"vllm": "a model server",
     r"accelerate launch --multi_gpu": "two GPUs",
+    r"megu run .*tracking\.tracker=": "a tracker's package; tests/pipeline/test_tracking.py",
     r"megu compare .*--cluster slurm": "Slurm, in tests/compare/test_slurm.py",
 }
 ON_DIGITS = ("ci", "mllm", "records", "scaling")

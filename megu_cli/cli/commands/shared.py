@@ -87,6 +87,12 @@ def opened(
     if options.force:
         context.directory.renew()
     pipeline = Pipeline(context, say=lambda line: None if quiet else say(line, err=True))
+    reports = contextlib.ExitStack()
+    if config.tracking.tracker != "none" and first and write and not (together or options.dry_run):
+        from megu_cli.pipeline.tracking import Tracker
+
+        pipeline.tracker = Tracker(config, warn=lambda line: say(line, err=True))
+        reports.callback(pipeline.tracker.close)
     try:
         if write and options.dry_run:
             pipeline.say("reading the data, the request and the checkpoint")
@@ -100,7 +106,7 @@ def opened(
             context.check()
             for line in context.inputs.notes:
                 pipeline.say(line)
-            with locked(config.out, together) if first else contextlib.nullcontext():
+            with reports, locked(config.out, together) if first else contextlib.nullcontext():
                 yield pipeline, config
                 if first:
                     context.directory.keep_digests(only_beside_runs=True)
