@@ -39,6 +39,11 @@ def notes(inputs: RunInputs) -> list[str]:
             "no ratings (mllm.backend: none): every class counts as near as any other, and labels come from the "
             "proxy and the model's own prediction"
         )
+    if number := len(inputs.without_images):
+        lines.append(
+            f"{number:,} of {len(inputs.data.classes):,} outputs have no images: unlearning costs them accuracy that "
+            "no figure shows, most where they resemble what is forgotten; add images of those classes where you can"
+        )
     if inputs.data.test_made and inputs.user_model.foreign:
         lines.append(
             "the test split was made here (data.test_fraction): if the checkpoint was trained on its images too, "

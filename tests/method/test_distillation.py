@@ -116,3 +116,5 @@ def test_it_enters_the_key_of_the_finetuning_only_where_there_are_such_outputs(t
     assert inputs_of(file, more, "finetune.distillation=0") == set()
     context = RunContext.open(load_config(file, [more]))
     assert context.inputs.without_images == [1, 4]
+    assert any(note.startswith("2 of 5 outputs have no images") for note in context.inputs.notes)
+    assert not any("no images" in note for note in RunContext.open(load_config(file)).inputs.notes)
