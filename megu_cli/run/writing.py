@@ -73,7 +73,10 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def temporary_folder(parent: Path) -> Path:
-    """Path of a new folder for temporary files; where a killed process leaves it, it is swept as they are."""
+    """Path of a new folder for temporary files.
+
+    Processes that outlive its maker may need the folder: only a lock for one writer sweeps it.
+    """
     return parent / f"{_TEMPORARY}{secrets.token_hex(4)}"
 
 
@@ -85,7 +88,8 @@ def locked(folder: Path, together: bool = False) -> Iterator[None]:
 
     Args:
         folder: The run directory.
-        together: Let other processes in that ask for the same. The last one to leave sweeps.
+        together: Let other processes in that ask for the same. The last one to leave sweeps temporary files, and leaves
+            temporary folders.
 
     Raises:
         ArtifactError: The directory cannot be written, or another process writes to it.
@@ -119,7 +123,7 @@ def locked(folder: Path, together: bool = False) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             if isinstance(lock, _TogetherLock):
-                lock.last(lambda: _sweep(folder))
+                lock.last(lambda: _sweep(folder, folders=False))
             else:
                 file.unlink(missing_ok=True)  # while it is held: who opened it before sees in `_holds` that it is gone
         lock.release()
@@ -216,10 +220,11 @@ def _holds(lock: Any, file: Path) -> bool:
     return (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(folder: Path, folders: bool = True) -> None:
     for leftover in _leftovers(folder):
         if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
+            if folders:
+                shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
 

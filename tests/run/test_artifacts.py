@@ -327,6 +327,17 @@ def test_an_unlearned_model_that_was_moved_is_no_artifact_of_a_stage(tmp_path):
     assert UserModel(model, DataConfig(name="fashion_mnist")).foreign
 
 
+def test_the_last_of_several_leaves_a_temporary_folder_that_others_may_need(tmp_path):
+    folder = writing.temporary_folder(tmp_path / "compare")
+    folder.mkdir(parents=True)
+    (folder / "2_submitted.pkl").touch()  # of a task of a cluster, which has not begun
+    with writing.locked(tmp_path, together=True):
+        pass
+    assert (folder / "2_submitted.pkl").exists()
+    with writing.locked(tmp_path):
+        assert not folder.exists()
+
+
 def test_several_may_write_together_and_the_last_one_tidies_up(tmp_path):
     run = tmp_path / "run"
     with writing.locked(run, together=True):
