@@ -7,20 +7,55 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megu_cli.compare.arena import Say
 from megu_cli.compare.cells import Cells
-from megu_cli.compare.jobs import Ended, Opened, computed
+from megu_cli.compare.jobs import Ended, Opened, available_cores, computed
 from megu_cli.errors import ConfigError, MeguError, brief
 from megu_cli.run import files, writing
 
 # A task may take so long unless an option gives another limit; submitit's own default is five minutes.
 _MINUTES = 60
 _POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Values that an option takes.
+
+    Attributes:
+        accepts: True if a value is of this kind.
+        description: The kind in words.
+        example: Such a value as one writes it in a shell.
+    """
+
+    accepts: Callable[[Any], bool]
+    description: str
+    example: str
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_lines(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(line, str) for line in value)
+
+
+# Options that submitit does not check, or refuses in words that do not help. Their names may begin with a cluster's.
+_KINDS = {
+    "timeout_min": _Kind(_is_positive, "a whole number of minutes above 0", "120"),
+    "cpus_per_task": _Kind(_is_positive, "a whole number of cores above 0", "4"),
+    "setup": _Kind(_is_lines, "a list of shell lines", "'[module load cuda]'"),
+    "additional_parameters": _Kind(
+        lambda value: isinstance(value, dict), "a mapping of sbatch's options", "'{reservation: mine}'"
+    ),
+}
 
 
 class ClusterWorkers:
@@ -33,7 +68,8 @@ class ClusterWorkers:
         force: Compute again what is there.
         cluster: An executor of submitit: ``slurm``, or ``local`` for processes of this machine.
         options: Parameters of the executor, such as ``slurm_partition``, ``timeout_min`` and ``cpus_per_task``.
-        number: Tasks at a time at most; ``None``: on this machine one for each core, else as many as the cluster runs.
+        number: Tasks at a time at most; ``None``: on this machine one for each core
+            that this process may use, else as many as the cluster runs.
 
     Raises:
         ConfigError: submitit is not installed, or there is no such cluster or option.
@@ -53,7 +89,7 @@ class ClusterWorkers:
         number: int | None = None,
     ) -> None:
         self.out, self.opened, self.say, self.force = cells.out, opened, say, force
-        self.number = number or (os.cpu_count() if cluster == "local" else None)
+        self.number = number or (available_cores() if cluster == "local" else None)
         self.folder = writing.temporary_folder(self.out / files.COMPARE_FOLDER)
         self._jobs: dict[str, Any] = {}
         try:
@@ -73,8 +109,8 @@ class ClusterWorkers:
         try:
             jobs = self._executor.map_array(task, begun)
         except FailedJobError as error:
-            _, _, said = str(error).strip().rpartition("\n")
-            raise MeguError(f"--cluster: the tasks cannot be submitted: {said}", "Check --cluster-option.") from None
+            _, _, reason = str(error).strip().rpartition("\n")
+            raise MeguError(f"--cluster: the tasks cannot be submitted: {reason}", "Check --cluster-option.") from None
         for name, job in zip(begun, jobs, strict=True):
             self._jobs[name] = job
             self.say(f"{name}: submitted as {job.job_id}")
@@ -101,8 +137,8 @@ class ClusterWorkers:
         try:
             ended, lines = job.result()
         except FailedJobError:  # not the cell's: that machine has no data, or another version of megu
-            _, _, said = (job.stderr() or "").strip().rpartition("\n")
-            return Ended(name, death=f"its task failed ({said})")
+            _, _, reason = (job.stderr() or "").strip().rpartition("\n")
+            return Ended(name, death=f"its task failed ({reason})")
         except UncompletedJobError:
             return Ended(name, death=f"its task ended without a result (state {job.state})")
         for line in lines:
@@ -115,19 +151,38 @@ def _executor(folder: Path, cluster: str, options: Mapping[str, Any]) -> Any:
         import submitit
     except ImportError:
         raise ConfigError("--cluster needs submitit", "pip install 'megu-cli[cluster]'") from None
-    # A task is one process: srun would not hand on cpus_per_task.
-    given = {"name": "megu", "timeout_min": _MINUTES, "slurm_use_srun": False, **options}
-    # Exported to the tasks; libraries would take all cores of a machine for themselves.
-    os.environ.setdefault("OMP_NUM_THREADS", str(given.get("cpus_per_task", 1)))
+    _check(options)
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster)
-        executor.update_parameters(**given)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"--cluster {cluster}: {brief(str(error))}", "submitit knows slurm and local.") from None
-    except (NameError, TypeError, AssertionError) as error:
+    # A task is one process: srun would not hand on cpus_per_task.
+    parameters = {"name": "megu", "timeout_min": _MINUTES, "slurm_use_srun": False, **options}
+    try:
+        executor.update_parameters(**parameters)
+    except (ValueError, RuntimeError, NameError, TypeError, AssertionError) as error:
         first, *_ = str(error).splitlines() or [""]
         raise ConfigError(f"--cluster-option: {first}", "docs/scaling.md names the usual options.") from None
+    # Exported to the tasks; libraries would take all cores of a machine for themselves. submitit too prefers the option
+    # with the cluster's name.
+    threads = options.get(f"{cluster}_cpus_per_task") or options.get("cpus_per_task") or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     return executor
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Refuse values of the wrong kind before submitit does, or takes them.
+
+    Raises:
+        ConfigError: An option has such a value.
+    """
+    for key, value in options.items():
+        kind = _KINDS.get(key.removeprefix("slurm_").removeprefix("local_"))
+        if kind and value is not None and not kind.accepts(value):
+            raise ConfigError(
+                f"--cluster-option {key}: {brief(value)} is not {kind.description}",
+                f"Write it as --cluster-option {key}={kind.example}.",
+            )
 
 
 def _compute(out: Path, opened: Opened, failures: Mapping[str, str], force: bool, name: str) -> tuple[Ended, list[str]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from megu_cli.compare.arena import Arena, Say
 from megu_cli.compare.cells import Cells
-from megu_cli.compare.jobs import Ended, Opened, computed
+from megu_cli.compare.jobs import Ended, Opened, available_cores, computed
 
 _THREADS = "OMP_NUM_THREADS"
 
@@ -50,7 +50,7 @@ class LocalWorkers:
 
     def __init__(self, cells: Cells, opened: Opened, say: Say, force: bool, *, number: int) -> None:
         self.cells, self.opened, self.number, self.say, self.force = cells, opened, number, say, force
-        self.threads = max(1, _cores() // number)
+        self.threads = max(1, available_cores() // number)
         self._workers: list[_Worker] = []
 
     def start(self, ready: Sequence[str], failures: Mapping[str, str]) -> list[str]:
@@ -116,10 +116,6 @@ class LocalWorkers:
             return None
         worker.cell = ""
         return said
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _work(connection: Connection[Any, Any], opened: Opened, threads: int, force: bool) -> None:

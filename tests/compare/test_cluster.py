@@ -39,13 +39,51 @@ def test_without_submitit_the_extra_is_named(megu, config, monkeypatch):
             "'timeout_min' is not of the form key=value",
         ),
         (("--cluster", "local", "--cluster-option", "slurm_partitoin=a"), "Unknown argument 'partitoin'"),
-        (("--cluster", "local", "--cluster-option", "timeout_min=soon"), 'Parameter "timeout_min" expected type'),
+        (("--cluster", "local", "--cluster-option", "mem_gb=much"), 'Parameter "mem_gb" expected type'),
+        *(
+            (("--cluster", "local", "--cluster-option", option), f"--cluster-option {said}")
+            for option, said in {
+                "timeout_min=soon": "timeout_min: 'soon' is not a whole number of minutes above 0",
+                "timeout_min=-1": "timeout_min: -1 is not a whole number of minutes above 0",
+                "slurm_cpus_per_task=all": "slurm_cpus_per_task: 'all' is not a whole number of cores",
+                "slurm_setup=module load cuda": "slurm_setup: 'module load cuda' is not a list of shell lines",
+                "slurm_additional_parameters=abc": "slurm_additional_parameters: 'abc' is not a mapping",
+            }.items()
+        ),
         (("--cluster", "cloud"), "--cluster cloud: "),
     ],
 )
 def test_clusters_and_options_that_are_not_there_are_refused(megu, config, options, said):
     refused(megu("compare", "-c", config, *options), said)
     assert not (config.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "threads"),
+    [
+        ({}, "1"),
+        ({"cpus_per_task": 4}, "4"),
+        ({"slurm_cpus_per_task": 8}, "8"),
+        ({"cpus_per_task": 4, "slurm_cpus_per_task": 8}, "8"),
+        ({"cpus_per_task": 4, "local_cpus_per_task": 8}, "4"),
+    ],
+)
+def test_a_task_has_as_many_threads_as_cores(tmp_path, monkeypatch, options, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # restored at the end
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", staticmethod(lambda: 1))  # as where Slurm is installed
+    workers = ClusterWorkers(opened(tmp_path, [], print), print, print, False, cluster="slurm", options=options)
+    workers.close()
+    assert os.environ["OMP_NUM_THREADS"] == threads
+    assert workers._executor._executor.parameters.get("cpus_per_task", 1) == int(threads)
+
+
+def test_on_this_machine_there_is_a_task_for_each_core_that_the_process_may_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    workers = ClusterWorkers(opened(tmp_path, [], print), print, print, False, cluster="local", options={})
+    workers.close()
+    assert workers.number == 3
 
 
 def ran(folder, rows, monkeypatch, number=None):
