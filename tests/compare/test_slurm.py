@@ -185,3 +185,30 @@ def test_an_option_submits_the_cells_and_a_task_that_is_killed_is_submitted_agai
     assert err.count(": submitted as ") == 10  # nine cells, and one again
     assert tensors(file) == tensors(serial)
     assert compared(file) == compared(serial)
+
+
+def test_tasks_that_wait_in_the_queue_go_on_when_the_first_process_is_killed(slurm, tmp_path):
+    pytest.importorskip("submitit")
+    file = write_config(tmp_path, compare=COMPARE)
+    # All CPUs of the node: one task runs, and the others wait.
+    options = ["--cluster-option=slurm_partition=main", "--cluster-option=slurm_cpus_per_task=8"]
+    environment = {**slurm, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        ["megu", "compare", "-c", str(file), "--cluster", "slurm", *options],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def states() -> dict[str, str]:
+        """Task -> state, of the tasks of this run."""
+        command = ("squeue", "--noheader", "--array", "--states=all", "--format=%i %T %o")
+        lines = subprocess.run(command, env=slurm, capture_output=True, text=True, check=True).stdout.splitlines()
+        rows = [line.split() for line in lines]
+        return {row[0]: row[1] for row in rows if row[2].startswith(str(tmp_path))}
+
+    folder = Path(slurm["SLURM_CONF"]).parent
+    soon(lambda: {"RUNNING", "PENDING"} <= {*states().values()}, "no task runs while another waits", folder)
+    running.kill()
+    running.wait()
+    soon(lambda: not {"RUNNING", "PENDING", "COMPLETING"} & {*states().values()}, "tasks go on", folder, seconds=300)
+    assert {*states().values()} == {"COMPLETED"}
+    assert len(states()) > 1
