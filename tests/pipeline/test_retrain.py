@@ -20,6 +20,7 @@ from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.differences import read_run
 from megu_cli.pipeline.engine import Pipeline
 from megu_cli.pipeline.stages import STAGES, of_config
+from megu_cli.pipeline.steps.problem import pretrained
 from megu_cli.record import fingerprints
 from megu_cli.run import artifacts
 
@@ -73,7 +74,7 @@ def retrained(retrained_folder, tmp_path):
     return tmp_path / "copy" / "megu.yaml"
 
 
-def test_the_retrained_model_is_handed_over_as_the_result(megu, users):
+def test_the_retrained_model_is_handed_over_as_the_result(megu, users, retrained_folder):
     run = users.parent / "run"
     answer = megu("run", "-c", users, "--retrain", "--require", "verdict=forgotten", "--require", "avg_gap<=0.01")
     assert answer.code == 0, answer.err
@@ -100,12 +101,9 @@ def test_the_retrained_model_is_handed_over_as_the_result(megu, users):
     assert "oracle" not in evaluation
     assert evaluation["comparison"] == {}
     assert evaluation["verdict"]["checks"] == []
-
-
-def test_the_same_seed_gives_the_same_bytes(megu, users, retrained):
-    assert megu("run", "-c", users, "--retrain", "-q").code == 0
+    # The same seed gives the same bytes.
     for name in ("model.safetensors", "model.pth", "finetune.json", "oracle.safetensors", "forgotten.json"):
-        assert (users.parent / "run" / name).read_bytes() == (retrained.parent / "run" / name).read_bytes(), name
+        assert (run / name).read_bytes() == (retrained_folder / "run" / name).read_bytes(), name
 
 
 def test_later_commands_know_how_the_result_was_made(megu, retrained):
@@ -192,22 +190,52 @@ def test_ones_own_retrained_model_is_handed_over(megu, users, trained):
     refused(megu("run", *again), "eval.oracle again.pth does not fit")
 
 
-def test_weights_that_a_factory_loads_are_not_called_from_scratch(megu, tmp_path, trained):
+FACTORIES = """
+import torch
+from pathlib import Path
+from torch import nn
+from megu_cli.models.networks import SmallCNN
+
+def new():
+    return SmallCNN(10, 1)
+
+def loaded():
+    model = SmallCNN(10, 1)
+    model.load_state_dict(torch.load(Path(__file__).with_name("start.pth")))
+    return model
+
+def frozen():
+    model = loaded()
+    model.features.requires_grad_(False)
+    nn.init.normal_(model.head.weight)
+    return model
+
+def constant():
+    model = SmallCNN(10, 1)
+    model.position = nn.Parameter(torch.arange(8.0).view(2, 4).sin(), requires_grad=False)
+    return model
+"""
+
+
+@pytest.fixture
+def factories(tmp_path, trained):
+    """Makes a config of a model that a factory builds."""
     torch.save(trained, tmp_path / "start.pth")
-    (tmp_path / "makes.py").write_text(
-        "import torch\nfrom pathlib import Path\nfrom megu_cli.models.networks import SmallCNN\n"
-        "def loaded():\n"
-        "    model = SmallCNN(10, 1)\n"
-        "    model.load_state_dict(torch.load(Path(__file__).with_name('start.pth')))\n"
-        "    return model\n"
-        "def new():\n    return SmallCNN(10, 1)\n"
-    )
-    for factory, by, words in (("loaded", "factory", "megu takes your word"), ("new", "megu", "from scratch")):
-        file = write_config(tmp_path, model={"name": f"python:makes.py:{factory}"}, train={"epochs": 1}, out=factory)
-        assert megu("run", "-c", file, "--retrain", "-q").code == 0
-        body = artifacts.read_body(tmp_path / factory / "eval.json")
-        assert body["retrained_by"] == by
-        assert words in body["verdict"]["reason"]
+    (tmp_path / "makes.py").write_text(FACTORIES)
+    return lambda name: write_config(tmp_path, model={"name": f"python:makes.py:{name}"}, train={"epochs": 1})
+
+
+@pytest.mark.parametrize(("name", "holds"), [("new", False), ("constant", False), ("loaded", True), ("frozen", True)])
+def test_a_factory_that_loads_weights_is_known_by_its_layers(factories, name, holds):
+    assert pretrained(RunContext.open(load_config(factories(name)))) is holds
+
+
+def test_weights_that_a_factory_loads_are_not_called_from_scratch(megu, factories):
+    file = factories("loaded")
+    assert megu("run", "-c", file, "--retrain", "-q").code == 0
+    body = artifacts.read_body(file.parent / "run" / "eval.json")
+    assert body["retrained_by"] == "factory"
+    assert "megu takes your word" in body["verdict"]["reason"]
 
 
 def test_stages_that_only_unlearning_has_are_refused(megu, users):

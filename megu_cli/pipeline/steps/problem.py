@@ -20,14 +20,30 @@ def fresh(context: RunContext, purpose: str) -> nn.Module:
 
 
 def pretrained(context: RunContext) -> bool:
-    """True if a new model holds trained weights: the user's code makes it, and another seed gives the same weights."""
+    """True if a new model holds trained weights.
+
+    The user's code makes such a model, and another seed gives the same weights.
+    """
     settings = context.config.model
     if not (source_of(settings.name)[0].pretrained or settings.trust_remote_code):
         return False
     first, second = (fresh(context, f"pretrained {n}") for n in range(2))
-    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    pairs = zip(_weights(first), _weights(second), strict=True)
     # A layer that starts from a constant is none that was trained.
     return any(a.ndim > 1 and torch.equal(a, b) and len(a.unique()) > 1 for a, b in pairs)
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that a training may have set: the trainable ones, and those of frozen layers that start at random.
+
+    Any other frozen parameter is a constant, such as a sin-cos position embedding.
+    """
+    return [
+        parameter
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+        if parameter.requires_grad or hasattr(module, "reset_parameters")
+    ]
 
 
 def task(context: RunContext) -> Task:
