@@ -244,9 +244,22 @@ def test_stages_that_only_unlearning_has_are_refused(megu, users):
             answer = megu(command, "-c", users, "--set", "method=retrain", *more)
             refused(answer, f"method: retrain has no stage {command}", "set method: megu")
     refused(megu("run", "-c", users, "--retrain", "--max-steps", "3"), "give only one of --retrain, --max-steps")
+    answer = megu("run", "-c", users, "--retrain", "--set", "method=megu")
+    refused(answer, "give only one of --retrain, --set method=megu")
     assert not (users.parent / "run").exists()
     answer = megu("finetune", "-c", users, "--set", "method=retrain")
     refused(answer, "finetune cannot run: oracle.safetensors is missing", "megu train --retain-only")
+
+
+def test_steps_of_a_finetuning_are_refused_where_the_result_is_retrained(megu, retrained_folder, tmp_path):
+    file = retrained_folder / "megu.yaml"
+    for command in (("run",), ("run", "--dry-run"), ("finetune",), ("finetune", "--dry-run")):
+        answer = megu(*command, "-c", file, "--max-steps", "5")
+        refused(answer, "--max-steps does not go with method: retrain", "--set method=megu")
+    ledger = tmp_path / "ledger.jsonl"
+    assert megu("ledger", "add", ledger, "--request", "DSR-1", "--class", "3").code == 0
+    pending = ("run", "-c", file, "--ledger", ledger, "--done", "2026-11-25", "-o", retrained_folder / "run")
+    refused(megu(*pending, "--max-steps", "5"), "--max-steps does not go with method: retrain")
 
 
 def test_what_is_needed_for_labels_alone_is_not_asked_for(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from megu_cli.cli.commands.shared import display, estimated, opened, show_eval
+from megu_cli.cli.commands.shared import check_max_steps, display, estimated, opened, show_eval
 from megu_cli.cli.console import say
 from megu_cli.cli.options import Options, possible
 
@@ -109,11 +109,18 @@ def _table(result: dict[str, Any]) -> None:
     SafeConsole().print(table)
 
 
-def run_pending(options: Options, file: Path, done: date | None, sign: Path | None, require: list[str] | None) -> None:
+def run_pending(
+    options: Options,
+    file: Path,
+    done: date | None,
+    sign: Path | None,
+    require: list[str] | None,
+    max_steps: int | None = None,
+) -> None:
     """Do all pending requests in one unlearning, write the record, and mark them done.
 
     Raises:
-        ConfigError: There is no day, or no pending request.
+        ConfigError: There is no day, or --max-steps is given and the method is retrain.
         MeguError: Whatever the run raises; the requests then stay pending.
     """
     from megu_cli.config import load_config
@@ -130,6 +137,7 @@ def run_pending(options: Options, file: Path, done: date | None, sign: Path | No
         return
     config = load_config(options.config, list(options.set_), {"out": options.out})
     out = options.out or config.out / f"{len(runs) + 1:03d}"
+    check_max_steps(replace(options, out=out), max_steps)
     say(f"{len(entries)} requests are pending: {', '.join(entry.id for entry in entries)}", err=True)
     with ExitStack() as stack:
         # Nothing is written by a dry run.

@@ -13,6 +13,7 @@ from megu_cli.cli.commands.shared import (
     MaxSteps,
     PerImage,
     Require,
+    check_max_steps,
     check_per_image,
     display,
     estimated,
@@ -54,12 +55,17 @@ def run(
     Example: megu run -c megu.yaml --set forget.classes='[Shirt]'
     """
     from megu_cli.cli import tables
+    from megu_cli.config import parse_override
     from megu_cli.errors import ConfigError
     from megu_cli.execution.processes import rank
     from megu_cli.record.fingerprints import keep
 
     if retrain and max_steps is not None:
         raise ConfigError("give only one of --retrain, --max-steps", "A retraining has no finetuning to cut short.")
+    if retrain and {"method": "megu"} in map(parse_override, options.set_):
+        raise ConfigError(
+            "give only one of --retrain, --set method=megu", "--retrain retrains; --set method=megu unlearns."
+        )
     options = options.having("finetune.max_steps", max_steps).having("method", "retrain" if retrain else None)
     if ledger is not None:
         if per_image is not None:
@@ -67,8 +73,9 @@ def run(
                 "give only one of --ledger, --per-image",
                 "The run that the ledger asks for has a config of its own making.",
             )
-        run_pending(options, ledger, done.date() if done else None, sign, require)
+        run_pending(options, ledger, done.date() if done else None, sign, require, max_steps)
         return
+    check_max_steps(options, max_steps)
     with opened(options, require, shared=True) as (pipeline, config):
         check_per_image(config, per_image)
         if options.dry_run:

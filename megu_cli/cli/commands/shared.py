@@ -46,6 +46,22 @@ PerImage = Annotated[
 ]
 
 
+def check_max_steps(options: Options, max_steps: int | None) -> None:
+    """See, before anything runs, that --max-steps has a finetuning to limit.
+
+    Raises:
+        ConfigError: The result is a retrained model.
+    """
+    from megu_cli.config import load_config
+    from megu_cli.errors import ConfigError
+
+    if max_steps is not None and load_config(options.config, list(options.set_), {"out": options.out}).retrains:
+        raise ConfigError(
+            "--max-steps does not go with method: retrain, the method of this run",
+            "A retraining has no finetuning to cut short: leave out --max-steps, or unlearn with --set method=megu.",
+        )
+
+
 @contextlib.contextmanager
 def opened(
     options: Options,

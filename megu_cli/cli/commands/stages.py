@@ -13,6 +13,7 @@ from megu_cli.cli.commands.shared import (
     PerImage,
     Require,
     built,
+    check_max_steps,
     check_per_image,
     display,
     estimated,
@@ -157,6 +158,7 @@ def finetune(options: Options, max_steps: MaxSteps = None) -> None:
 
     Example: megu finetune --max-steps 100
     """
+    check_max_steps(options, max_steps)
     _stage(options.having("finetune.max_steps", max_steps), ["finetune"])
 
 
