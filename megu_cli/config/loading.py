@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -67,14 +68,30 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
 
 
 def _retrained_in(out: Any) -> bool:
-    """True if the model in a run directory was made with ``method: retrain``."""
-    if not isinstance(out, Path):
+    """True if the model in a run directory was made with ``method: retrain``.
+
+    Raises:
+        ConfigError: There is a model, finetune.json is damaged, and eval.json is damaged or missing.
+    """
+    if not isinstance(out, Path) or not os.path.lexists(out / files.FINETUNE):
         return False
     try:
         settings = artifacts.read_meta(out / files.FINETUNE, artifacts.STAGE_KEYS)["settings"]
-        return bool(settings["method"] == "retrain")
-    except (ArtifactError, OSError, KeyError, TypeError):
-        return False
+        return bool(settings.get("method") == "retrain")
+    except (ArtifactError, OSError) as error:
+        fault = error
+    # The damaged artifact is made again by the same method: no retrained model is replaced by an unlearned one.
+    try:
+        artifacts.read_meta(out / files.EVALUATION)
+        return "retrained_by" in artifacts.read_body(out / files.EVALUATION)
+    except (ArtifactError, OSError):
+        if not (out / files.WEIGHTS).is_file():
+            return False  # there is no model that could be lost
+    reason = fault.message if isinstance(fault, ArtifactError) else f"{files.FINETUNE} cannot be read"
+    raise ConfigError(
+        f"{out}: {reason}, and no whole {files.EVALUATION} tells whether {files.WEIGHTS} was unlearned or retrained",
+        "Say how to make it again: --set method=megu unlearns, --set method=retrain trains from scratch.",
+    )
 
 
 Kind = TypeVar("Kind", bound=Section)

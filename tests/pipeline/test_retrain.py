@@ -262,6 +262,25 @@ def test_steps_of_a_finetuning_are_refused_where_the_result_is_retrained(megu, r
     refused(megu(*pending, "--max-steps", "5"), "--max-steps does not go with method: retrain")
 
 
+def test_a_damaged_finetune_json_does_not_change_the_method(megu, retrained, finished):
+    for file, method in ((retrained, "retrain"), (finished, "megu")):
+        run = file.parent / "run"
+        whole = (run / "finetune.json").read_bytes()
+        for damaged in (b"{", whole.replace(b"concepts", b"concept"), whole[:-9]):
+            (run / "finetune.json").write_bytes(damaged)
+            assert load_config(file).retrains is (method == "retrain")
+        evaluation = (run / "eval.json").read_bytes()
+        for damaged in (None, b"{"):
+            (run / "eval.json").unlink() if damaged is None else (run / "eval.json").write_bytes(damaged)
+            for command in (("run",), ("status",)):
+                refused(megu(*command, "-c", file), str(run), "finetune.json is damaged", "--set method=retrain")
+            assert load_config(file, [f"method={method}"]).method == method
+        (run / "eval.json").write_bytes(evaluation)
+    answer = megu("run", "-c", retrained)
+    assert [line.split(":")[0] for line in running(answer)] == ["finetune"]
+    assert megu("status", "-c", retrained).code == 0
+
+
 def test_what_is_needed_for_labels_alone_is_not_asked_for(tmp_path):
     file = write_config(tmp_path, data={"validation": 0.0}, forget={"random": {"count": 5}})
     load_config(file, ["method=retrain"])
