@@ -112,6 +112,26 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
     return result
 
 
+def refuse_unmeasurable(requirements: Iterable[Requirement]) -> None:
+    """See that a retrained model can meet requirements: it has no time ratio and no perturbing labels.
+
+    Raises:
+        ConfigError: Some can never be met, since there is no such figure.
+    """
+    known = by_construction()
+    metrics_of = {r: find(r.name) for r in requirements}
+    if never := [str(r) for r, m in metrics_of.items() if m and m.group != "model" and m.name not in known]:
+        raise ConfigError(
+            f"method: retrain never meets the requirement {', '.join(never)}: a retrained model has no such figure",
+            "Take it out of --require and eval.require, or unlearn with --set method=megu.",
+        )
+
+
+def by_construction() -> dict[str, float]:
+    """Metrics of the distance to the retrained model -> their value where the model is the retrained one."""
+    return {m.name: m.target for m in metrics("comparison") if isinstance(m.target, float)}
+
+
 def _on_the_verdict(word: str) -> Requirement:
     if word not in WORDS:
         raise ConfigError(f"requirement verdict={brief(word)}: there is no such verdict", f"Known: {', '.join(WORDS)}.")
@@ -126,8 +146,7 @@ def judge(requirements: Iterable[Requirement], evaluation: Mapping[str, Any]) ->
         figures["relearn_epochs"] = math.inf  # it was measured: within these epochs the knowledge does not come back
 
     missing, retrained = absent(evaluation), "retrained_by" in evaluation
-    # Its distances to the retrained model are what they would be at best.
-    exact = {m.name: m.target for m in metrics("comparison") if retrained and isinstance(m.target, float)}
+    exact = by_construction() if retrained else {}
 
     def why(name: str) -> str:
         metric = find(name)

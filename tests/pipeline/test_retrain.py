@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from megu_cli.cli import tables
 from megu_cli.config import Config, load_config
-from megu_cli.evaluation.requirements import judge, parse
+from megu_cli.errors import ConfigError
+from megu_cli.evaluation.requirements import judge, parse, refuse_unmeasurable
 from megu_cli.evaluation.verdict import verdict
 from megu_cli.evaluation.warnings import warnings
 from megu_cli.models.sources import build
@@ -299,6 +300,19 @@ def test_the_plan_of_a_retraining_has_no_comparison_with_itself(megu, users, cap
     assert "what would run" in shown
     assert "for comparison" not in shown
     assert "of the time of retraining" not in shown
+
+
+def test_requirements_that_no_retraining_can_meet_are_refused_first(megu, users):
+    refuse_unmeasurable(parse(["verdict=forgotten", "agreement>=0.9", "avg_gap<=0.1", "retain_test_acc>=0.5"]))
+    for never in ("time_ratio<=1", "time_ratio_total<=1", "time_ratio_reached<=1", "label_agreement>=0"):
+        with pytest.raises(ConfigError, match=f"method: retrain never meets the requirement {never}:"):
+            refuse_unmeasurable(parse(["agreement>=0.9", never]))
+    for command in (("run", "--retrain"), ("eval", "--set", "method=retrain")):
+        answer = megu(*command, "-c", users, "--require", "agreement>=0.9", "--require", "time_ratio<=1")
+        refused(answer, "never meets the requirement time_ratio<=1:", "Take it out of --require and eval.require")
+    settings = ("--set", "method=retrain", "--set", "eval.require=['time_ratio<=1']")
+    refused(megu("train", "-c", users, "--retain-only", *settings), "time_ratio<=1")
+    assert not (users.parent / "run").exists()
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def opened(
     """
     from megu_cli.cli.progress import tracker
     from megu_cli.config import load_config
-    from megu_cli.evaluation.requirements import parse
+    from megu_cli.evaluation.requirements import parse, refuse_unmeasurable
     from megu_cli.execution import processes
     from megu_cli.run.writing import locked
 
@@ -94,7 +94,10 @@ def opened(
         config = config.model_copy(
             update={"eval": config.eval.model_copy(update={"require": [*config.eval.require, *require]})}
         )
-    parse(config.eval.require)  # a requirement that cannot be read is refused before anything runs
+    # A requirement that cannot be read, or never be met, is refused before anything runs.
+    requirements = parse(config.eval.require)
+    if write and config.retrains:
+        refuse_unmeasurable(requirements)
 
     from megu_cli.pipeline.context import RunContext
     from megu_cli.pipeline.engine import Pipeline
