@@ -163,23 +163,17 @@ def of_shares(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def of_ulira(found: dict[str, Any]) -> str:
+def of_ulira(requests: dict[str, Any]) -> str:
     """Markdown of what `ulira.py` measured: a row for each request and method."""
-    lines = [row(["request", "method", "AUC", "by chance", "accuracy", "hits at 1%", "at 0.1%"]), row(["---"] * 7)]
-    for name, methods in found.items():
+    head = ("request", "method", "seeds", "AUC", "by chance", "accuracy", "hits at 1%", "at 0.1%")
+    lines = [row(head), row(["---"] * len(head))]
+    for name, methods in requests.items():
         for method, attack in methods.items():
-            (low, high), (least, most) = attack["auc_interval"], attack["auc_chance"]
-            lines.append(
-                row(
-                    [
-                        name,
-                        f"`{method}`",
-                        f"{percent(attack['auc'])} ({percent(low)} to {percent(high)})",
-                        f"{percent(least)} to {percent(most)}",
-                        *(percent(attack[key]) for key in ("accuracy", "tpr_at_1fpr", "tpr_at_01fpr")),
-                    ]
-                )
-            )
+            interval = " ({} to {})".format(*map(percent, attack["auc_interval"])) if attack["auc_interval"] else ""
+            chance = "{} to {}".format(*map(percent, attack["auc_chance"]))
+            rates = [percent(attack[key]) for key in ("accuracy", "tpr_at_1fpr", "tpr_at_01fpr")]
+            auc = percent(attack["auc"]) + interval
+            lines.append(row([name, f"`{method}`", str(attack["seeds"]), auc, chance, *rates]))
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 DIGITS = {"data": {"name": "digits"}, "model": {"name": "small_cnn"}, "train": {"epochs": 30, "batch": 32, "lr": 0.02}}
 FASHION = {"data": {"name": "fashion_mnist", "limit": 10_000}, "model": {"name": "small_resnet"}}
 RANDOM = {"random": {"fraction": 0.03}}
-# Of the baselines the nearest in the large comparison; `retrain` is another oracle.
+# The nearest baselines in the large comparison.
 NEAREST = ("finetune", "ct", "msg", "mask")
 NEAREST_RANDOM = ("finetune", "neggrad_plus", "scrub")
 # Name -> settings, methods, seeds.
@@ -60,12 +60,13 @@ def main(words: list[str] | None = None) -> None:
         "versions": {package: version(package) for package in ("megu-cli", "torch", "torchvision", "scikit-learn")},
         "requests": {name: found for name in REQUESTS if (found := attacks(folder(arguments.out, name)))},
     }
-    results.write(HERE / "ulira.json", result)
+    if result["requests"]:
+        results.write(HERE / "ulira.json", result)
 
 
 def folder(out: Path, name: str) -> Path:
     """The run directory of a request."""
-    return out / name.lower().replace(",", "").replace(" ", "-").rstrip("%")
+    return out / name.lower().replace(",", "").replace("%", "").replace(" ", "-")
 
 
 def config(out: Path, name: str) -> Path:

@@ -118,6 +118,7 @@ def unlearn(
     chosen = unlearning.perturb(problem, changed, matrix)
     pair = unlearning.noise_pair(problem, changed, chosen)
     history = unlearning.align(problem, changed, matrix, chosen, pair)
+    unlearning.calibrate(problem, changed, chosen)
     for ours, own in zip(changed.parameters(), model.parameters(), strict=True):
         ours.requires_grad_(own.requires_grad)
         ours.grad = None

@@ -162,14 +162,14 @@ def comparison(result: dict[str, Any]) -> None:
         console.print(f"tuned {name}: {told}", style="dim")
 
 
-def _attacks(console: Console, found: dict[str, Any]) -> None:
+def _attacks(console: Console, attacks: dict[str, Any]) -> None:
     """U-LiRA of each method: how well an attack tells its models from oracles."""
-    for name, attack in found.items():
-        (low, high), (least, most) = attack["auc_interval"], attack["auc_chance"]
+    for name, attack in attacks.items():
+        chance = "{} to {}".format(*map(_percent, attack["auc_chance"]))
+        interval = " ({} to {})".format(*map(_percent, attack["auc_interval"])) if attack["auc_interval"] else ""
         console.print(
-            f"U-LiRA, {name}: AUC {_percent(attack['auc'])} ({_percent(low)} to {_percent(high)}), by chance "
-            f"{_percent(least)} to {_percent(most)}; {_percent(attack['accuracy'])}% of images and models told apart "
-            f"rightly ({attack['seeds']} seeds)",
+            f"U-LiRA, {name}: AUC {_percent(attack['auc'])}{interval}, by chance {chance}; "
+            f"{_percent(attack['accuracy'])}% of images and models told apart rightly ({attack['seeds']} seeds)",
             style="dim",
         )
 

@@ -9,7 +9,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "labels": {"source": "transition+prediction", "mode": "hard"},
         "noise": {"use": "both", "negative": "away"},
-        "finetune": {"epochs": 2, "reassign": False, "clean": 0.0, "adversary": 0.0, "distillation": 0.0},
+        "finetune": {
+            "epochs": 2,
+            "reassign": False,
+            "clean": 0.0,
+            "adversary": 0.0,
+            "distillation": 0.0,
+            "calibrate": False,
+        },
     }
 }
 

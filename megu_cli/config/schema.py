@@ -120,8 +120,8 @@ class FinetuneConfig(Section):
     )
     calibrate: bool = Field(
         True,
-        description="wholly forgotten classes, labels from the proxy: at the end, set the classes' rows of the "
-        "classifier, in closed form, to give the log-odds that the proxy gives; finetuning alone lowers them too far",
+        description="wholly forgotten classes, labels from the proxy: after the last epoch, set the classes' rows of a "
+        "linear classifier, in closed form, to give the proxy's log-odds; finetuning alone lowers them too far",
     )
     distillation: NonNegative = Field(
         1.0,

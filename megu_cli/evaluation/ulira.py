@@ -18,9 +18,8 @@ Array = np.ndarray[Any, Any]
 LEAST_SEEDS = 8
 # No model is surer or less sure than this: a loss of 0 or infinity, such as the mask's, has no finite logit.
 _LOSSES = (1e-6, 50.0)
-_DRAWS = 1000
 # Random halves of the oracles, and random swaps of the sides.
-_HALVES = 200
+_DRAWS = 200
 
 Scaled = Mapping[str, Sequence[float]]
 
@@ -34,10 +33,10 @@ class Attack:
         auc: Area under its ROC curve.
         tpr_at_1fpr: Share of unlearned pairs found at 1% false alarms.
         tpr_at_01fpr: The same at 0.1%.
-        accuracy_interval: 95% interval, bootstrapped over seeds and images; of the control, over halves of the seeds.
+        accuracy_interval: 95% interval, by a jackknife over seeds; ``None`` for the control.
         auc_interval: The same.
-        auc_chance: What holds 95% of the AUCs where each seed's sides are swapped at random: an AUC within it shows
-            nothing.
+        auc_chance: Range of 95% of the AUCs where each seed's sides are swapped at random: an AUC within it is no
+            evidence of a difference. It is wide where models differ much from seed to seed, or the sides do.
         most_told_apart: Up to ten positions of images, the one that is told apart best first.
     """
 
@@ -45,8 +44,8 @@ class Attack:
     auc: float
     tpr_at_1fpr: float
     tpr_at_01fpr: float
-    accuracy_interval: tuple[float, float]
-    auc_interval: tuple[float, float]
+    accuracy_interval: tuple[float, float] | None
+    auc_interval: tuple[float, float] | None
     auc_chance: tuple[float, float]
     most_told_apart: list[int]
 
@@ -97,32 +96,32 @@ def ulira(unlearned: Array, oracle: Array, seed: int = 0) -> Attack:
     Args:
         unlearned: (S, N) scaled confidences of unlearned models, one row per seed.
         oracle: (S, N) those of the oracles of the same seeds, which share the request.
-        seed: Of the bootstrap.
+        seed: Of the swaps.
 
     Raises:
         ValueError: As `likelihood_ratios`.
     """
     ours, theirs = likelihood_ratios(unlearned, oracle)
     right = ((ours > 0).mean(0) + (theirs <= 0).mean(0)) / 2
+    rates = _rates(ours.ravel(), theirs.ravel())
+    # Images of one model are not independent of each other, seeds are: what each seed contributes gives the interval.
+    others = [np.arange(len(oracle)) != s for s in range(len(oracle))]
+    without = [_rates(*(r.ravel() for r in likelihood_ratios(unlearned[rest], oracle[rest]))) for rest in others]
     draw = np.random.default_rng(seed)
-    seeds, number = ours.shape
-    # Images of one model stand or fall together: resampling images alone would make the intervals too narrow.
-    drawn = [np.ix_(draw.integers(0, seeds, seeds), draw.integers(0, number, number)) for _ in range(_DRAWS)]
-    sides = [(ours[index].ravel(), theirs[index].ravel()) for index in drawn]
     return Attack(
-        **_rates(ours.ravel(), theirs.ravel()),
-        accuracy_interval=_interval([_accuracy(*side) for side in sides]),
-        auc_interval=_interval([_auc(*side) for side in sides]),
-        auc_chance=_interval([_swapped(unlearned, oracle, draw) for _ in range(_HALVES)]),
+        **rates,
+        accuracy_interval=_jackknife(rates["accuracy"], [r["accuracy"] for r in without]),
+        auc_interval=_jackknife(rates["auc"], [r["auc"] for r in without]),
+        auc_chance=_range([_swapped(unlearned, oracle, draw) for _ in range(_DRAWS)]),
         most_told_apart=np.argsort(-right, kind="stable")[:10].tolist(),
     )
 
 
 def control(oracle: Array, seed: int = 0) -> Attack:
-    """The attack on oracles against other oracles: what it finds where there is nothing to find.
+    """The attack on oracles against other oracles, where there is nothing to find.
 
-    Means over random halves of the seeds; the intervals hold 95% of the halves. A single half is no control: all of its
-    images share a few models, and its AUC may be far from 0.5 by chance.
+    Means over random halves of the seeds; ``auc_chance`` holds 95% of the halves. A single half would be no control:
+    its images share a few models, and its AUC may be far from 0.5 by chance.
 
     Args:
         oracle: (S, N) scaled confidences of oracles, S at least six.
@@ -132,17 +131,16 @@ def control(oracle: Array, seed: int = 0) -> Attack:
         ValueError: As `likelihood_ratios`, of half of the seeds.
     """
     draw, half = np.random.default_rng(seed), len(oracle) // 2
-    found = []
-    for _ in range(_HALVES):
+    rates = []
+    for _ in range(_DRAWS):
         order = draw.permutation(len(oracle))
         ours, theirs = likelihood_ratios(oracle[order[:half]], oracle[order[half : 2 * half]])
-        found.append(_rates(ours.ravel(), theirs.ravel()))
-    of_auc = _interval([rates["auc"] for rates in found])
+        rates.append(_rates(ours.ravel(), theirs.ravel()))
     return Attack(
-        **{name: float(np.mean([rates[name] for rates in found])) for name in found[0]},
-        accuracy_interval=_interval([rates["accuracy"] for rates in found]),
-        auc_interval=of_auc,
-        auc_chance=of_auc,
+        **{name: float(np.mean([r[name] for r in rates])) for name in rates[0]},
+        accuracy_interval=None,
+        auc_interval=None,
+        auc_chance=_range([r["auc"] for r in rates]),
         most_told_apart=[],
     )
 
@@ -159,15 +157,16 @@ def attacks(confidences: Mapping[str, Scaled], oracle: str) -> dict[str, dict[st
     Returns:
         Method -> fields of `Attack`, and the ``seeds`` of a side; a method with too few seeds is not there.
     """
-    known, found = confidences.get(oracle, {}), {}
+    known, result = confidences.get(oracle, {}), {}
     for name, by_seed in confidences.items():
         seeds = [seed for seed in by_seed if seed in known]
-        own = name == oracle
-        if (number := len(seeds) // 2 if own else len(seeds)) >= LEAST_SEEDS:
+        number = len(seeds) // 2 if name == oracle else len(seeds)
+        if number >= LEAST_SEEDS:
             theirs = np.array([known[seed] for seed in seeds])
-            attack = control(theirs) if own else ulira(np.array([by_seed[seed] for seed in seeds]), theirs)
-            found[name] = {**asdict(attack), "seeds": number}
-    return found
+            ours = np.array([by_seed[seed] for seed in seeds])
+            attack = control(theirs) if name == oracle else ulira(ours, theirs)
+            result[name] = {**asdict(attack), "seeds": number}
+    return result
 
 
 def _swapped(unlearned: Array, oracle: Array, draw: np.random.Generator) -> float:
@@ -216,6 +215,17 @@ def _rate(positive: Array, negative: Array, alarms: float) -> float:
     return float((positive > threshold).mean())
 
 
-def _interval(values: list[float]) -> tuple[float, float]:
+def _jackknife(value: float, without: list[float]) -> tuple[float, float]:
+    """95% interval by Student's t from the values without each of S seeds, cut to 0 and 1."""
+    from scipy import stats
+
+    seeds = len(without)
+    error = np.sqrt((seeds - 1) / seeds * np.square(np.array(without) - np.mean(without)).sum())
+    half = float(stats.t.ppf(0.975, seeds - 1) * error)
+    return max(0.0, value - half), min(1.0, value + half)
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    """What holds 95% of the values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

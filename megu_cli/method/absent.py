@@ -19,7 +19,7 @@ from megu_cli.data import Split
 from megu_cli.execution import LOCAL, Execution
 from megu_cli.models.features import classifier, has_head
 
-# Ridge penalty, as a share of the features' mean variance: few forgotten images must not be learned by heart.
+# Ridge penalty, as a share of the features' mean variance: few forgotten images would be fitted too closely.
 _RIDGE = 1.0
 # A logit may differ by this much, relative to the largest, from the linear layer's output on the features.
 _LINEAR = 1e-2
@@ -47,7 +47,7 @@ def calibrate(
 
     Args:
         model: The unlearned model.
-        sides: (split, (N,) positions, (N, G) wanted log-odds), each side counted as a whole: the forget set, and
+        sides: (split, (N,) positions, N > 0, (N, G) wanted log-odds), each side counted as a whole: the forget set, and
             held-out images of retained classes.
         gone: G forgotten classes.
         classes: Number of classes K.
@@ -61,28 +61,30 @@ def calibrate(
     # A weight that is computed from others cannot be set.
     if not isinstance(head, nn.Linear) or "weight" not in dict(head.named_parameters(recurse=False)):
         return False
-    rows, wanted, weights = [], [], []
-    for split, index, _ in sides:
+    size, targets = head.weight.shape[1], len(gone)
+    # Weighted moments of the features and of the wanted logits: the features would take memory with the data.
+    x, t = torch.zeros(size, dtype=torch.float64), torch.zeros(targets, dtype=torch.float64)
+    xx, xt = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, targets, dtype=torch.float64)
+    for split, index, odds in sides:
+        weight, start = 1 / (len(index) * len(sides)), 0
         passes = training.outputs(model, split, index, classes=classes, label="calibrate", execution=execution)
-        for _, batch in passes:
+        for positions, batch in passes:
             if not _linear(head, batch.features, batch.logits):
                 return False
-            rows.append(batch.features.double())
-            wanted.append(_retained(batch.logits.double(), gone)[:, None])
-        weights.append(torch.full((len(index), 1), 1 / max(len(index), 1), dtype=torch.float64))
-    x, weight = torch.cat(rows), torch.cat(weights) / len(sides)
-    target = torch.cat(wanted) + torch.cat([odds.double() for *_, odds in sides])
+            features, stop = batch.features.double(), start + len(positions)
+            wanted = odds[start:stop].double() + _retained(batch.logits.double(), gone)[:, None]
+            x, t = x + weight * features.sum(0), t + weight * wanted.sum(0)
+            xx, xt = xx + weight * features.T @ features, xt + weight * features.T @ wanted
+            start = stop
     # Without a bias the line goes through the origin.
-    zero = torch.zeros(1, dtype=torch.float64)
-    middle, level = (zero, zero) if head.bias is None else ((weight * x).sum(0), (weight * target).sum(0))
-    centred = x - middle
-    covariance = (weight * centred).T @ centred
-    ridge = _RIDGE * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(len(covariance), dtype=torch.float64)
-    slope = torch.linalg.solve(covariance + ridge, (weight * centred).T @ (target - level))
+    x, t = (torch.zeros_like(x), torch.zeros_like(t)) if head.bias is None else (x, t)
+    covariance = xx - torch.outer(x, x)
+    ridge = _RIDGE * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(size, dtype=torch.float64)
+    slope = torch.linalg.solve(covariance + ridge, xt - torch.outer(x, t))
     with torch.no_grad():
         head.weight[list(gone)] = slope.T.to(head.weight)
         if head.bias is not None:
-            head.bias[list(gone)] = (level - middle @ slope).to(head.bias)
+            head.bias[list(gone)] = (t - x @ slope).to(head.bias)
     return True
 
 
@@ -96,5 +98,5 @@ def _linear(head: nn.Linear, features: Tensor, logits: Tensor) -> bool:
     weight = head.weight.detach().float().cpu()
     if features.shape[1] != weight.shape[1]:
         return False
-    found = features @ weight.T + (0 if head.bias is None else head.bias.detach().float().cpu())
-    return bool((found - logits).abs().max() <= _LINEAR * (1 + logits.abs().max()))
+    expected = features @ weight.T + (0 if head.bias is None else head.bias.detach().float().cpu())
+    return bool((expected - logits).abs().max() <= _LINEAR * (1 + logits.abs().max()))

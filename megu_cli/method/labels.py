@@ -127,10 +127,10 @@ def unseen_by_both(problem: UnlearningProblem) -> Tensor:
         ConfigError: There are none, and the request's classes stay: nothing tells how sure a retrained model would be.
     """
     request, data = problem.request, problem.data
-    found = request.held_out(data)
+    held_out = request.held_out(data)
     gone = torch.isin(data.held_out.concepts, torch.tensor(request.concepts, dtype=torch.int64))
-    found = found[~(gone | data.held_out_among(request.already))[found]]
-    return found if request.kind == "classes" else _needed(found)
+    held_out = held_out[~(gone | data.held_out_among(request.already))[held_out]]
+    return held_out if request.kind == "classes" else _needed(held_out)
 
 
 def _needed(held_out: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The whole method on tensors: from a request, a model and similarity ratings to an unlearned model, in four steps.
+"""The whole method on tensors: from a request, a model and similarity ratings to an unlearned model, in five steps.
 
-The four steps are `transition`, `perturb`, `noise_pair` and `align`. The stages of the command line and
+The steps are `transition`, `perturb`, `noise_pair`, `align` and `calibrate`. The stages of the command line and
 `megu_cli.unlearn` call them.
 """
 
@@ -23,7 +23,7 @@ from megu_cli.method.transition import transition_matrix
 from megu_cli.models.features import has_head
 from megu_cli.training import History
 
-__all__ = ["Labels", "UnlearningProblem", "align", "noise_pair", "perturb", "transition"]
+__all__ = ["Labels", "UnlearningProblem", "align", "calibrate", "noise_pair", "perturb", "transition"]
 
 
 def transition(
@@ -149,7 +149,7 @@ def align(
         "reassign": settings.reassign and labels.mode == "hard" and source not in ("transition", "random"),
         "adversary": settings.adversary if deep and has_head(model, len(data.classes)) else 0.0,
     }
-    history = finetune(
+    return finetune(
         model,
         data.train,
         request.retain,
@@ -163,9 +163,22 @@ def align(
         validate=validate if len(request.validation) else None,
         execution=problem.execution,
     )
-    if settings.calibrate and labels.absent is not None:
-        forget, held_out = request.forget, unseen_by_both(problem)
-        of_forget, of_held_out = labels.absent.split([len(forget), len(held_out)])
-        sides = [(data.train, forget, of_forget), (data.held_out, held_out, of_held_out)]
-        absent.calibrate(model, sides, request.classes, len(data.classes), problem.execution)
-    return history
+
+
+def calibrate(problem: UnlearningProblem, model: nn.Module, labels: Labels) -> bool | None:
+    """Set the outputs of wholly forgotten classes, in place, to what the proxy says; see `megu_cli.method.absent`.
+
+    Args:
+        problem: The request and ``finetune.calibrate``.
+        model: From `align`.
+        labels: From `perturb`.
+
+    Returns:
+        Whether the model's classifier allows it; ``None`` where it is not asked for or there is no proxy's answer.
+    """
+    if not problem.finetune.calibrate or labels.absent is None:
+        return None
+    data, forget, held_out = problem.data, problem.request.forget, unseen_by_both(problem)
+    of_forget, of_held_out = labels.absent.split([len(forget), len(held_out)])
+    sides = [(data.train, forget, of_forget), (data.held_out, held_out, of_held_out)]
+    return absent.calibrate(model, sides, problem.request.classes, len(data.classes), problem.execution)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from megu_cli.method import unlearn as unlearning
+from megu_cli.method.labels import unseen_by_both
 from megu_cli.models import huggingface
 from megu_cli.models.marks import MARK, marked
 from megu_cli.models.weights import State, like, unreached
@@ -29,9 +30,9 @@ def finetune(context: RunContext, inputs: Inputs) -> Product:
     """Fragment-Align: the unlearned model."""
     made = loaded(inputs["labels"])
     model = context.original()
-    history = unlearning.align(
-        problem(context), model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors
-    )
+    given = problem(context)
+    history = unlearning.align(given, model, inputs["transition"].tensors["transition"], made, inputs["noise"].tensors)
+    calibrated = unlearning.calibrate(given, model, made)
     if not context.runtime.processes.first:  # the model is the same in all processes: one makes the files of it
         return Product(Artifact({}))
     body = {
@@ -41,6 +42,14 @@ def finetune(context: RunContext, inputs: Inputs) -> Product:
         "forgotten": record(context.inputs.data, context.inputs.request, context.inputs.earlier),
     }
     state, notes = _without_idle(context, model, body)
+    if calibrated is not None:
+        classes = context.inputs.data.classes
+        body["calibrated"] = [classes[c] for c in context.inputs.request.classes] if calibrated else []
+    if calibrated is False:
+        notes.append(
+            "the outputs of the forgotten classes stay as the finetuning left them (finetune.calibrate): the logits "
+            "are not those of a linear layer on the model's features"
+        )
     return _unlearned(context, state, body, notes)
 
 
@@ -167,7 +176,10 @@ def finetune_estimate(rehearsal: Rehearsal) -> Estimate:
     with rehearsal.peak() as memory:
         step = timed(lambda watch: unlearning.align(watched(small, watch), model, matrix, labels, pair))
     epochs = math.ceil(steps * settings.epochs / whole)
-    seconds = steps * step + epochs * len(inputs.request.validation) * rehearsal.per_sample
+    looked_at = epochs * len(inputs.request.validation)
+    if settings.calibrate and given.label_mode == "proxy" and given.request.kind == "classes":
+        looked_at += len(inputs.request.forget) + len(unseen_by_both(given))
+    seconds = steps * step + looked_at * rehearsal.per_sample
     return Estimate(steps, 0, seconds, memory(), rehearsal.model_bytes)
 
 
