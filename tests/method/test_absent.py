@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from megu_cli.config import changed, load_config
 from megu_cli.data import Split
 from megu_cli.data.images import MemoryImages
 from megu_cli.method.absent import calibrate, log_odds
+from megu_cli.pipeline.context import RunContext
+from megu_cli.pipeline.engine import Pipeline
+from megu_cli.run import artifacts
 
 CLASSES, GONE = 4, [1, 3]
 
@@ -77,3 +81,24 @@ def test_a_weight_that_is_computed_from_others_is_left_as_it_was():
     before = copy.deepcopy(model.state_dict())
     assert not calibrate(nn.Sequential(nn.Flatten(), model), [side(20, 1, -10.0)], GONE, CLASSES)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_outputs_of_a_forgotten_class_are_set_and_that_is_written(finished):
+    """The unlearned model's log-odds come nearer to the proxy's than without the setting."""
+    run = finished.parent / "run"
+    wanted = artifacts.read(run / "labels.safetensors").tensors["absent"]
+    assert artifacts.read_body(run / "finetune.json")["calibrated"] == ["8"]
+
+    def distance() -> float:
+        context = RunContext.open(load_config(finished))
+        context.runtime.start()
+        request, data = context.inputs.request, context.inputs.data
+        model = context.unlearned()
+        logits = model(next(data.train.batches([request.forget])))
+        return float((log_odds(logits.detach(), request.classes) - wanted[: len(request.forget)]).abs().mean())
+
+    calibrated = distance()
+    settings = changed(load_config(finished), {"finetune.calibrate": False})
+    Pipeline(RunContext.open(settings)).run(goals=["finetune"])
+    assert "calibrated" not in artifacts.read_body(run / "finetune.json")
+    assert calibrated < distance()
