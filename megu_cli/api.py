@@ -117,7 +117,7 @@ def unlearn(
     matrix = unlearning.transition(problem, candidates, _scores(similarity, candidates, names))
     chosen = unlearning.perturb(problem, changed, matrix)
     pair = unlearning.noise_pair(problem, changed, chosen)
-    history = unlearning.align(problem, changed, matrix, chosen, pair)
+    history = unlearning.align(problem, changed, matrix, chosen, pair).history
     unlearning.calibrate(problem, changed, chosen)
     for ours, own in zip(changed.parameters(), model.parameters(), strict=True):
         ours.requires_grad_(own.requires_grad)

@@ -79,6 +79,10 @@ class RecordError(MeguError):
     exit_code = 3
 
 
+class DivergedError(MeguError):
+    """The loss of a training is no longer finite."""
+
+
 class MLLMError(MeguError):
     """The similarity backend failed, or what it answered carries no information."""
 

@@ -16,6 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "adversary": 0.0,
             "distillation": 0.0,
             "calibrate": False,
+            "lr": 0.02,
         },
     }
 }

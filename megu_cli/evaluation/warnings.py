@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# The oracle may lie this much below the original on retained test images: less is what two trainings differ by.
+# A model may lie this much below the original on retained test images: less is what two trainings differ by.
 _BELOW = 0.05
 # A rise of the accuracy on the forget set from which on it is told.
 _RISE = 0.01
@@ -17,7 +17,7 @@ def warnings(evaluation: Mapping[str, Any]) -> list[str]:
     Args:
         evaluation: Model -> its figures.
     """
-    return [line for line in (_weak_oracle(evaluation), _rising(evaluation)) if line]
+    return [line for line in (_weak_oracle(evaluation), _damaged(evaluation), _rising(evaluation)) if line]
 
 
 def _weak_oracle(evaluation: Mapping[str, Any]) -> str:
@@ -37,6 +37,16 @@ def _weak_oracle(evaluation: Mapping[str, Any]) -> str:
     return (
         f"the {called} is well below the original: it classifies {100 * oracle:.1f}% of the retained test images "
         f"right, the original {100 * original:.1f}%. {beside}{advice}"
+    )
+
+
+def _damaged(evaluation: Mapping[str, Any]) -> str:
+    before, after = (evaluation.get(name, {}).get("retain_test_acc") for name in ("original", "unlearned"))
+    if before is None or after is None or before - after <= _BELOW or "retrained_by" in evaluation:
+        return ""
+    return (
+        f"the unlearned model is damaged: it classifies {100 * after:.1f}% of the retained test images right, the "
+        f"original {100 * before:.1f}%. Lower finetune.lr"
     )
 
 

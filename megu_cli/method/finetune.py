@@ -150,6 +150,7 @@ def finetune(
     duration = Duration(
         settings.epochs, math.ceil(retain_samples / settings.batch), settings.max_steps, settings.patience
     )
+    assert settings.lr != "auto"  # the caller chooses
     optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, duration.total)
     classes = forgotten.target.shape[1]

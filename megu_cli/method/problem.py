@@ -18,6 +18,8 @@ from megu_cli.request.resolve import Request
 _RETAINED = 12_000
 _PASSES = 20
 _FORGET_PASSES = 3
+# Learning rates of the finetuning where it is ``auto``, in the order in which they are tried.
+_RATES = (0.02, 0.005, 0.00125)
 # Forgotten samples per step at which the loss on single images has the weight 1; it grows with their root.
 _BATCH_OF_WEIGHT_ONE = 225
 
@@ -76,6 +78,11 @@ class UnlearningProblem:
         # What is shown too often is learned by heart, with its perturbing labels.
         steps = epochs * math.ceil(self.retain_samples / settings.batch)
         return min(64, max(8, math.ceil(_FORGET_PASSES * len(self.request.forget) / steps)))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates of the finetuning; the next one is for a model that the one before has damaged."""
+        return _RATES if self.finetune.lr == "auto" else (self.finetune.lr,)
 
     @property
     def label_mode(self) -> str:

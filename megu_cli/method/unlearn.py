@@ -6,14 +6,16 @@ The steps are `transition`, `perturb`, `noise_pair`, `align` and `calibrate`. Th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli import training
-from megu_cli.errors import DataError, brief
+from megu_cli.errors import DataError, DivergedError, brief
 from megu_cli.method import absent
 from megu_cli.method.finetune import Forgotten, GroupedNoise, finetune
 from megu_cli.method.labels import Labels, perturb, unseen_by_both
@@ -23,7 +25,26 @@ from megu_cli.method.transition import transition_matrix
 from megu_cli.models.features import has_head
 from megu_cli.training import History
 
-__all__ = ["Labels", "UnlearningProblem", "align", "calibrate", "noise_pair", "perturb", "transition"]
+__all__ = ["Alignment", "Labels", "UnlearningProblem", "align", "calibrate", "noise_pair", "perturb", "transition"]
+
+
+# Accuracy on held-out retained images that the finetuning may cost.
+_DAMAGE = 0.05
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What `align` did.
+
+    Attributes:
+        history: Of the finetuning that made the model.
+        lr: Its learning rate at the start.
+        lowered: Higher rates that were tried before, each with the accuracy on held-out retained images that it left.
+    """
+
+    history: History
+    lr: float
+    lowered: list[tuple[float, float]]
 
 
 def transition(
@@ -112,8 +133,11 @@ def noise_pair(problem: UnlearningProblem, model: nn.Module, labels: Labels) -> 
 
 def align(
     problem: UnlearningProblem, model: nn.Module, matrix: Tensor, labels: Labels, pair: Mapping[str, Tensor]
-) -> History:
+) -> Alignment:
     """Fragment-Align: finetune ``model`` in place; it starts as the original model and ends unlearned, in eval mode.
+
+    Where the learning rate is ``auto``, a model that has lost accuracy on held-out retained images is finetuned once
+    more from the start, at a lower rate.
 
     Args:
         problem: The request, ``finetune`` and ``noise.strength``.
@@ -121,6 +145,9 @@ def align(
         matrix: From `transition`.
         labels: From `perturb`.
         pair: From `noise_pair`.
+
+    Raises:
+        DivergedError: The loss is no longer finite, at the lowest rate.
     """
     settings, data, request = problem.finetune, problem.data, problem.request
     # The labels that a proxy gives single images leave their class, and a class that stays need not be hidden.
@@ -149,20 +176,45 @@ def align(
         "reassign": settings.reassign and labels.mode == "hard" and source not in ("transition", "random"),
         "adversary": settings.adversary if deep and has_head(model, len(data.classes)) else 0.0,
     }
-    return finetune(
-        model,
-        data.train,
-        request.retain,
-        forgotten,
-        settings.model_copy(update=usable),
-        retain_samples=problem.retain_samples,
-        forget_batch=problem.forget_batch,
-        weight=problem.weight(labels.mode),
-        uniform=problem.noise.strength == "uniform",
-        without_images=request.without_images(data),
-        validate=validate if len(request.validation) else None,
-        execution=problem.execution,
-    )
+    settings = settings.model_copy(update=usable)
+    validated, rates = len(request.validation), problem.rates
+    guarded = validated and len(rates) > 1
+    start = {name: value.clone() for name, value in model.state_dict().items()} if guarded else {}
+    least = _least(validate(model), validated) if guarded else 0.0
+    lowered: list[tuple[float, float]] = []
+    for rate in rates if guarded else rates[:1]:
+        try:
+            history = finetune(
+                model,
+                data.train,
+                request.retain,
+                forgotten,
+                settings.model_copy(update={"lr": rate}),
+                retain_samples=problem.retain_samples,
+                forget_batch=problem.forget_batch,
+                weight=problem.weight(labels.mode),
+                uniform=problem.noise.strength == "uniform",
+                without_images=request.without_images(data),
+                validate=validate if validated else None,
+                # A resume point holds one training: a killed repetition starts over.
+                execution=replace(problem.execution, resume=None) if lowered else problem.execution,
+            )
+            accuracy = history.validation[-1] if validated else 1.0
+        except DivergedError:
+            if not guarded or rate == rates[-1]:
+                raise
+            accuracy = 0.0
+        if accuracy >= least or rate == rates[-1]:
+            break
+        lowered.append((rate, accuracy))
+        model.load_state_dict(start)
+    return Alignment(history, rate, lowered)
+
+
+def _least(before: float, images: int) -> float:
+    """The accuracy on so many images below which a model counts as damaged: 5 points, or two standard errors, lower."""
+    share = (before * images + 1) / (images + 2)
+    return before - max(_DAMAGE, 2 * math.sqrt(share * (1 - share) / images))
 
 
 def calibrate(problem: UnlearningProblem, model: nn.Module, labels: Labels) -> bool | None:

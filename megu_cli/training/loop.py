@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from megu_cli.config import TrainConfig
 from megu_cli.data import Split
-from megu_cli.errors import MeguError
+from megu_cli.errors import DivergedError
 from megu_cli.execution import LOCAL, Execution
 from megu_cli.execution.runtime import autocast, draws_on, draws_so_far, generator, seeded
 
@@ -97,7 +97,7 @@ def fit(
             its part of a batch from ``batches``.
 
     Raises:
-        MeguError: The loss is no longer finite.
+        DivergedError: The loss is no longer finite.
     """
     state = _Training(model, optimizer, scheduler, {} if memory is None else memory, execution)
     state.restore()
@@ -197,13 +197,13 @@ class _Training:
         """Record the mean loss of the epoch.
 
         Raises:
-            MeguError: It is not finite.
+            DivergedError: It is not finite.
         """
         self.losses.append(self._processes.mean(self._total).item() / self.at)
         self.at, self._draws = 0, None
         self._total.zero_()
         if not math.isfinite(self.losses[-1]):
-            raise MeguError(
+            raise DivergedError(
                 f"{label}: the loss is {self.losses[-1]} after epoch {len(self.losses)}",
                 "A lower learning rate may help.",
             )
