@@ -45,7 +45,7 @@ def grid(name: str, kind: str) -> Sequence[Mapping[str, Any]]:
     if name in OURS:
         # The score sees no features, so the adversary is not among them.
         weights = ("auto", 0.4)
-        return [{"finetune.weight": weight, "finetune.lr": lr} for weight in weights for lr in (0.02, 0.05)]
+        return [{"finetune.weight": weight, "finetune.lr": lr} for weight in weights for lr in ("auto", 0.05)]
     return methods()[name].grid
 
 

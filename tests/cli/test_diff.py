@@ -24,7 +24,7 @@ def test_settings_inputs_and_figures_that_differ(megu, changed):
     first, second = changed
     result = megu("diff", first, second, "--json").json
     assert result["same"] is False
-    assert result["settings"] == [{"name": "finetune.lr", "a": 0.02, "b": 0.01}]
+    assert result["settings"] == [{"name": "finetune.lr", "a": "auto", "b": 0.01}]
     inputs = {row["name"] for row in result["inputs"]}
     assert inputs == {"forget", "concepts"}
     assert {"name": "classes", "a": ["8"], "b": ["3"]} in result["request"]
@@ -34,7 +34,7 @@ def test_settings_inputs_and_figures_that_differ(megu, changed):
     assert figures[f"unlearned.{name}"] == tuple(e["unlearned"][name] for e in evaluations)
     assert not any(key.startswith(("time.", "aggregates.", "meta.")) for key in figures)
     table = megu("diff", first, second).out
-    for word in ("finetune.lr", "0.02", "0.01", "the forget request", f"unlearned.{name}"):
+    for word in ("finetune.lr", "auto", "0.01", "the forget request", f"unlearned.{name}"):
         assert word in table
 
 

@@ -216,7 +216,7 @@ MANIPULATIONS: dict[str, tuple[Callable[[Made], object], str]] = {
     ),
     "another setting": (
         predicate(lambda p: p["settings"]["finetune"]["finetune"].update(lr=0.5)),
-        "settings.finetune.finetune.lr: the record says 0.5, the run directory 0.02",
+        "settings.finetune.finetune.lr: the record says 0.5, the run directory 'auto'",
     ),
     "another version": (
         predicate(lambda p: p["versions"].update(torch="9.9")), "versions.torch: the record says '9.9'"
