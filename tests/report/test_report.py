@@ -223,7 +223,7 @@ def test_figures_survive_many_classes_with_long_names():
     accuracy = {"original": [0.9] * 32, "unlearned": [None, *[0.8] * 31]}
     for look in (drawing.Look(), drawing.Look(dark=True, narrow=True)):
         for draw in (
-            lambda at: figures.per_class(names[:32], accuracy, {0}, {1: "(rated 6)"}, at),
+            lambda at: figures.per_class(names[:32], accuracy, {0}, {1: "(rated 6)"}, "unlearned", at),
             lambda at: figures.flow(paths, at),
             lambda at: figures.flow([(a, None, c, n) for a, _, c, n in paths], at),
             lambda at: figures.similarity(names[:12], names[:12], grid, grid / 100, at),
@@ -239,7 +239,7 @@ def test_names_with_dollar_signs_are_drawn_as_they_are(look):
     names = ["$$", "$x^{$", r"\\frac"]
     accuracy = {"original": [0.9] * 3, "unlearned": [0.1, None, 0.8]}
     for draw in (
-        lambda at: figures.per_class(names, accuracy, {0}, {1: "(rated 6)"}, at),
+        lambda at: figures.per_class(names, accuracy, {0}, {1: "(rated 6)"}, "unlearned", at),
         lambda at: figures.flow([("$$", "$x^{$", "$$", 3)], at),
         lambda at: figures.similarity(names, names, np.ones((3, 3)), np.ones((3, 3)), at),
     ):
