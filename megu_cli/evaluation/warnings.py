@@ -41,8 +41,8 @@ def _weak_oracle(evaluation: Mapping[str, Any]) -> str:
 
 
 def _damaged(evaluation: Mapping[str, Any]) -> str:
-    before, after = (evaluation.get(name, {}).get("retain_test_acc") for name in ("original", "unlearned"))
-    if before is None or after is None or before - after <= _BELOW or "retrained_by" in evaluation:
+    before, after = _before_and_after(evaluation, "retain_test_acc")
+    if before is None or after is None or before - after <= _BELOW:
         return ""
     return (
         f"the unlearned model is damaged: it classifies {100 * after:.1f}% of the retained test images right, the "
@@ -51,11 +51,19 @@ def _damaged(evaluation: Mapping[str, Any]) -> str:
 
 
 def _rising(evaluation: Mapping[str, Any]) -> str:
-    before, after = (evaluation.get(name, {}).get("forget_train_acc") for name in ("original", "unlearned"))
-    if before is None or after is None or after - before <= _RISE or "retrained_by" in evaluation:
+    before, after = _before_and_after(evaluation, "forget_train_acc")
+    if before is None or after is None or after - before <= _RISE:
         return ""
     return (
         f"the accuracy on the forget set rose from {100 * before:.1f}% to {100 * after:.1f}%: the model knows the "
         "forgotten images better than before. Check that the checkpoint classifies these data (`megu check`), or lower "
         "finetune.lr"
     )
+
+
+def _before_and_after(evaluation: Mapping[str, Any], figure: str) -> tuple[float | None, float | None]:
+    """A figure of the original and of the unlearned model; of none where the model was retrained."""
+    if "retrained_by" in evaluation:
+        return None, None
+    before, after = (evaluation.get(name, {}).get(figure) for name in ("original", "unlearned"))
+    return before, after

@@ -177,12 +177,14 @@ def align(
         "adversary": settings.adversary if deep and has_head(model, len(data.classes)) else 0.0,
     }
     settings = settings.model_copy(update=usable)
-    validated, rates = len(request.validation), problem.rates
-    guarded = validated and len(rates) > 1
-    start = {name: value.clone() for name, value in model.state_dict().items()} if guarded else {}
-    least = _least(validate(model), validated) if guarded else 0.0
+    validated = len(request.validation)
+    rates = problem.rates if validated else problem.rates[:1]  # without held-out images no damage is seen
+    several = len(rates) > 1
+    start = {name: value.clone() for name, value in model.state_dict().items()} if several else {}
+    least = _least(validate(model), validated) if several else 0.0
     lowered: list[tuple[float, float]] = []
-    for rate in rates if guarded else rates[:1]:
+    for rate in rates:
+        last = rate == rates[-1]
         try:
             history = finetune(
                 model,
@@ -201,10 +203,10 @@ def align(
             )
             accuracy = history.validation[-1] if validated else 1.0
         except DivergedError:
-            if not guarded or rate == rates[-1]:
+            if last:
                 raise
             accuracy = 0.0
-        if accuracy >= least or rate == rates[-1]:
+        if last or accuracy >= least:
             break
         lowered.append((rate, accuracy))
         model.load_state_dict(start)
