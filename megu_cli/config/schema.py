@@ -79,6 +79,11 @@ class NoiseConfig(Section):
         description="away: moves forgotten images off their class | carry: learned on retained images, to make them "
         "look like it",
     )
+    input: Literal["added", "alone"] = Field(
+        "added",
+        description="what the model sees while a noise is trained: added (images with the noise) | alone (the "
+        "noise, as in the paper); the finetuning adds it to images in any case",
+    )
     strength: Literal["uniform", "full"] = Field(
         "uniform", description="uniform: strength drawn from U(0,1) per sample | full: always 1"
     )

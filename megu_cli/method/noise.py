@@ -6,6 +6,8 @@ per group (a perturbing label, a forgotten class), never per sample: the cost do
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,7 +38,8 @@ def train_noise(
 
     Towards the target, min CE(f(x + n), t) + penalty * mean(n^2): the positive noise N+ on forgotten samples assigned
     to t, and the carrying negative noise N- on retained samples. Away from it, the cross-entropy is to grow; its
-    bounded form is min -log(1 - p(t | x + n)), which ends at 0.
+    bounded form is min -log(1 - p(t | x + n)), which ends at 0. With ``input: alone``, as in the paper, f sees n in
+    place of x + n, and an image is read for its size alone.
 
     Args:
         model: The original classifier f; neither its parameters nor its batch-norm statistics change.
@@ -44,7 +47,7 @@ def train_noise(
         index: (N,) positions of the samples that the noises are trained on.
         group: (N,) the group of each sample, out of G.
         target: (G,) class that each group's noises move towards, or away from.
-        settings: The section ``noise`` of the config: noises per group, steps, learning rate and penalty.
+        settings: The section ``noise`` of the config: noises per group, what f sees, steps, learning rate and penalty.
         away: Away from the target rather than towards it.
         batch: Samples per step, drawn evenly over the groups.
         label: ``positive`` or ``negative``: names the random streams and the progress.
@@ -70,8 +73,12 @@ def train_noise(
     optimizer = torch.optim.Adam([noise], settings.lr)
     part = processes.slice(batch)
     positions, chosen, which = positions[:, part], chosen[:, part], which[:, part]
+    if settings.input == "alone":
+        images: Iterable[Tensor] = [torch.zeros(chosen.shape[1], 1, 1, 1, device=device)] * steps
+    else:
+        images = split.batches(list(positions), device)
     with frozen(model), execution.track(f"{label} noise", steps) as advance:
-        for x, g, r in zip(split.batches(list(positions), device), chosen, which, strict=True):
+        for x, g, r in zip(images, chosen, which, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for some in cut(len(x), processes.slices(batch, accumulate)):
                 added = noise[g[some], r[some]]

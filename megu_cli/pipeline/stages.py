@@ -121,6 +121,11 @@ def _judge(config: Config) -> tuple[Names, Names]:
     return (), ("retrained",) if config.eval.own_oracle else ()
 
 
+def _noise_input(config: Config) -> tuple[Names, Names]:
+    """A setting that came after the first artifacts: at its default it does not enter a key."""
+    return (("noise.input",) if config.noise.input != "added" else ()), ()
+
+
 def _answers(inputs: RunInputs) -> Sequence[str]:
     return (files.ANSWERS,) if inputs.config.mllm.rater.asks else ()
 
@@ -130,7 +135,7 @@ def _unlearned(inputs: RunInputs) -> Sequence[str]:
 
 
 _TRAIN = ("seed", "model.name", "train")
-# All of config.noise except the strength, which the finetuning uses.
+# All of config.noise except the strength, which the finetuning uses, and what `_noise_input` adds.
 _NOISE = tuple(f"noise.{key}" for key in ("use", "negative", "batch", "steps", "lr", "penalty"))
 _REQUEST = ("train_data", "forget")
 # Parts of the bodies' forms.
@@ -236,6 +241,7 @@ _ROWS = (
         body={"use": str, "classes": [str]},
         traces={files.NOISE: "noises that were trained on images, or made to carry a forgotten class"},
         needs=("checkpoint", "labels"),
+        by_config=_noise_input,
         group="method",
         version=2,
         shared=True,

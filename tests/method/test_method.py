@@ -172,6 +172,21 @@ def test_noise_moves_towards_its_target_and_away_from_it():
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize(("target", "away"), [(1, False), (0, True)], ids=["towards", "away"])
+def test_a_noise_alone_is_all_that_the_model_sees(target, away):
+    model, split, seen = Linear().eval(), halves(), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    index = torch.arange(len(split))
+    alone = NOISE.model_copy(update={"input": "alone"})
+    noise = train_noise(
+        model, split, index, index * 0, torch.tensor([target]), alone, away=away, batch=32, label="positive"
+    )
+    assert seen[0].shape == (32, 1, 4, 4)
+    assert seen[0].abs().max() < 0.1  # the noise at its start: an image has values of 1 and more
+    assert next(split.batches([index])).abs().max() > 1
+    assert all((model(one[None]).argmax(1) == target) != away for one in noise[0])
+
+
 def test_noise_of_each_group_has_its_own_target():
     model, split = Linear().eval(), halves()
     index = torch.arange(len(split))
