@@ -21,6 +21,7 @@ from megu_cli.data import Dataset, Split
 from megu_cli.errors import ConfigError, DataError
 from megu_cli.execution import Execution
 from megu_cli.execution.runtime import Track, silent
+from megu_cli.method import nearness
 from megu_cli.method import unlearn as unlearning
 from megu_cli.method.unlearn import Labels, UnlearningProblem
 from megu_cli.mllm.base import SCALE, Question
@@ -83,7 +84,8 @@ def unlearn(
         similarity: How similar the forgotten classes' concepts are to the others, from 0 to 10: class -> class ->
             rating; or (K, K) ratings, of which only the forgotten classes' rows are looked at; or the path of a file of
             recorded ratings, such as a similarity.json. ``None``: every class is as near as any other, so that
-            labels follow the proxy and the model's own prediction alone.
+            labels follow the proxy and the model's own prediction alone. With ``transition.from: confusions`` or
+            ``embeddings`` it is left out.
         validation: Held-out samples that the model was not trained on, of retained classes at least. With them the
             finetuning can stop early, and ``labels.keep: auto`` has something to look at, which single images of
             kept classes need.
@@ -113,8 +115,7 @@ def unlearn(
         **_sections(settings or {}),
         execution=Execution(device, seed, training.eval_batch(parts[0].image(0).shape[-2:]), track=track),
     )
-    candidates = _candidates(problem)
-    matrix = unlearning.transition(problem, candidates, _scores(similarity, candidates, names))
+    matrix = _matrix(problem, changed, similarity)
     chosen = unlearning.perturb(problem, changed, matrix)
     pair = unlearning.noise_pair(problem, changed, chosen)
     history = unlearning.align(problem, changed, matrix, chosen, pair).history
@@ -123,6 +124,26 @@ def unlearn(
         ours.requires_grad_(own.requires_grad)
         ours.grad = None
     return Unlearned(changed, chosen, matrix, pair, history)
+
+
+def _matrix(problem: UnlearningProblem, model: nn.Module, similarity: Any) -> Tensor:
+    """The transition matrix, from ratings or from the model.
+
+    Raises:
+        ConfigError: Ratings are given where none are taken.
+        DataError: They are not complete, or not from 0 to 10.
+    """
+    source = problem.transition.source
+    if source == "ratings":
+        candidates = _candidates(problem)
+        scores = _scores(similarity, candidates, problem.data.classes)
+        return unlearning.transition(problem, candidates, scores)
+    if similarity is not None:
+        raise ConfigError(
+            f"similarity: ratings are given, and transition.from: {source} takes none",
+            "Leave similarity out, or set transition.from: ratings.",
+        )
+    return nearness.transition(problem, model)
 
 
 def _sections(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Comparison:
     def __init__(self, base: RunContext, say: Say = lambda line: None) -> None:
         self.base, self._say, self._computed = base, say, False
         settings = base.config.compare
-        self.names = chosen(settings.methods, rated=base.config.mllm.rater.rates)
+        self.names = chosen(settings.methods, rated=base.config.knows_near)
         for name, given in settings.settings.items():
             if name in OURS or name == "retrain":
                 raise ConfigError(f"compare.settings: {name} takes its settings from the rest of the config")
@@ -77,7 +77,8 @@ class Comparison:
         Raises:
             ForeignFileError: A file that megu did not write stands where a result would.
         """
-        Pipeline(self.base).refuse_foreign(["similarity", "transition"])
+        if self.base.config.takes_ratings:
+            Pipeline(self.base).refuse_foreign(["similarity", "transition"])
         for name in (files.COMPARISON, self.base.directory.log.file.name):
             ownership.refuse_foreign(self.base.directory.out, name)
         for arena in dict.fromkeys([*self.arenas, *([self.tuning] if tune else [])]):
@@ -116,7 +117,7 @@ class Comparison:
         """
         cells = Cells(self.base.directory.out, self.say)
         ratings: tuple[str, ...] = ()
-        if set(OURS) & set(self.rows.values()):
+        if set(OURS) & set(self.rows.values()) and self.base.config.takes_ratings:
             # All seeds share these ratings. First, since they may fail for reasons outside.
             ratings = (cells.add(Cell("ratings", self._rate, common=True)),)
         start: dict[Arena, tuple[str, ...]] = {}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from megu_cli.config.base import Count, Fraction, NonNegative, Positive, Section
 from megu_cli.config.raters import ASKING
@@ -16,11 +16,43 @@ from megu_cli.config.sources import (
     ModelConfig,
 )
 
+_From = Literal["ratings", "confusions", "embeddings"]
+if TYPE_CHECKING:
+    _WithFrom = Section
+else:
+    # `from` is a keyword of Python: the one setting that a class body cannot declare.
+    _WithFrom = create_model(
+        "_WithFrom",
+        __base__=Section,
+        **{
+            "from": (
+                _From,
+                Field(
+                    "ratings",
+                    description="ratings (see mllm) | confusions (the original model's predictions on images of the "
+                    "class) | embeddings (cosine of the classes' mean features in the original model); no rater is "
+                    "asked for the last two",
+                ),
+            )
+        },
+    )
 
-class TransitionConfig(Section):
-    """From ratings to the transition matrix."""
 
-    temperature: Positive = Field(3.0, description="softmax temperature over ratings from 0 to 10")
+class TransitionConfig(_WithFrom):
+    """The transition matrix: which class resembles which."""
+
+    added: ClassVar = ("from", "images")
+    temperature: Positive = Field(3.0, description="ratings, embeddings: softmax temperature over ratings from 0 to 10")
+    images: Count = Field(
+        64,
+        description="confusions, embeddings: images of each class that are looked at, at most; held-out ones first",
+    )
+
+    @property
+    def source(self) -> _From:
+        """The setting ``from``."""
+        found: _From = getattr(self, "from")
+        return found
 
 
 class ProxyConfig(Section):
@@ -303,6 +335,16 @@ class Config(Section):
         """True if the result is a network retrained from scratch, and not an unlearned one."""
         return self.method == "retrain"
 
+    @property
+    def takes_ratings(self) -> bool:
+        """True if the transition matrix comes from a rater, be it from none; else from the original model."""
+        return self.transition.source == "ratings"
+
+    @property
+    def knows_near(self) -> bool:
+        """True if the transition matrix tells near classes from far ones."""
+        return not self.takes_ratings or self.mllm.rater.rates
+
     @model_validator(mode="after")
     def _held_out(self) -> Config:
         looks = self.labels.mode != "hard" and self.labels.keep == "auto" and self.forget.classes is None
@@ -326,13 +368,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _rated(self) -> Config:
         rated = self.labels.source in ("transition", "transition+prediction") and not self.retrains
-        if rated and not self.mllm.rater.rates:
+        if rated and not self.knows_near:
             why = "preset: paper takes labels from ratings" if self.preset == "paper" else (
                 f"labels.source: {self.labels.source} takes labels from ratings"
             )  # fmt: skip
             raise ValueError(
                 f"{why}, and there are none (mllm.backend: none). Let a model rate (mllm.backend: {ASKING}), "
-                "or fill in the file that `megu similarity --template FILE` writes and name it in mllm.ratings"
+                "fill in the file that `megu similarity --template FILE` writes and name it in mllm.ratings, or do "
+                "without ratings: transition.from: confusions"
             )
         return self
 

@@ -34,7 +34,7 @@ def notes(inputs: RunInputs) -> list[str]:
             "method: retrain: the model is trained from scratch on the retained images alone, and no label is made; "
             "--set method=megu unlearns instead"
         )
-    elif not inputs.config.mllm.rater.rates:
+    elif not inputs.config.knows_near:
         lines.append(
             "no ratings (mllm.backend: none): every class counts as near as any other, and labels come from the "
             "proxy and the model's own prediction"

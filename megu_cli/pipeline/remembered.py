@@ -119,7 +119,8 @@ def evidence(config: Config) -> str:
     package = Path(megu_cli.__file__).parent
     versions = {name: _version(name) for name in _PACKAGES}
     settings = config.model_dump(mode="json", exclude=_UNRELATED)
-    total.update(artifacts.canonical([megu_cli.__version__, sys.version, versions, settings]))
+    source = config.transition.source  # whether a rater is asked
+    total.update(artifacts.canonical([megu_cli.__version__, sys.version, versions, settings, source]))
     for stamp in _stamps(sorted(package.rglob("*.py"))):
         total.update(stamp)
     for row in INPUTS.values():

@@ -194,7 +194,10 @@ class RunInputs:
         """
         from megu_cli.request.questions import questions
 
-        return questions(self.data, self.request, self.config.mllm)
+        settings = self.config.mllm
+        if not self.config.takes_ratings:
+            settings = settings.model_copy(update={"images": "none"})  # nobody is asked, and nothing is shown
+        return questions(self.data, self.request, settings)
 
     @property
     def rater(self) -> Backend:

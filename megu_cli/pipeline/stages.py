@@ -29,6 +29,10 @@ def _none(config: Config) -> tuple[Names, Names]:
     return (), ()
 
 
+def _always(config: Config) -> bool:
+    return True
+
+
 def _no_files(inputs: RunInputs) -> Sequence[str]:
     return ()
 
@@ -66,8 +70,8 @@ class Stage:
         done: Called with the inputs after the stage has run, to drop what it has replaced or no longer needs.
         version: Raised when the same inputs give another result.
         shared: True if several processes share the work; otherwise the first one does it and the others wait.
-        method: The setting ``method`` that the row is for; empty: any. Several rows may describe one stage, each for a
-            method of its own.
+        method: The setting ``method`` that the row is for; empty: any.
+        applies: True if the row is for a config. Several rows may describe one stage, each for configs of its own.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Stage:
     version: int = 1
     shared: bool = False
     method: Literal["", "megu", "retrain"] = ""
+    applies: Callable[[Config], bool] = _always
 
     def load(self) -> Callable[[RunContext, Mapping[str, Artifact]], Product]:
         """Import the function that makes the artifact."""
@@ -141,6 +146,7 @@ _REQUEST = ("train_data", "forget")
 # Parts of the bodies' forms.
 _NUMBER = (int, float)
 _TRAINING = {"classes": [str], "loss": [_NUMBER], "validation_acc": [_NUMBER], "samples": int}
+_TRANSITION = {"rows": [str], "columns": [str]}
 _UNLEARNED = {
     "loss": [_NUMBER],
     "validation_acc": [_NUMBER],
@@ -194,6 +200,7 @@ _ROWS = (
         group="ratings",
         done=lambda inputs: inputs.free_rater(),
         method="megu",
+        applies=lambda config: config.takes_ratings,
     ),
     Stage(
         name="transition",
@@ -203,10 +210,25 @@ _ROWS = (
         command="megu similarity",
         settings=("transition",),
         inputs=("concepts",),
-        body={"rows": [str], "columns": [str]},
+        body=_TRANSITION,
         needs=("similarity",),
         group="ratings",
         method="megu",
+        applies=lambda config: config.takes_ratings,
+    ),
+    Stage(
+        name="transition",
+        function="similarity:measured",
+        estimate="similarity:measured_estimate",
+        file=files.TRANSITION,
+        command="megu similarity",
+        settings=("model.name", "transition"),
+        inputs=_REQUEST,
+        body=_TRANSITION,
+        needs=("checkpoint",),
+        group="ratings",
+        method="megu",
+        applies=lambda config: not config.takes_ratings,
     ),
     Stage(
         name="labels",
@@ -311,10 +333,11 @@ _MORE = [stage for stage in _ROWS if stage is not STAGES[stage.name]]
 
 
 def of_config(config: Config) -> dict[str, Stage]:
-    """The stages that a config may have, each by the row for its method, in the order of the table."""
+    """The stages that a config may have, each by the row that is for it, in the order of the table."""
     methods = ("", "retrain" if config.retrains else "megu")
-    rows = {**STAGES, **{stage.name: stage for stage in _MORE if stage.method in methods}}
-    return {name: stage for name, stage in rows.items() if stage.method in methods}
+    rows = [stage for stage in (*STAGES.values(), *_MORE) if stage.method in methods and stage.applies(config)]
+    fitting = {stage.name: stage for stage in rows}
+    return {name: fitting[name] for name in STAGES if name in fitting}
 
 
 def in_group(*groups: str) -> list[str]:

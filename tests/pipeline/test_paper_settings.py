@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from conftest import write_config
+import pytest
+from conftest import listing, write_config
 
 from megu_cli.config import load_config
 from megu_cli.pipeline.context import RunContext
@@ -21,3 +22,42 @@ def test_a_noise_alone_changes_the_key_of_the_noise_and_the_default_none(tmp_pat
     assert [name for name in added if added[name] != alone[name]] == ["noise"]
     assert alone["noise"] == {**added["noise"], "noise.input": "alone"}
     assert "noise.input" not in added["noise"]  # artifacts of earlier versions stay fresh
+
+
+def test_ratings_that_are_not_needed_are_asked_of_nobody(megu, config, monkeypatch):
+    from megu_cli.mllm import http
+
+    monkeypatch.setattr(http, "post", lambda *_: pytest.fail("a server was asked"))
+    # The rater that is configured could not answer, and all images that it might be shown are to be forgotten.
+    rater = {"backend": "endpoint", "model": "m", "base_url": "https://example.com/v1", "images": "retain-only"}
+    config = write_config(config.parent, mllm=rater, transition={"from": "confusions"})
+    answer = megu("similarity", "-c", config)
+    assert answer.code == 2
+    assert "megu train" in answer.err  # the transition is made from the original model
+    assert megu("train", "-c", config).code == 0
+    answer = megu("similarity", "-c", config)
+    assert answer.code == 0, answer.err
+    assert listing(config.parent / "run") == {"original.safetensors", "transition.safetensors", "runs.jsonl"}
+    for option in (("--show",), ("--against", "other.json")):
+        answer = megu("similarity", "-c", config, *option)
+        assert (answer.code, "transition.from: confusions takes no ratings" in answer.err) == (2, True)
+    # Another source makes the transition anew.
+    stages = megu("status", "-c", config, "--set", "transition.from=embeddings", "--json").json["stages"]
+    assert "similarity" not in stages
+    assert stages["transition"]["reason"] == 'changed: transition.from "confusions" -> "embeddings"'
+
+
+def test_default_ratings_have_the_keys_of_earlier_versions(tmp_path):
+    assert keys(tmp_path)["transition"] == {"transition": {"temperature": 3.0}}
+    measured = keys(tmp_path, transition={"from": "embeddings"})
+    assert measured.keys() == keys(tmp_path).keys() - {"similarity"}
+    assert measured["transition"]["transition"] == {"temperature": 3.0, "from": "embeddings"}
+
+
+def test_what_needs_ratings_takes_confusions_for_them(megu, tmp_path):
+    sources = {"mllm": {"backend": "none"}, "transition": {"from": "confusions"}, "compare": {"seeds": 1}}
+    file = write_config(tmp_path, preset="paper", **sources)
+    assert load_config(file).knows_near
+    cells = megu("compare", "-c", file, "--methods", "megu-paper,megu", "--list-cells").out.split()
+    assert "0/megu-paper" in cells
+    assert "ratings" not in cells

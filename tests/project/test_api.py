@@ -158,6 +158,14 @@ def test_every_form_of_similarity(trained, samples, tmp_path):
     ]
     expected = torch.tensor([0.0, *torch.tensor([9 / 3, 1 / 3]).double().softmax(0)]).double()
     assert all(torch.allclose(matrix[0], expected) for matrix in matrices)
+    # Without ratings, from the model: here from the forgotten images alone, since nothing is held out.
+    with torch.no_grad():
+        seen = trained(samples["forget"][0]).double().softmax(1).sum(0) + 1 / 3
+    measured = short(transition={"from": "confusions", "images": 100})
+    (row,) = unlearn(trained, **samples, **measured).transition
+    assert row.tolist() == pytest.approx([0, *(seen[1:] / seen[1:].sum()).tolist()], abs=1e-6)
+    with pytest.raises(ConfigError, match=r"transition\.from: confusions takes none"):
+        unlearn(trained, **samples, similarity=table, **measured)
     # Without any: every class is as near as any other, and labels are what the model predicts.
     result = unlearn(trained, **samples, **short(labels={"source": "transition+prediction"}))
     assert result.transition.tolist() == [[0, 0.5, 0.5]]

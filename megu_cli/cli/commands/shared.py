@@ -147,7 +147,7 @@ def readable(context: RunContext) -> None:
     from megu_cli.pipeline.inputs import recorded
 
     config = context.config
-    if "ratings" not in config.mllm.rater.inputs or config.retrains:
+    if "ratings" not in config.mllm.rater.inputs or config.retrains or not config.takes_ratings:
         return
     known = recorded(context.inputs)
     asked = {str(name) for name in config.forget.classes or config.forget.subclasses or []}

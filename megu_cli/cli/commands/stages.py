@@ -64,6 +64,8 @@ def similarity(
 ) -> None:
     """Rate how similar the classes' concepts are, and make the transition matrix of it.
 
+    With transition.from: confusions or embeddings, make the transition matrix from the original model.
+
     --template writes the rows that this request needs as a file to fill in by hand, for mllm.ratings.
 
     With --dry-run: the calls, images and estimated tokens that it takes, and to which host they go.
@@ -71,12 +73,24 @@ def similarity(
     Example: megu similarity --set mllm.backend=endpoint --set mllm.model=llava --dry-run
     """
     from megu_cli.cli import tables
+    from megu_cli.config import load_config
+    from megu_cli.errors import ConfigError
     from megu_cli.run.ownership import refuse_foreign
 
     if template is not None:
         _write_template(options, template)
         return
+    config = load_config(options.config, list(options.set_))
     names = ["similarity", "transition"]
+    if not config.takes_ratings and not config.retrains:
+        if against is not None or show:
+            raise ConfigError(
+                f"transition.from: {config.transition.source} takes no ratings: there are none to "
+                f"{'show' if show else 'compare'}",
+                "Set transition.from: ratings, or leave the option out.",
+            )
+        _stage(options, ["transition"])
+        return
     if options.dry_run:
         with opened(options) as (pipeline, _):
             pipeline.validate(names)

@@ -37,8 +37,9 @@ def labels(context: RunContext, inputs: Inputs) -> Product:
     if made.proxy:
         body["proxy"] = made.proxy
         if made.mode != "proxy":
-            rated = context.config.mllm.rater.rates
-            sources = "the ratings and the prediction" if rated else "the model's own prediction"
+            known = context.config.knows_near
+            source = context.config.transition.source
+            sources = f"the {source} and the prediction" if known else "the model's own prediction"
             notes.append(
                 f"the proxy is right on {made.proxy['held_out_acc']:.0%} of the held-out images, the model on "
                 f"{made.proxy['original_held_out_acc']:.0%}: labels come from {sources} instead"

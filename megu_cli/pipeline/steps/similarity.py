@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from torch import Tensor
+
+from megu_cli.method import nearness
 from megu_cli.method import unlearn as unlearning
 from megu_cli.mllm.base import Ratings
 from megu_cli.pipeline.context import RunContext
@@ -34,12 +39,21 @@ def transition(context: RunContext, inputs: Inputs) -> Product:
     scores = inputs["similarity"].body["scores"]
     if not context.config.mllm.rater.rates:
         scores = {concept: dict.fromkeys(compared, 0.0) for concept, compared in candidates.items()}
-    matrix = unlearning.transition(problem(context), candidates, scores)
+    return Product(_matrix(context, unlearning.transition(problem(context), candidates, scores)))
+
+
+def measured(context: RunContext, inputs: Inputs) -> Product:
+    """The transition matrix from the original model, which no rater is asked for."""
+    matrix = nearness.transition(problem(context), context.original())
+    return Product(_matrix(context, matrix))
+
+
+def _matrix(context: RunContext, matrix: Tensor) -> Artifact:
     body = {
         "rows": [context.inputs.data.concepts[c] for c in context.inputs.request.asked],
         "columns": context.inputs.data.classes,
     }
-    return Product(Artifact(body, {"transition": matrix}))
+    return Artifact(body, {"transition": matrix})
 
 
 def similarity_estimate(rehearsal: Rehearsal) -> Estimate:
@@ -54,3 +68,11 @@ def transition_estimate(rehearsal: Rehearsal) -> Estimate:
     """What `transition` takes."""
     inputs = rehearsal.context.inputs
     return Estimate(disk_bytes=8 * len(inputs.request.asked) * len(inputs.data.classes))
+
+
+def measured_estimate(rehearsal: Rehearsal) -> Estimate:
+    """What `measured` takes: predictions."""
+    inputs = rehearsal.context.inputs
+    places = nearness.images(inputs.data, inputs.request, rehearsal.problem.transition)
+    seconds = sum(map(len, places.values())) * rehearsal.per_sample
+    return replace(transition_estimate(rehearsal), seconds=seconds, memory_bytes=rehearsal.predicting_bytes)
