@@ -26,6 +26,7 @@ class RaterKind:
         text: What it is, in the description of the setting.
         rates: False: there are no ratings.
         asks: True: a model is asked, about images where ``mllm.images`` allows it, and its raw answers are kept.
+        questions: Values of ``mllm.question`` that it can be asked.
         needs: Settings of ``mllm`` that must be given.
         settings: Dotted config keys that the ratings depend on. Waiting times, concurrency and keys are none of them.
         inputs: Inputs that the ratings depend on; names in `megu_cli.pipeline.inputs.INPUTS`.
@@ -36,22 +37,26 @@ class RaterKind:
     text: str
     rates: bool = True
     asks: bool = True
+    questions: Names = ("rating",)
     needs: Names = ()
     settings: Names = ()
     inputs: Names = ()
 
-    def depends_on(self, images: str) -> tuple[Names, Names]:
+    def depends_on(self, images: str, question: str = "rating") -> tuple[Names, Names]:
         """Return all settings and inputs that the ratings depend on.
 
         Args:
             images: The setting ``mllm.images``.
+            question: The setting ``mllm.question``. At its default it does not enter a key, as before there was one.
         """
         if not self.asks:
             return self.settings, self.inputs
         settings, inputs = _SHOWING if images != "none" else ((), ())
-        return (*self.settings, "mllm.images", *settings), (*self.inputs, *inputs)
+        asked = ("mllm.question",) if question != "rating" else ()
+        return (*self.settings, "mllm.images", *asked, *settings), (*self.inputs, *inputs)
 
 
+_BOTH = ("rating", "true_false")
 _ROWS = (
     RaterKind("none", "unrated:Unrated", "no ratings, every class is as near as any other", rates=False, asks=False),
     RaterKind("recorded", "recorded:Recorded", "replay the ratings in a file", asks=False, inputs=("ratings",)),
@@ -59,6 +64,7 @@ _ROWS = (
         "local",
         "local:Local",
         "a vision-language model of transformers",
+        questions=_BOTH,
         needs=("model",),
         settings=("mllm.dtype",),
         inputs=("prompt", "rater_model"),
@@ -67,6 +73,7 @@ _ROWS = (
         "endpoint",
         "endpoint:Endpoint",
         "an OpenAI-compatible server",
+        questions=_BOTH,
         needs=("model", "base_url"),
         settings=("mllm.model", "mllm.base_url"),
         inputs=("prompt",),
@@ -84,6 +91,9 @@ RATERS = {row.name: row for row in _ROWS}
 _ASKING = [row.name for row in _ROWS if row.asks]
 # The raters that ask a model, as a message names them.
 ASKING = f"{', '.join(_ASKING[:-1])} or {_ASKING[-1]}"
+
+# The raters that can be asked for True or False.
+TRUE_FALSE = " or ".join(row.name for row in _ROWS if "true_false" in row.questions)
 
 # The values of ``mllm.backend``.
 _NAMES = ("auto", *RATERS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, create_model, model_validator
 
 from megu_cli.config.base import Count, Fraction, NonNegative, Positive, Section
-from megu_cli.config.raters import ASKING
+from megu_cli.config.raters import ASKING, TRUE_FALSE
 from megu_cli.config.sources import (
     DataConfig,
     ForgetConfig,
@@ -363,6 +363,19 @@ class Config(Section):
             rated = self.mllm.ratings is not None or self.data.source.rated
             found = self.mllm.model_copy(update={"backend": "recorded" if rated else "none"})
             object.__setattr__(self, "mllm", found)
+        if self.mllm.question == "auto":
+            question = "true_false" if "true_false" in self.mllm.rater.questions else "rating"
+            object.__setattr__(self, "mllm", self.mllm.model_copy(update={"question": question}))
+        return self
+
+    @model_validator(mode="after")
+    def _asked(self) -> Config:
+        given = self.mllm
+        if self.takes_ratings and not self.retrains and given.question not in given.rater.questions:
+            raise ValueError(
+                f"mllm.question: {given.question} cannot be put to mllm.backend: {given.backend} "
+                f"({given.rater.text}). Set mllm.backend to {TRUE_FALSE}, or leave mllm.question out"
+            )
         return self
 
     @model_validator(mode="after")

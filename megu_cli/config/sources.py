@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from megu_cli.config.base import Count, Fraction, Positive, Section
 from megu_cli.config.datasets import DATA_SOURCES, DataName, DataSource
 from megu_cli.config.model_sources import MODEL_SOURCES, source_of
-from megu_cli.config.raters import RATERS, RaterKind, RaterName
+from megu_cli.config.raters import RATERS, TRUE_FALSE, RaterKind, RaterName
 from megu_cli.errors import ConfigError, brief
 
 # Of names alone, YAML's 7 is the name 7. Where it may be an index as well, neither true nor 3.0 is one.
@@ -212,6 +212,12 @@ class MLLMConfig(Section):
         description=f"{_SERVED}: environment variable that holds the key; one other than MEGU_API_KEY must be set",
     )
     allow_remote: bool = Field(False, description=f"{_SERVED}: images may be sent to a host that is not this machine")
+    question: Literal["rating", "true_false", "auto"] = Field(
+        "rating",
+        description="what a model is asked of two classes: rating (from 0 to 10) | true_false (is one similar to the "
+        f"other; the rating is ten times the probability of True; {TRUE_FALSE}) | auto (true_false where the backend "
+        "can be asked, else rating)",
+    )
     images: Literal["auto", "retain-only", "none"] = Field(
         "auto",
         description="which images may be shown: auto (retained ones; forgotten ones only where a class or sub-class "

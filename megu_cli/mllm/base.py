@@ -131,6 +131,52 @@ def single_prompt(concept: str, candidate: str, shown: bool) -> str:
     )
 
 
+def true_false_prompt(concept: str, candidate: str, shown: bool, again: bool = False) -> str:
+    """The question whether one candidate is alike, to be answered by one word.
+
+    Args:
+        concept: What is shown.
+        candidate: What it is compared with.
+        shown: Whether an image goes with it.
+        again: Whether a first answer was not usable.
+    """
+    opening = f"The image shows an example of the class {_quoted(concept)}. " if shown else ""
+    concept_shown = "the concept shown" if shown else f"the class {_quoted(concept)}"
+    return (
+        f"{opening}True or False: by what the two look like, {concept_shown} is similar to the class "
+        f"{_quoted(candidate)}. Answer with one word, True or False" + (", and write nothing else." if again else ".")
+    )
+
+
+@dataclass(frozen=True)
+class Form:
+    """One value of ``mllm.question``, as a question about one candidate whose answers' likelihoods are read.
+
+    Attributes:
+        name: The value.
+        prompt: (concept, candidate, whether an image is shown) -> the question.
+        answers: Answer -> the rating that it stands for.
+    """
+
+    name: str
+    prompt: Callable[[str, str, bool], str]
+    answers: Mapping[str, float]
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What it adds to the key of an answer; nothing for ratings, so that earlier answers are found."""
+        return {} if self.name == "rating" else {"question": self.name}
+
+
+FORMS = {
+    form.name: form
+    for form in (
+        Form("rating", single_prompt, {str(v): float(v) for v in range(int(SCALE[0]), int(SCALE[1]) + 1)}),
+        Form("true_false", true_false_prompt, {"True": SCALE[1], "False": SCALE[0]}),
+    )
+}
+
+
 def _quoted(name: str) -> str:
     return json.dumps(name, ensure_ascii=False)
 
@@ -162,10 +208,10 @@ def parse(text: str, candidates: Sequence[str], names: Sequence[str] = ()) -> di
     Returns:
         candidate -> rating, for those that were rated.
     """
-    for whole in (text, _without_thoughts(text)):
+    for whole in (text, without_thoughts(text)):
         if isinstance(found := _loaded(_unfenced(whole)), _Object):
             return _ratings(_unwrapped(found), candidates)
-    text = _without_thoughts(text)
+    text = without_thoughts(text)
     quoted = _quotations(text, {*candidates, *names})
     answers: list[dict[str, float]] = []
     for start, pairs in _objects(text):
@@ -196,7 +242,7 @@ def _loaded(text: str) -> Any:
         return None
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """What follows the last end of thoughts; nothing where thoughts begin and do not end."""
     rest = text.rpartition("</think>")[2].strip()
     return "" if rest.startswith("<think>") else rest

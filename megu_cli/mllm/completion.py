@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from typing import Any
 
 
@@ -25,6 +26,22 @@ def text(body: bytes) -> str:
         texts = [part.get("text") for part in content if isinstance(part, dict)]
         return "".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""
+
+
+def probabilities(body: bytes) -> list[dict[str, float]]:
+    """For each token of the answer, how probable it and its alternatives were; empty where a server does not say."""
+    found = []
+    try:
+        for place in _decoded(body)["choices"][0]["logprobs"]["content"]:
+            likely = {}
+            for entry in (place, *(place.get("top_logprobs") or ())):
+                token, value = entry["token"], entry["logprob"]
+                if isinstance(token, str) and type(value) in (int, float) and value <= 0:
+                    likely[token] = math.exp(value)
+            found.append(likely)
+    except (LookupError, TypeError, AttributeError):
+        return []
+    return found
 
 
 def tokens(body: bytes) -> dict[str, int | None] | None:

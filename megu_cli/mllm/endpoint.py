@@ -1,4 +1,7 @@
-"""A vision-language model behind an OpenAI-compatible server: one call for each image and chunk of class names."""
+"""A vision-language model behind an OpenAI-compatible server: one call for each image and chunk of class names.
+
+A chunk is fifty names that are rated together, or one that is said to be alike or not; see `megu_cli.mllm.chat`.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,29 @@ from megu_cli.execution.runtime import Track, silent
 from megu_cli.mllm import completion, http, pictures
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import (
+    FORMS,
     PROMPT_VERSION,
+    SCALE,
     Cost,
     Question,
     Ratings,
     Show,
     averaged,
-    chat_prompt,
     excerpt,
-    parse,
-    schema,
     unrated,
 )
+from megu_cli.mllm.chat import CHATS
+from megu_cli.mllm.chat import CHUNK as CHUNK
 from megu_cli.mllm.masking import Key, masked
 
 if TYPE_CHECKING:
     from megu_cli.mllm.backends import Setup
 
-# Names asked about in one call.
-CHUNK = 50
 # For the estimate of tokens: characters of text per token, pixels of image per token (Qwen2-VL: 28 x 28), and what a
 # small image costs at least (LLaVA-1.5: 24 x 24 patches, whatever its size).
 _CHARACTERS, _PIXELS, _SMALLEST = 4, 28 * 28, 576
-# With the JSON schema or without, with temperature and length or without: what a server may refuse, in the order in
-# which it is tried.
+# With the JSON schema or without (token probabilities for true_false), with temperature and length or without: what a
+# server may refuse, in the order in which it is tried.
 _OPTIONS = ((True, True), (False, True), (True, False), (False, False))
 # Seconds: the longest Retry-After that is waited for; the first wait where a server names none, and the longest.
 _PATIENCE, _FIRST_WAIT, _LAST_WAIT = 120.0, 0.5, 8.0
@@ -80,6 +82,7 @@ class Endpoint:
         concurrency: Calls at the same time.
         timeout: Seconds for a whole call, after which its connection is closed.
         retries: Times that a call is repeated when it fails.
+        question: The setting ``mllm.question``.
         track: Reports progress.
     """
 
@@ -95,8 +98,10 @@ class Endpoint:
         concurrency: int = 4,
         timeout: float = 120.0,
         retries: int = 5,
+        question: str = "rating",
         track: Track = silent,
     ) -> None:
+        self.form, self.chat = FORMS[question], CHATS[question]
         self.model, self.base_url, self.show, self.answers = model, base_url, show, answers
         self.concurrency, self.timeout, self.retries, self.track = concurrency, timeout, retries, track
         self.allow_remote = allow_remote
@@ -119,6 +124,7 @@ class Endpoint:
             concurrency=settings.concurrency,
             timeout=settings.timeout,
             retries=settings.retries,
+            question=settings.question,
             track=setup.track,
         )
 
@@ -142,7 +148,7 @@ class Endpoint:
         left = [call for call in calls if self.answers.find(self._asked(call, 1)) is None]
         tokens = 0
         for call in left:
-            tokens += len(chat_prompt(call.concept, call.candidates, call.image is not None)) // _CHARACTERS
+            tokens += len(self.chat.prompt(call.concept, call.candidates, call.image is not None)) // _CHARACTERS
             if call.position is not None:
                 width, height = self._picture(call.position).size
                 tokens += max(_SMALLEST, math.ceil(width * height / _PIXELS))
@@ -166,8 +172,11 @@ class Endpoint:
             given[question.concept] = list(rows.values())
         scores = averaged(questions, given, said)
         shown = len({call.image for call in calls if call.image})
+        low, high = SCALE
+        graded = any(low < rating < high for ratings, _ in found for rating in ratings.values())
         provenance = {
-            "prompt": {"version": PROMPT_VERSION, "text": chat_prompt("…", ["…"], shown > 0)},
+            **({**self.form.key, "token_probabilities": graded} if self.form.key else {}),
+            "prompt": {"version": PROMPT_VERSION, "text": self.chat.prompt("…", ["…"], shown > 0)},
             "images": {"shown": shown, "sent_to": self.host, "left_the_machine": shown if self.remote else 0},
             "missing": unrated(questions, scores),
         }
@@ -179,8 +188,9 @@ class Endpoint:
         for question in questions:
             for position in question.positions or (None,):
                 image = None if position is None else pictures.digest(self._picture(position))
-                for start in range(0, len(question.candidates), CHUNK):
-                    yield _Call(question.concept, position, image, tuple(question.candidates[start : start + CHUNK]))
+                for start in range(0, len(question.candidates), self.chat.chunk):
+                    names = question.candidates[start : start + self.chat.chunk]
+                    yield _Call(question.concept, position, image, tuple(names))
 
     def _picture(self, position: int) -> Any:
         with self._lock:  # images are decoded by one thread at a time
@@ -196,6 +206,7 @@ class Endpoint:
             "image": call.image,
             "candidates": list(call.candidates),
             "attempt": attempt,
+            **self.form.key,
         }
 
     # -- asking ----------------------------------------------------------------------------------------------------
@@ -253,7 +264,7 @@ class Endpoint:
         entry = self.answers.find(self._asked(call, 1))
         if entry is None:
             return False
-        again = self._again(call, parse(completion.text(completion.unpacked(entry)), call.candidates, call.names))
+        again = self._again(call, self.chat.read(completion.unpacked(entry), call.candidates, call.names))
         return again is None or self.answers.find(self._asked(again, 2)) is not None
 
     def _check(self) -> None:
@@ -282,10 +293,10 @@ class Endpoint:
     def _answer(self, call: _Call) -> _Answer:
         """Ratings of one call, and the text they were read from; what is not there is asked for once more."""
         body = self._said(call, 1)
-        ratings = parse(completion.text(body), call.candidates, call.names)
+        ratings = self.chat.read(body, call.candidates, call.names)
         if again := self._again(call, ratings):
             second = self._said(again, 2)
-            ratings |= parse(completion.text(second), again.candidates, call.names)
+            ratings |= self.chat.read(second, again.candidates, call.names)
             body = second if completion.text(second) else body
         return ratings, self._masked(completion.text(body) or body.decode(errors="replace"))
 
@@ -303,7 +314,7 @@ class Endpoint:
             if call.position is not None:
                 url = pictures.data_url(self._picture(call.position))
                 content.append({"type": "image_url", "image_url": {"url": url}})
-            prompt = chat_prompt(call.concept, call.candidates, call.position is not None, again=attempt > 1)
+            prompt = self.chat.prompt(call.concept, call.candidates, call.position is not None, again=attempt > 1)
             content.append({"type": "text", "text": prompt})
             started = time.perf_counter()
             body = self._post([{"role": "user", "content": content}], call.candidates)
@@ -334,12 +345,9 @@ class Endpoint:
         for number, (structured, tuned) in enumerate(_OPTIONS[first:], first):
             request: dict[str, Any] = {"model": self.model, "messages": messages}
             if structured:
-                request["response_format"] = {
-                    "type": "json_schema",
-                    "json_schema": {"name": "ratings", "strict": True, "schema": schema(candidates)},
-                }
+                request |= self.chat.options(candidates)
             if tuned:
-                request |= {"temperature": 0, "max_tokens": 512 + sum(16 + len(name) for name in candidates)}
+                request |= {"temperature": 0, "max_tokens": self.chat.length(candidates)}
             response = self._persistently(json.dumps(request).encode())
             if 200 <= response.status < 300 and not response.fault:
                 self._refused = max(self._refused, number)

@@ -1,6 +1,7 @@
 """A local vision-language model: ratings read off its likelihoods, not parsed from prose.
 
-The rating of a pair of concepts is the expectation of 0 ... 10 under the model's own probabilities of these answers.
+The rating of a pair of concepts is the expectation of 0 ... 10 under the model's own probabilities of these answers, or
+with ``mllm.question: true_false`` ten times the probability of True against False.
 An image, and all text before the first difference between questions, goes through the model once; its key-value cache
 serves every class name and every answer.
 """
@@ -16,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from megu_cli.errors import DataError
-from megu_cli.mllm.base import SCALE, Cost, Question, Ratings, averaged, single_prompt
+from megu_cli.mllm.base import FORMS, Cost, Form, Question, Ratings, averaged
 from megu_cli.mllm.pretrained import ImageAnswers, Pretrained, loading, provenance
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from megu_cli.mllm.backends import Setup
 
-# The answers whose likelihoods are read.
-ANSWERS = tuple(str(value) for value in range(int(SCALE[0]), int(SCALE[1]) + 1))
 # Memory for the cache of one batch: with it come the rows that go through the model together.
 _CACHE_BYTES = 2**30
 _MOST_ROWS = 256
@@ -38,15 +37,16 @@ class Local:
     Args:
         source: The model.
         image_answers: Shows the images, and keeps the answers.
+        form: What is asked.
     """
 
-    def __init__(self, source: Pretrained, image_answers: ImageAnswers) -> None:
-        self.source, self.image_answers = source, image_answers
+    def __init__(self, source: Pretrained, image_answers: ImageAnswers, form: Form = FORMS["rating"]) -> None:
+        self.source, self.image_answers, self.form = source, image_answers, form
 
     @classmethod
     def of(cls, setup: Setup) -> Local:
         """Return the rater of a run."""
-        return cls(*loading(setup))
+        return cls(*loading(setup), FORMS[setup.settings.question])
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -54,14 +54,14 @@ class Local:
         from transformers import AutoModelForImageTextToText
 
         processor, net = self.source.load(AutoModelForImageTextToText)
-        return Scorer(processor, net, self.source.name)
+        return Scorer(processor, net, self.source.name, tuple(self.form.answers))
 
     def cost(self, questions: list[Question]) -> Cost:
         """See `Backend.cost`; an image counts as 576 tokens, since only the loaded model would tell."""
 
         def tokens(question: Question) -> int:
             names = sum(len(name) // 4 + 12 for name in question.candidates)
-            return names + len(single_prompt(question.concept, "", True)) // 4 + (576 if question.positions else 0)
+            return names + len(self.form.prompt(question.concept, "", True)) // 4 + (576 if question.positions else 0)
 
         return self.image_answers.cost(questions, tokens)
 
@@ -81,14 +81,14 @@ class Local:
             }
             for q in questions
         }
-        told = provenance(found, lambda shown: single_prompt("…", "…", shown))
+        told = {**self.form.key, **provenance(found, lambda shown: self.form.prompt("…", "…", shown))}
         return Ratings(f"{self.source.name} (likelihoods)", scores, {**told, "entropy": entropy})
 
     def _ask(self, question: Question, image: Image.Image | None) -> dict[str, Any]:
-        prompts = [single_prompt(question.concept, name, image is not None) for name in question.candidates]
+        prompts = [self.form.prompt(question.concept, name, image is not None) for name in question.candidates]
         scores, tokens = self.scorer.score(prompts, image)
         self.source.finite(scores)
-        values = scores.new_tensor([float(answer) for answer in ANSWERS])
+        values = scores.new_tensor([*self.form.answers.values()])
         likely = scores.softmax(1)
         names = question.candidates
 
@@ -99,7 +99,7 @@ class Local:
             "name": self.source.name,
             "ratings": by_name(likely @ values),
             "entropy": by_name(-(likely * likely.clamp_min(1e-30).log()).sum(1)),
-            # How much of its probability the model gives to the eleven answers at all.
+            # How much of its probability the model gives to these answers at all.
             "mass": by_name(scores.logsumexp(1).exp()),
             "logprobs": {n: [round(v, 5) for v in row] for n, row in zip(names, scores.tolist(), strict=True)},
             "tokens": {"in": tokens, "out": 0},
@@ -124,19 +124,22 @@ class _Prefix:
 
 
 class Scorer:
-    """Log-likelihoods of the answers `ANSWERS` to prompts about an image.
+    """Log-likelihoods of answers to prompts about an image.
 
     Args:
         processor: Tokenizer, image processor and chat template.
         net: The model, in eval mode.
         name: Of the model, for messages.
+        answers: The A answers.
 
     Raises:
         DataError: It is no chat-templated vision-language model.
     """
 
-    def __init__(self, processor: Any, net: Any, name: str) -> None:
-        self.processor, self.net, self.name = processor, net, name
+    def __init__(
+        self, processor: Any, net: Any, name: str, answers: Sequence[str] = tuple(FORMS["rating"].answers)
+    ) -> None:
+        self.processor, self.net, self.name, self.answers = processor, net, name, answers
         if not hasattr(processor, "tokenizer") or not getattr(processor, "chat_template", None):
             raise DataError(
                 f"mllm.model: {name} has no processor with a chat template",
@@ -147,14 +150,14 @@ class Scorer:
         self._checked = False
 
     def score(self, prompts: Sequence[str], image: Image.Image | None) -> tuple[torch.Tensor, int]:
-        """Log-probabilities that the model answers a prompt with each of `ANSWERS` and then ends its turn.
+        """Log-probabilities that the model answers a prompt with each of the answers and then ends its turn.
 
         Args:
             prompts: Questions about the image.
             image: What is shown.
 
         Returns:
-            (len(prompts), 11) float32 on the CPU, and the number of tokens that went in.
+            (len(prompts), A) float32 on the CPU, and the number of tokens that went in.
 
         Raises:
             DataError: The chat template or the processor of the model cannot be used in this way.
@@ -173,8 +176,8 @@ class Scorer:
             groups: dict[int, list[int]] = {}
             for i, row in enumerate(sequences):
                 groups.setdefault(_common(row), []).append(i)
-            scores = torch.empty(len(prompts), len(ANSWERS))
-            rows = self._rows(prefix) // len(ANSWERS) or 1
+            scores = torch.empty(len(prompts), len(self.answers))
+            rows = self._rows(prefix) // len(self.answers) or 1
             tokens = length
             for common, members in groups.items():
                 for start in range(0, len(members), rows):
@@ -203,7 +206,7 @@ class Scorer:
             tail = one[start + 1 :]
             if one[start : start + 1] != "0" or other != one[:start] + "7" + tail:
                 raise self._unusable("changes an answer")
-            texts.append([one[:start] + answer for answer in ANSWERS])
+            texts.append([one[:start] + answer for answer in self.answers])
         configured = getattr(getattr(self.net, "generation_config", None), "eos_token_id", None)
         ends = set(configured if isinstance(configured, list) else [configured])
         ends.add(self.tokenizer.eos_token_id)
@@ -280,7 +283,7 @@ class Scorer:
         return _Prefix(output.past_key_values, length, int(positions[..., -1].max()) + 1, positions.ndim == 3)
 
     def _answers(self, prefix: _Prefix, common: int, sequences: list[list[list[int]]], ends: list[int]) -> torch.Tensor:
-        """(len(sequences), 11) scores; ``common`` tokens of each row's answers are shared."""
+        """(len(sequences), A) scores; ``common`` tokens of each row's answers are shared."""
         import torch
 
         device = self.net.device
@@ -293,18 +296,18 @@ class Scorer:
         answers = [ids[common:] for row in sequences for ids in row]
         longest = max(map(len, answers))
         padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in answers], device=device)
-        cache.batch_repeat_interleave(len(ANSWERS))
+        cache.batch_repeat_interleave(len(self.answers))
         output = self._continued(prefix, cache, padded, questions.shape[1], 0)
         following = output.logits.float().log_softmax(2)
 
         lengths = torch.tensor([len(ids) for ids in answers], device=device)
-        scores = first.repeat_interleave(len(ANSWERS), 0).gather(1, padded[:, :1])[:, 0]
+        scores = first.repeat_interleave(len(self.answers), 0).gather(1, padded[:, :1])[:, 0]
         if longest > 1:
             steps = following[:, :-1].gather(2, padded[:, 1:, None])[..., 0]
             scores = scores + (steps * (torch.arange(1, longest, device=device) < lengths[:, None])).sum(1)
         last = following[torch.arange(len(answers), device=device), lengths - 1]
         total: torch.Tensor = scores + last[:, ends].logsumexp(1)
-        return total.view(len(sequences), len(ANSWERS)).cpu()
+        return total.view(len(sequences), len(self.answers)).cpu()
 
     def _continued(self, prefix: _Prefix, cache: Any, ids: torch.Tensor, offset: int, keep: int) -> Any:
         """Put tokens through the model that follow the prefix after ``offset`` others."""

@@ -12,7 +12,7 @@ from megu_cli.errors import DataError, MLLMError
 from megu_cli.execution.runtime import Track, silent
 from megu_cli.mllm import pictures
 from megu_cli.mllm.answers import Answers
-from megu_cli.mllm.base import PROMPT_VERSION, Cost, Question, Show
+from megu_cli.mllm.base import FORMS, PROMPT_VERSION, Cost, Question, Show
 
 if TYPE_CHECKING:
     import torch
@@ -168,6 +168,7 @@ def loading(setup: Setup) -> tuple[Pretrained, ImageAnswers]:
         trust_remote_code=settings.trust_remote_code,
     )
     asker = {"backend": settings.backend, "model": setup.identity(), "dtype": settings.dtype}
+    asker |= FORMS[settings.question].key
     return source, ImageAnswers(setup.show, Answers(setup.answers), asker, setup.track)
 
 

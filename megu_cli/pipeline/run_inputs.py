@@ -55,6 +55,7 @@ class RunInputs:
         request: The resolved forget request.
         earlier: The earlier requests.
         rater: The similarity backend.
+        answers: The file of its raw answers; ``None``: the one in the run directory.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class RunInputs:
         request: Request | None = None,
         earlier: EarlierRequests | None = None,
         rater: Rater | None = None,
+        answers: Path | None = None,
     ) -> None:
+        self.answers = answers or directory.out / files.ANSWERS
         self.config, self.directory = config, directory
         self.user_model: UserModel = UserModel(config.model, config.data)
         self.original = self._original()
@@ -95,6 +98,7 @@ class RunInputs:
             earlier=earlier,
             # The answers of one run directory are not asked for again in its siblings.
             rater=self._rater if data and config.mllm == self.config.mllm else None,
+            answers=self.answers if data else None,
         )
 
     # -- the data and the request ----------------------------------------------------------------------------------
@@ -216,7 +220,7 @@ class RunInputs:
                 self.config.mllm,
                 ratings=lambda: self.ratings_file,
                 identity=lambda: self.digest("rater_model"),
-                answers=self.directory.out / files.ANSWERS,
+                answers=self.answers,
                 show=self.picture,
                 device=self._runtime.device,
                 track=self._runtime.track,

@@ -118,7 +118,7 @@ def _step(place: str) -> Any:
 
 def _rating(config: Config) -> tuple[Names, Names]:
     """Settings and inputs that determine the ratings of a config."""
-    return config.mllm.rater.depends_on(config.mllm.images)
+    return config.mllm.rater.depends_on(config.mllm.images, config.mllm.question)
 
 
 def _judge(config: Config) -> tuple[Names, Names]:

@@ -18,6 +18,7 @@ from server import Asked, Reply, Server, completion, proper, rating
 from megu_cli.errors import ConfigError, MLLMError
 from megu_cli.mllm.answers import Answers
 from megu_cli.mllm.base import Question
+from megu_cli.mllm.chat import CHATS
 from megu_cli.mllm.endpoint import Endpoint
 from megu_cli.mllm.masking import Key
 
@@ -140,6 +141,96 @@ def test_a_schema_refused_for_one_image_while_another_is_being_rated(endpoint: A
     server.answer = answer
     asked = question(10, 4)
     assert endpoint(concurrency=2).rate([asked]).scores == expected(asked)
+
+
+# -- True or False -----------------------------------------------------------------------------------------------------
+
+
+def said(word: str, probabilities: dict[str, float]) -> bytes:
+    """An answer of one word, with the probabilities of its token and the alternatives."""
+    body = json.loads(completion(word))
+    top = [{"token": token, "logprob": math.log(p)} for token, p in probabilities.items()]
+    first = {"token": word, "logprob": math.log(probabilities[word]), "top_logprobs": top}
+    body["choices"][0]["logprobs"] = {"content": [first, {"token": ".", "logprob": -0.1, "top_logprobs": []}]}
+    return json.dumps(body).encode()
+
+
+def candidate(asked: Asked) -> str:
+    return asked.text.split('is similar to the class "')[1].split('"')[0]
+
+
+def test_true_or_false_by_the_probabilities_of_its_token(endpoint: Any, server: Server) -> None:
+    answers = {
+        "c1": said("True", {"True": 0.6, " true": 0.15, "False": 0.25}),
+        "c2": said("False", {"False": 0.8, "True": 0.2}),
+        "c3": said("False", {"False": 0.9}),
+    }
+    server.answer = lambda asked: Reply(answers[candidate(asked)])
+    asked = Question("c0", ["c1", "c2", "c3"], [0, 1])
+    rater = endpoint(question="true_false")
+    assert (rater.cost([asked]).calls, rater.cost([asked]).images) == (6, 2)  # one for each image and candidate
+    ratings = rater.rate([asked])
+    assert ratings.scores["c0"] == pytest.approx({"c1": 7.5, "c2": 2.0, "c3": 0.0})
+    assert len(server.asked) == 6
+    payload = server.asked[0].payload
+    assert (payload["logprobs"], payload["top_logprobs"], "response_format" in payload) == (True, 5, False)
+    assert (ratings.provenance["question"], ratings.provenance["token_probabilities"]) == ("true_false", True)
+    # Answers are kept, and an answer to one question is none to the other.
+    assert (endpoint(question="true_false").cost([asked]).calls, endpoint().cost([asked]).calls) == (0, 2)
+
+
+def test_without_probabilities_it_is_the_share_of_true_over_the_images(endpoint: Any, server: Server) -> None:
+    def answer(asked: Asked) -> Reply:
+        if "logprobs" in asked.payload:
+            return Reply(b"unsupported", 400)
+        shown = len({a.image for a in server.asked if "logprobs" not in a.payload})
+        true = candidate(asked) == "c1" and shown <= 3
+        return Reply(completion("**True**." if true else "False, although both are round."))
+
+    server.answer = answer
+    ratings = endpoint(question="true_false", concurrency=1).rate([Question("c0", ["c1", "c2"], [0, 1, 2, 3])])
+    assert ratings.scores["c0"] == {"c1": 7.5, "c2": 0.0}
+    assert ratings.provenance["token_probabilities"] is False
+    assert len(server.asked) == 8 + 1  # the first call finds out that there are none
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        completion("That depends."),
+        completion("untrue"),
+        completion('{"c1": 9}'),
+        b"[]",
+    ],
+)
+def test_what_is_neither_true_nor_false_is_asked_once_more_and_is_then_missing(
+    endpoint: Any, server: Server, body: bytes
+) -> None:
+    asked = Question("c0", ["c1", "c2", "c3", "c4"], [])
+    server.answer = lambda a: Reply(
+        body if candidate(a) == "c1" else completion("True" if candidate(a) == "c2" else "False")
+    )
+    ratings = endpoint(question="true_false").rate([asked])
+    assert ratings.scores["c0"] == {"c2": 10.0, "c3": 0.0, "c4": 0.0}
+    assert ratings.provenance["missing"] == {"c0": ["c1"]}
+    assert [a.text.endswith("and write nothing else.") for a in server.asked if candidate(a) == "c1"] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        "none",
+        {"content": "none"},
+        {"content": [{"token": "True", "logprob": "high"}]},
+        {"content": [{"token": "True", "logprob": 3.0, "top_logprobs": 1}]},
+        {"content": [{"token": "True", "logprob": float("nan")}]},
+        {"content": [{"token": "Tr", "logprob": -0.1}, {"token": "ue", "logprob": -0.1}]},
+    ],
+)
+def test_probabilities_that_cannot_be_read_leave_the_word(logprobs: Any) -> None:
+    body = json.loads(completion("True"))
+    body["choices"][0]["logprobs"] = logprobs
+    assert CHATS["true_false"].read(json.dumps(body).encode(), ["c1"], ["c1"]) == {"c1": 10.0}
 
 
 # -- a server that misbehaves ------------------------------------------------------------------------------------------

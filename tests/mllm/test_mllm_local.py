@@ -14,8 +14,8 @@ from PIL import Image
 
 from megu_cli.errors import DataError, MLLMError
 from megu_cli.mllm.answers import Answers
-from megu_cli.mllm.base import Question, single_prompt
-from megu_cli.mllm.local import ANSWERS, Local, Scorer
+from megu_cli.mllm.base import FORMS, Question, single_prompt
+from megu_cli.mllm.local import Local, Scorer
 from megu_cli.mllm.pretrained import ImageAnswers, Pretrained
 
 # Builder, vision tower, the token that ends a turn.
@@ -25,6 +25,7 @@ KINDS = {
     "qwen2_vl": (tiny.qwen2_vl, "model.visual", "<|im_end|>"),
 }
 NAMES = ["Coat", "T-shirt/top", "Bag", "Ankle boot", "10"]
+ANSWERS = tuple(map(str, range(11)))
 PROMPTS = [single_prompt("Shirt", name, True) for name in NAMES]
 
 
@@ -50,7 +51,9 @@ def loaded(folder: Path) -> tuple[Any, Any]:
     return AutoProcessor.from_pretrained(folder), net.eval()
 
 
-def plainly(processor: Any, net: Any, prompt: str, image: Image.Image | None, answer: str, end: str) -> float:
+def plainly(
+    processor: Any, net: Any, prompt: str, image: Image.Image | None, answer: str, end: str, answers: Any = ANSWERS
+) -> float:
     """log p(answer and end | prompt, image) by one forward pass over the whole conversation, without a cache."""
     shown = [{"type": "image"}] if image is not None else []
     messages = [
@@ -70,7 +73,7 @@ def plainly(processor: Any, net: Any, prompt: str, image: Image.Image | None, an
     ids = whole["input_ids"][0]
     # The answer's tokens: from where the conversations differ, up to the end. A space may be one token with some
     # answers and a token of its own before others.
-    others = [inputs(before + other + end)["input_ids"][0] for other in ANSWERS if other != answer]
+    others = [inputs(before + other + end)["input_ids"][0] for other in answers if other != answer]
     start = min(next(i for i in range(len(ids)) if ids[i] != other[i]) for other in others)
     assert words.decode(ids[start:]).strip() == answer + end
     with torch.inference_mode():
@@ -155,6 +158,37 @@ def test_one_pass_of_the_vision_tower_per_image(folders: dict[str, Path], kind: 
     assert entry["ratings"][name] == pytest.approx(sum(i * p for i, p in enumerate(share)), abs=1e-3)
     assert entry["entropy"][name] == pytest.approx(-sum(p * math.log(p) for p in share if p), abs=1e-3)
     assert ratings.provenance["entropy"]["Shirt"].keys() == set(question.candidates)
+
+
+def test_likelihoods_of_true_and_false_equal_those_of_plain_passes(folders: dict[str, Path]) -> None:
+    processor, net = loaded(folders["llava"])
+    form = FORMS["true_false"]
+    answers, prompts = tuple(form.answers), [form.prompt("Shirt", name, True) for name in NAMES[:2]]
+    assert answers == ("True", "False")  # of different length in tokens
+    scores, _ = Scorer(processor, net, "llava", answers).score(prompts, picture(1))
+    wanted = [[plainly(processor, net, p, picture(1), a, "</s>", answers) for a in answers] for p in prompts]
+    torch.testing.assert_close(scores, torch.tensor(wanted), atol=1e-3, rtol=0)
+
+
+def test_a_rating_is_the_share_of_true_in_its_likelihoods(tmp_path: Path) -> None:
+    class Sure:
+        """Says of the first candidate True three times as often as False, of the second a quarter as often."""
+
+        def score(self, prompts: list[str], image: Any) -> tuple[torch.Tensor, int]:
+            assert all("True or False" in prompt for prompt in prompts)
+            return torch.tensor([[0.3, 0.1], [0.05, 0.2]]).log(), 7
+
+    path, form = tmp_path / "similarity.answers.jsonl", FORMS["true_false"]
+    asker = ImageAnswers(picture, Answers(path), {"model": "tiny", **form.key})
+    rater = Local(Pretrained("tiny", torch.device("cpu")), asker, form)
+    rater.__dict__["scorer"] = Sure()
+    question = Question("Shirt", ["Coat", "Bag"], [1, 2])
+    ratings = rater.rate([question])
+    assert ratings.scores["Shirt"] == pytest.approx({"Coat": 7.5, "Bag": 2.0})
+    assert ratings.provenance["question"] == "true_false"
+    # An answer to one question is none to the other.
+    assert rater.cost([question]).calls == 0
+    assert Local(rater.source, ImageAnswers(picture, Answers(path), {"model": "tiny"})).cost([question]).calls == 2
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import listing, write_config
 
-from megu_cli.config import load_config
+from megu_cli.config import changed, load_config
+from megu_cli.errors import ConfigError
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.freshness import Freshness
 
@@ -61,3 +62,51 @@ def test_what_needs_ratings_takes_confusions_for_them(megu, tmp_path):
     cells = megu("compare", "-c", file, "--methods", "megu-paper,megu", "--list-cells").out.split()
     assert "0/megu-paper" in cells
     assert "ratings" not in cells
+
+
+ENDPOINT = {"backend": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
+
+
+@pytest.mark.parametrize(
+    ("mllm", "question"),
+    [({}, "rating"), ({"backend": "none"}, "rating"), ({"backend": "clip", "model": "m"}, "rating"),
+     (ENDPOINT, "true_false"), ({"backend": "local", "model": "m"}, "true_false")],
+    ids=["recorded", "none", "clip", "endpoint", "local"],
+)  # fmt: skip
+def test_true_or_false_is_put_to_models_that_chat_alone(tmp_path, mllm, question):
+    def load(value: str, **sections):
+        return load_config(write_config(tmp_path, mllm={**mllm, "question": value}, **sections))
+
+    assert load("auto").mllm.question == question
+    if question == "true_false":
+        assert load("true_false").mllm.question == question
+        return
+    with pytest.raises(ConfigError) as failure:
+        load("true_false")
+    assert "mllm.question: true_false cannot be put to mllm.backend" in failure.value.message
+    assert "Set mllm.backend to local or endpoint, or leave mllm.question out" in failure.value.message
+    assert load("true_false", transition={"from": "confusions"})  # nobody is asked
+
+
+def test_another_question_makes_the_ratings_anew_and_the_default_keeps_their_key(tmp_path):
+    rating, asked = keys(tmp_path, mllm=ENDPOINT), keys(tmp_path, mllm={**ENDPOINT, "question": "true_false"})
+    assert "mllm.question" not in rating["similarity"]
+    assert [name for name in rating if rating[name] != asked[name]] == ["similarity"]
+
+
+def test_the_dry_run_counts_a_call_for_each_image_and_class(megu, tmp_path):
+    file = write_config(tmp_path, mllm={**ENDPOINT, "images_per_class": 3})
+    asked = ("--set", "mllm.question=true_false")
+    costs = [megu("similarity", "-c", file, *more, "--dry-run", "--json").json["cost"] for more in ((), asked)]
+    assert [cost["calls"] for cost in costs] == [3, 3 * 9]
+    assert [cost["images"] for cost in costs] == [3, 3]
+    assert costs[1]["tokens"] > 9 * 3 * 576  # each call shows its image
+
+
+def test_all_rows_of_a_comparison_find_the_answers_of_each_other(tmp_path):
+    base = RunContext.open(load_config(write_config(tmp_path, mllm=ENDPOINT)))
+    _ = base.inputs.request
+    other = {"mllm.question": "true_false", "out": tmp_path / "other"}
+    assert base.sibling(changed(base.config, other)).inputs.answers == base.inputs.answers
+    fewer = base.sibling(changed(base.config, {**other, "data.limit": 300}), data=False)
+    assert fewer.inputs.answers == tmp_path / "other" / "similarity.answers.jsonl"
