@@ -12,7 +12,24 @@ from torch import nn
 from torch.nn import functional
 
 from megu_cli import baselines
-from megu_cli.baselines import amnesiac, boundary_shrink, ct, delete, mask, msg, neggrad_plus, salun, scrub, ssd, unsir
+from megu_cli.baselines import (
+    amnesiac,
+    amun,
+    bias_shift,
+    boundary_shrink,
+    ct,
+    delete,
+    mask,
+    msg,
+    neggrad_plus,
+    new_head,
+    salun,
+    scrub,
+    ssd,
+    svd,
+    trew,
+    unsir,
+)
 from megu_cli.baselines.task import divergence, hold_statistics, teacher, together
 from megu_cli.config import TrainConfig
 from megu_cli.errors import ConfigError, MeguError
@@ -177,6 +194,74 @@ def test_delete_keeps_the_proportions_of_the_other_classes():
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
 
 
+def test_trew_tilts_the_output_towards_similar_classes():
+    logits, scores = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.0, 0.75, 0.25]])
+    # 0.3 * 2^1.5 to 0.2 * 2^0.5 is three to one.
+    target = trew.tilted(logits, scores, 2 * math.log(2))
+    assert target[0].tolist() == pytest.approx([0, 0.75, 0.25], abs=1e-6)
+    # Without a tilt the others keep their proportions.
+    assert trew.tilted(logits, scores, 0.0)[0].tolist() == pytest.approx([0, 0.6, 0.4], abs=1e-6)
+
+
+def test_trew_similarity_is_of_centred_rows_without_forgotten_classes():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    # Of class 0 the cosines are 0, -1 and 0: at this temperature 1 to 1/2 to 1. A common offset changes nothing.
+    found = trew.similarity(rows * 3 + 5, [0], 1 / math.log(2))
+    assert found[0].tolist() == pytest.approx([0, 0.4, 0.2, 0.4], abs=1e-6)
+    assert trew.similarity(rows, [0, 1], 1 / math.log(2))[0].tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3], abs=1e-6)
+
+
+def test_svd_scales_directions_by_their_share_of_the_variance():
+    # Shares 3/4 and 1/4 at alpha = 3: 2.25 / 2.5 and 0.75 / 1.5.
+    matrix = svd.important(torch.diag(torch.tensor([3.0, 1.0])), 3.0)
+    assert matrix.flatten().tolist() == pytest.approx([0.9, 0, 0, 0.5], abs=1e-6)
+
+
+def test_svd_removes_what_is_forgotten_and_not_retained():
+    shared, own = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 2.0])
+    retained = svd.important(shared.outer(shared), 1e6)
+    forgotten = svd.important(shared.outer(shared) + own.outer(own), 1e6)
+    matrix = svd.projection(retained, forgotten)
+    assert (matrix.T @ shared).tolist() == pytest.approx(shared.tolist(), abs=1e-4)
+    assert (matrix.T @ own).tolist() == pytest.approx([0, 0, 0], abs=1e-4)
+
+
+def test_svd_sees_the_patches_that_a_layer_multiplies(task):
+    layer, x = nn.Conv2d(2, 5, 3, stride=2, padding=1, bias=False), torch.rand(4, 2, 6, 6)
+    said = svd.patches(layer, x, torch.Generator()) @ layer.weight.flatten(1).T
+    assert torch.allclose(said, layer(x).permute(0, 2, 3, 1).reshape(-1, 5), atol=1e-6)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    found = svd.second_moments(model, dataclasses.replace(task, batch=7), task.forget, "x")
+    a = next(task.split.batches([task.forget])).flatten(1)
+    assert torch.allclose(found["1"], a.T @ a, rtol=1e-5)
+
+
+def test_amun_stops_just_across_the_nearest_boundary():
+    def model(x):  # class 0 where the pixel is above 0.6, else class 1
+        return torch.cat([10 * x.flatten(1), torch.tensor([[6.0, 5.9]]).expand(len(x), 2)], 1)
+
+    x, labels = torch.tensor([0.9, 0.65, 0.1]).view(3, 1, 1, 1), torch.tensor([0, 0, 1])
+    banned = functional.one_hot(labels, 3).bool()
+    moved, wrong = amun.nearest_adversarial(model, x, banned, labels, 10)
+    assert wrong.tolist() == [1, 1, 0]
+    # The radii are 0.04, 0.08, ...; the last step, a tenth of the radius, may lead across the boundary.
+    for pixel, low, high in zip(moved.flatten(), (0.6 - 0.032, 0.6 - 0.008, 0.6), (0.6, 0.6, 0.6 + 0.064), strict=True):
+        assert low - 1e-5 <= pixel <= high + 1e-5
+    # Where there is none, the likeliest of the other classes is the label.
+    banned[:] = torch.tensor([True, True, False])
+    assert amun.nearest_adversarial(model, x, banned, labels, 2)[1].tolist() == [2, 2, 2]
+
+
+def test_amun_finds_wrong_labels_that_the_model_gives(trained, task):
+    before = state(trained)
+    moved, wrong = amun.adversarial_set(trained, task, 10)
+    assert (wrong != 0).all()
+    assert torch.equal(trained(moved).argmax(1), wrong)
+    assert same(trained, before) == list(before)
+    near = (moved - next(task.split.batches([task.forget]))).flatten(1).norm(dim=1)
+    assert (near > 0).all()
+
+
 def test_msg_draws_the_small_gradient_weights_anew_and_slows_the_others(trained, task):
     assert msg.smallest(torch.tensor([[3.0, 1.0], [2.0, 0.5]]), 0.5).tolist() == [[False, True], [False, True]]
     before = state(trained)
@@ -220,6 +305,33 @@ def test_mask_in_the_weights_is_the_mask_on_logits(trained, task):
     assert torch.allclose(trained(x).softmax(1), expected, atol=1e-6)
     with pytest.raises(MeguError, match="no bias"):
         mask.mask_classes(nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)), task)
+
+
+def test_a_new_head_leaves_the_features_and_learns_the_retained_classes(trained, task):
+    before = state(trained)
+    new_head.new_head(trained, task, epochs=20, lr=0.5)
+    assert same(trained, before) == [key for key in before if not key.startswith("5.")]
+    assert accuracy(trained, task.split, task.retain) == 1
+    assert accuracy(trained, task.split, task.forget) == 0
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_a_bias_shift_is_the_least_that_hides_the_class(trained, task):
+    x, kept = (next(task.split.batches([index])) for index in (task.forget, task.retain))
+    margin = trained(x)[:, 0] - trained(x)[:, 1:].max(1).values
+    before, retained = state(trained), trained(kept)[:, 1:]
+    bias_shift.bias_shift(trained, task)
+    assert same(trained, before) == [key for key in before if key != "5.bias"]
+    assert torch.equal(trained(kept)[:, 1:], retained)
+    assert accuracy(trained, task.split, task.forget) == 0
+    assert (before["5.bias"] - trained[5].bias)[0].item() == pytest.approx(margin.max().item(), abs=0.002)
+
+
+def test_a_bias_shift_leaves_a_share_of_the_images_their_class(trained, task):
+    bias_shift.bias_shift(trained, task, share=0.5)
+    assert accuracy(trained, task.split, task.forget) == 0.5
+    with pytest.raises(MeguError, match="no bias"):
+        bias_shift.bias_shift(nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)), task)
 
 
 # -- what all share ----------------------------------------------------------------------------------------------------
@@ -271,7 +383,9 @@ def test_every_method_runs_is_repeatable_and_ends_in_eval_mode(name, trained, ta
     assert same(trained, state(twin)) == keys
 
 
-@pytest.mark.parametrize("name", ["amnesiac", "bad_teacher", "delete", "boundary_shrink", "mask"])
+@pytest.mark.parametrize(
+    "name", ["amnesiac", "bad_teacher", "delete", "boundary_shrink", "trew", "svd", "amun", "mask"]
+)
 def test_methods_made_to_forget_do_forget(name, trained, task):
     method = baselines.methods()[name]
     assert accuracy(trained, task.split, task.forget) == 1
