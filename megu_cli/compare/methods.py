@@ -107,7 +107,8 @@ def chosen(names: Sequence[str] | None, rated: bool = True) -> list[str]:
     if not rated and names and "megu-paper" in names:
         raise ConfigError(
             "megu-paper takes labels from ratings, and there are none (mllm.backend: none)",
-            "Fill in the file that `megu similarity --template FILE` writes and name it in mllm.ratings.",
+            "Fill in the file that `megu similarity --template FILE` writes and name it in mllm.ratings, or set "
+            "transition.from: confusions.",
         )
     if not rated:
         known.remove("megu-paper")

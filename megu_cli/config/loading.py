@@ -49,8 +49,8 @@ def load_config(file: Path, overrides: list[str] | None = None, flags: dict[str,
     merged: dict[str, Any] = {}
     own = _merge(_merge({}, from_yaml), from_flags)
     preset = own.get("preset")
-    if isinstance(preset, str):
-        _merge(merged, PRESETS.get(preset, {}))
+    if isinstance(preset, str) and preset in PRESETS:
+        _merge(merged, PRESETS[preset].settings)
     _merge(merged, own)
     # The default run directory, too, lies beside the YAML.
     merged.setdefault("out", file.resolve().parent / Config.model_fields["out"].default)

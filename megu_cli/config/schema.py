@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, create_model, model_validator
 
 from megu_cli.config.base import Count, Fraction, NonNegative, Positive, Section
+from megu_cli.config.presets import PRESETS, PresetName
 from megu_cli.config.raters import ASKING, TRUE_FALSE
 from megu_cli.config.sources import (
     DataConfig,
@@ -313,8 +314,10 @@ class Config(Section):
         description="megu: unlearn by a short finetuning | retrain: train from scratch on the retained images alone, "
         "which is exact; `train` has the recipe | auto: as the model in the run directory was made, else megu",
     )
-    preset: Literal["paper"] | None = Field(
-        None, description="paper: the paper's method without what is ours (see docs/decisions.md)"
+    preset: PresetName | None = Field(
+        None,
+        description=" | ".join(f"{name}, version {preset.version}: {preset.text}" for name, preset in PRESETS.items())
+        + " (see docs/decisions.md)",
     )
     data: DataConfig
     model: ModelConfig
@@ -382,9 +385,8 @@ class Config(Section):
     def _rated(self) -> Config:
         rated = self.labels.source in ("transition", "transition+prediction") and not self.retrains
         if rated and not self.knows_near:
-            why = "preset: paper takes labels from ratings" if self.preset == "paper" else (
-                f"labels.source: {self.labels.source} takes labels from ratings"
-            )  # fmt: skip
+            taker = f"preset: {self.preset}" if self.preset else f"labels.source: {self.labels.source}"
+            why = f"{taker} takes labels from ratings"
             raise ValueError(
                 f"{why}, and there are none (mllm.backend: none). Let a model rate (mllm.backend: {ASKING}), "
                 "fill in the file that `megu similarity --template FILE` writes and name it in mllm.ratings, or do "

@@ -26,9 +26,12 @@ def passes(context: RunContext) -> bool:
 
 def notes(inputs: RunInputs) -> list[str]:
     """What the user should know of the request before it runs."""
+    from megu_cli.config import PRESETS
     from megu_cli.request import resolve
 
     lines = resolve.notes(inputs.data, inputs.request, inputs.config.forget.duplicates)
+    if preset := inputs.config.preset:
+        lines.append(f"preset: {preset}, version {PRESETS[preset].version}: {PRESETS[preset].text}")
     if inputs.config.retrains:
         lines.append(
             "method: retrain: the model is trained from scratch on the retained images alone, and no label is made; "

@@ -28,7 +28,7 @@ from megu_cli.run.trees import Unknown
 T = TypeVar("T")
 # Sections and settings of the config that no input depends on.
 _UNRELATED = {
-    *("device", "checkpoint_seconds", "preset"),
+    *("device", "checkpoint_seconds"),
     *("transition", "labels", "noise", "finetune", "train", "eval", "compare", "tracking"),
 }
 # Packages that read data and models.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import listing, write_config
 
-from megu_cli.config import changed, load_config
+from megu_cli.compare.methods import OURS
+from megu_cli.config import PRESETS, changed, load_config, preset_settings
 from megu_cli.errors import ConfigError
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.freshness import Freshness
@@ -110,3 +111,25 @@ def test_all_rows_of_a_comparison_find_the_answers_of_each_other(tmp_path):
     assert base.sibling(changed(base.config, other)).inputs.answers == base.inputs.answers
     fewer = base.sibling(changed(base.config, {**other, "data.limit": 300}), data=False)
     assert fewer.inputs.answers == tmp_path / "other" / "similarity.answers.jsonl"
+
+
+def test_the_preset_follows_the_paper_where_the_rater_can_and_keeps_its_first_version(tmp_path):
+    def load(preset: str, **sections):
+        return load_config(write_config(tmp_path, preset=preset, **sections))
+
+    second, first = load("paper", mllm=ENDPOINT), load("paper-added", mllm=ENDPOINT)
+    assert (second.mllm.question, second.noise.input) == ("true_false", "alone")
+    assert (first.mllm.question, first.noise.input) == ("rating", "added")
+    same = {"mllm": first.mllm, "noise": first.noise, "preset": "paper-added"}
+    assert second.model_copy(update=same) == first  # and nothing else differs
+    assert load("paper").mllm.question == "rating"  # recorded ratings stay ratings
+    assert load("paper", mllm={**ENDPOINT, "question": "rating"}).mllm.question == "rating"
+    assert OURS["megu-paper"] == preset_settings("paper")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_run_says_which_version_of_a_preset_it_has(tmp_path, preset):
+    context = RunContext.open(load_config(write_config(tmp_path, preset=preset)))
+    (line,) = [note for note in context.inputs.notes if note.startswith("preset: ")]
+    assert line.startswith(f"preset: {preset}, version {PRESETS[preset].version}: ")
+    assert not [n for n in RunContext.open(load_config(write_config(tmp_path))).inputs.notes if "preset" in n]
