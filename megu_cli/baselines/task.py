@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -211,8 +211,9 @@ class Task:
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
     ) -> History:
-        """`training.fit` by SGD whose learning rate falls from ``lr`` to 0 as a cosine: in place, ends in eval mode.
+        """`training.fit` with a learning rate that falls from ``lr`` to 0 as a cosine: in place, ends in eval mode.
 
         For other batches than those of `fit_pairs` and `fit_retained`.
 
@@ -221,20 +222,25 @@ class Task:
             label: Names the progress.
             epochs: Passes.
             steps: Batches of a pass; their mean, where passes differ.
-            batches: Epoch number -> its batches.
+            batches: Epoch number -> its batches; an epoch without any ends the training.
             loss: Model and batch -> scalar loss.
             lr: Learning rate at the start.
             momentum: Of SGD.
-            weight_decay: Of SGD.
+            weight_decay: Of the optimizer.
+            optimizer: SGD, as for nearly every method, or AdamW.
         """
-        optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+        stepping: torch.optim.Optimizer
+        if optimizer == "adamw":
+            stepping = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+        else:
+            stepping = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
         return fit(
             model,
             Duration(epochs, math.ceil(steps)),
             batches=lambda epoch, first: itertools.islice(batches(epoch), first, None),
             loss=loss,
-            optimizer=optimizer,
-            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, round(epochs * steps)),
+            optimizer=stepping,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(stepping, round(epochs * steps)),
             label=label,
             execution=self.execution.unshared,
         )

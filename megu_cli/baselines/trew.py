@@ -26,7 +26,7 @@ def trew(
     epochs: int = BASELINE_EPOCHS,
     lr: float = 0.02,
     beta: float = 10.0,
-    temperature: float = 0.3,
+    temperature: float = 0.5,
 ) -> None:
     """Minimise the cross-entropy on D_r with true labels and on D_f with `tilted` targets.
 

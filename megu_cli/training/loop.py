@@ -83,7 +83,8 @@ def fit(
         model: The model, on its device; its parameters are those of the optimizer.
         duration: Number of epochs and steps.
         batches: Epoch number and first step -> the batches of the epoch from that step on. Its draws depend on the
-            epoch and on a batch's place in the epoch, not on the first step.
+            epoch and on a batch's place in the epoch, not on the first step. An epoch without a batch is the
+            end of the training.
         loss: Model and batch, or a slice of it -> scalar loss. The sum over the slices, as the mean over the processes,
             is the loss of the whole batch.
         optimizer: Stepped after every batch.
@@ -118,6 +119,8 @@ def fit(
                     advance()
                     state.save_if_due()
             model.eval()
+            if not state.at:
+                break
             state.end_epoch(label)
             if validate is not None:
                 state.scores.append(validate(model))

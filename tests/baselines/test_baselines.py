@@ -19,12 +19,14 @@ from megu_cli.baselines import (
     boundary_shrink,
     ct,
     delete,
+    lotus,
     mask,
     msg,
     neggrad_plus,
     new_head,
     salun,
     scrub,
+    sfron,
     ssd,
     svd,
     trew,
@@ -260,6 +262,46 @@ def test_amun_finds_wrong_labels_that_the_model_gives(trained, task):
     assert same(trained, before) == list(before)
     near = (moved - next(task.split.batches([task.forget]))).flatten(1).norm(dim=1)
     assert (near > 0).all()
+
+
+def test_lotus_aims_at_unseen_images_and_at_nothing_of_whole_classes(trained, task):
+    assert lotus.target_accuracy(trained, task) == 0
+    held_out = task.accuracy(trained)
+    assert lotus.target_accuracy(trained, dataclasses.replace(task, forgotten=[])) == held_out
+    # Half of D_f is of a forgotten class: half of what a model keeps of the rest.
+    half = torch.cat([task.forget[:8], task.retain[:8]])
+    assert lotus.target_accuracy(trained, dataclasses.replace(task, forget=half)) == held_out / 2
+    nothing = task.validation.view(torch.empty(0, dtype=torch.int64))
+    with pytest.raises(MeguError, match="no held-out images"):
+        lotus.target_accuracy(trained, dataclasses.replace(task, forgotten=[], validation=nothing))
+
+
+def test_lotus_ends_when_the_accuracy_is_below_its_target(trained, task, monkeypatch):
+    before = state(trained)
+    monkeypatch.setattr(lotus, "target_accuracy", lambda model, task: 1.1)
+    lotus.lotus(trained, task, lr=0.1)
+    assert same(trained, before) == list(before)
+    assert not trained.training
+
+
+def test_sfron_weighs_what_is_known_best_most_and_clips_the_masked_gradient():
+    losses = torch.tensor([0.25, 4.0], requires_grad=True)
+    # Weights 1 / sqrt(loss): 2 and 1/2, so (0.5 + 2) / 2.5.
+    value = sfron.focused(losses, 0.5)
+    assert value.item() == pytest.approx(1, abs=1e-6)
+    assert torch.autograd.grad(value, losses)[0].tolist() == pytest.approx([0.8, 0.2], abs=1e-6)
+    layer, masks = nn.Linear(3, 1, bias=False), {"weight": torch.tensor([[True, True, False]])}
+    found = sfron.clipped_gradient(layer, layer(torch.tensor([[3.0, 4.0, 9.0]])).sum(), masks, 1.0)
+    assert found["weight"][0].tolist() == pytest.approx([0.6, 0.8, 0], abs=1e-5)
+    sfron.with_gradient(layer, found).backward()
+    assert torch.equal(layer.weight.grad, found["weight"])
+
+
+def test_sfron_raises_the_loss_on_what_is_forgotten(trained, task):
+    lost = functional.cross_entropy(trained(next(task.split.batches([task.forget]))), task.labels)
+    sfron.sfron(trained, task, epochs=2, alpha=1e5)
+    after = functional.cross_entropy(trained(next(task.split.batches([task.forget]))), task.labels)
+    assert after > lost + 0.1
 
 
 def test_msg_draws_the_small_gradient_weights_anew_and_slows_the_others(trained, task):
