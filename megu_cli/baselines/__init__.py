@@ -105,7 +105,7 @@ _BUILTIN = {
         _builtin("trew", lr=(0.001, 0.005, 0.02, 0.05)),
         _builtin("svd", alpha_r=(1000.0, 100.0), alpha_f=(3.0, 30.0)),
         _builtin("amun", lr=(0.0001, 0.001, 0.01, 0.05)),
-        _builtin("lotus", alpha=(2.0, 32.0), lr=(0.00001, 0.0001)),
+        _builtin("lotus", alpha=(0.0, 8.0), lr=(0.00001, 0.0001)),
         _builtin("sfron", alpha=(1.0, 25.0), lr=(0.001, 0.01)),
         _builtin("mask", "mask_classes"),
         _builtin("new_head", lr=(0.001, 0.01, 0.1, 0.5)),
