@@ -113,7 +113,7 @@ def unlearn(
         data=data,
         request=_request(data, sizes, forgotten),
         **_sections(settings or {}),
-        execution=Execution(device, seed, training.eval_batch(parts[0].image(0).shape[-2:]), track=track),
+        execution=Execution(device, seed, training.eval_batch(parts[0].image(0).shape[-2:], device), track=track),
     )
     matrix = _matrix(problem, changed, similarity)
     chosen = unlearning.perturb(problem, changed, matrix)

@@ -15,8 +15,9 @@ from typing import Any
 
 from megu_cli.compare.arena import Say
 from megu_cli.compare.cells import Cells
-from megu_cli.compare.jobs import Ended, Opened, available_cores, computed
+from megu_cli.compare.jobs import Ended, Opened, computed
 from megu_cli.errors import ConfigError, MeguError, brief
+from megu_cli.execution.runtime import available_cores
 from megu_cli.run import files, writing
 
 # A task may take so long unless an option gives another limit; submitit's own default is five minutes.

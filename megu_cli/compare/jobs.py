@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,11 +120,6 @@ class Jobs:
             raise MeguError(f"{name}: {death}", self.workers.advice)
         self.cells.failures[name] = f"{death}. {self.workers.advice}"
         return True
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def computed(cells: Cells, name: str, failures: Mapping[str, str], force: bool) -> Ended:

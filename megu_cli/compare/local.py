@@ -15,7 +15,8 @@ from typing import Any
 
 from megu_cli.compare.arena import Arena, Say
 from megu_cli.compare.cells import Cells
-from megu_cli.compare.jobs import Ended, Opened, available_cores, computed
+from megu_cli.compare.jobs import Ended, Opened, computed
+from megu_cli.execution.runtime import available_cores
 
 _THREADS = "OMP_NUM_THREADS"
 

@@ -239,8 +239,8 @@ class EvalConfig(Section):
     )
     batch: Literal["auto"] | Count = Field(
         "auto",
-        description="samples per forward pass, wherever nothing is learned; auto: 1,000, fewer of images larger than "
-        "64 x 64 pixels",
+        description="samples per forward pass, wherever nothing is learned; auto: 250 on a CPU, 1,000 on a GPU, fewer "
+        "of images larger than 64 x 64 pixels",
     )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from megu_cli.evaluation.metric import Metric, Place
 
 # Version of the stage `eval`: raise it when a metric is added, or gives another figure for the same models.
-VERSION = 6
+VERSION = 7
 
 _UNPAIRED: tuple[Place, ...] = ("table", "report", "require")
 _QUIET: tuple[Place, ...] = ("report", "require")
@@ -99,8 +99,8 @@ BUILT_IN = (
         title="Attack by confidence: taken for strangers",
         plain="Another attacker looks at the true class's probability; this is the share that it calls unseen.",
         definition="share of D_f that an attack classifies as *non*-members; the attack is an SVC (C = 3, gamma = "
-        "auto, RBF) on the true class's probability, with as many members as non-members (at most "
-        "`eval.attack_samples`)",
+        "auto, RBF) on the true class's probability, rounded to four places, with as many members as non-members (at "
+        "most `eval.attack_samples`)",
         images="D_r, retained test, D_f",
         source="Fan et al. 2024, arXiv:2310.12508",
         needs="two test images of retained classes, and eval.attack_samples of at least 2",

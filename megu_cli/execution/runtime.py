@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import platform
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
@@ -104,6 +105,25 @@ def deterministic() -> None:
     # By default every new tensor is then filled with NaN before it is written: 8% of a profiled training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use: by its affinity and by the limit of its container."""
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+def limit_threads() -> None:
+    """Let torch compute with no more threads than there are cores, unless ``OMP_NUM_THREADS`` says otherwise.
+
+    torch starts one for each core of the machine, also in a container that may use two of 64: they wait for each other.
+    """
+    import torch
+
+    cores = available_cores()
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
 
 
 _precision = "auto"

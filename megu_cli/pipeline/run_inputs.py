@@ -176,7 +176,7 @@ class RunInputs:
         from megu_cli.training import eval_batch
 
         given = self.config.eval.batch
-        return eval_batch(self.data.train.images[0].shape[-2:]) if given == "auto" else given
+        return eval_batch(self.data.train.images[0].shape[-2:], self._runtime.device) if given == "auto" else given
 
     @property
     def without_images(self) -> list[int]:

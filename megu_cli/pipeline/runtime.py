@@ -41,15 +41,16 @@ class Runtime:
         return self._device or self.processes.device() or resolve_device(self.config.device)
 
     def start(self) -> None:
-        """Set up this process for computing: deterministic algorithms, and the precision of training steps.
+        """Set up this process for computing: deterministic algorithms, threads, and the precision of training steps.
 
         Call it before anything is computed. It may be called again.
 
         Raises:
             ConfigError: The device is not available.
         """
-        from megu_cli.execution.runtime import deterministic, use_precision
+        from megu_cli.execution.runtime import deterministic, limit_threads, use_precision
 
         deterministic()
+        limit_threads()
         use_precision(self.config.model.precision)
         _ = self.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import joblib
 import pytest
 import torch
 from conftest import data_set
@@ -11,7 +12,7 @@ from megu_cli import data, training
 from megu_cli.config import FinetuneConfig, TrainConfig
 from megu_cli.errors import MeguError
 from megu_cli.execution import Execution
-from megu_cli.execution.runtime import derive, seeded
+from megu_cli.execution.runtime import derive, limit_threads, seeded
 from megu_cli.models.sources import build
 from megu_cli.run.artifacts import state_digest
 from megu_cli.training import loop
@@ -168,9 +169,15 @@ def test_random_streams_are_pinned():
     assert derive(0, "train", "init") == 5_876_366_845_753_338_366
 
 
-@pytest.mark.parametrize(("size", "images"), [((28, 28), 1000), ((64, 64), 1000), ((224, 224), 81), ((9000, 9000), 1)])
-def test_fewer_of_larger_images_go_through_a_model_at_a_time(size, images):
-    assert training.eval_batch(size) == images
+@pytest.mark.parametrize(
+    ("size", "device", "images"),
+    [
+        ((28, 28), "cuda", 1000), ((28, 28), "cpu", 250), ((64, 64), "cuda", 1000), ((224, 224), "cuda", 81),
+        ((224, 224), "cpu", 81), ((9000, 9000), "cpu", 1),
+    ],
+)  # fmt: skip
+def test_fewer_of_larger_images_go_through_a_model_at_a_time(size, device, images):
+    assert training.eval_batch(size, torch.device(device)) == images
 
 
 def test_adamw_learns_with_the_rate_of_its_own(digits):
@@ -188,3 +195,18 @@ def test_settings_that_came_later_stay_out_of_the_key_at_their_default():
     assert TrainConfig(accumulate=4).keyed() == {**old, "accumulate": 4}
     assert "accumulate" not in FinetuneConfig().keyed()
     assert FinetuneConfig(accumulate=2).keyed() == {**FinetuneConfig().keyed(), "accumulate": 2}
+
+
+def test_torch_takes_no_more_threads_than_the_container_may_use_cores(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    try:
+        torch.set_num_threads(3)
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        limit_threads()
+        assert torch.get_num_threads() == 3  # as the user has set it
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        limit_threads()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

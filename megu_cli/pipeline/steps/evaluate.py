@@ -92,5 +92,4 @@ def _metrics(rehearsal: Rehearsal) -> float:
     probing = seconds(lambda: probe.probe_acc(features, y, features, y)) if len(y.unique()) > 1 else 0.0
     attacked = min(settings.attack_samples, len(inputs.request.retain), len(inputs.data.test))
     probed = min(settings.probe_samples, len(inputs.data.train))
-    # A support vector machine is quadratic in its samples, a regression linear.
-    return attack * (attacked / max(half, 1)) ** 2 + probing * probed / len(y)
+    return attack * attacked / max(half, 1) + probing * probed / len(y)
