@@ -18,7 +18,7 @@ from megu_cli.compare.equivalence import equivalences
 from megu_cli.compare.jobs import Jobs, Opened, Workers
 from megu_cli.compare.methods import OURS, Contender, chosen, variants
 from megu_cli.compare.statistics import Row, against_oracle, distances, figures, paired, summary
-from megu_cli.config import Config
+from megu_cli.config import Config, changed
 from megu_cli.errors import ConfigError, brief
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.engine import Pipeline
@@ -117,7 +117,7 @@ class Comparison:
         """
         cells = Cells(self.base.directory.out, self.say)
         ratings: tuple[str, ...] = ()
-        if set(OURS) & set(self.rows.values()) and self.base.config.takes_ratings:
+        if self._rated:
             # All seeds share these ratings. First, since they may fail for reasons outside.
             ratings = (cells.add(Cell("ratings", self._rate, common=True)),)
         start: dict[Arena, tuple[str, ...]] = {}
@@ -254,8 +254,26 @@ class Comparison:
             for point, trial in zip(self._points(name), trials, strict=True)
         ]
 
+    @cached_property
+    def _rated(self) -> list[Config]:
+        """Configs of the rows that take ratings, one for each rater and question."""
+        configs: list[Config] = []
+        for label, method in self.rows.items():
+            if method in OURS:
+                own = self.variants[label].settings if label in self.variants else {}
+                config = changed(self.base.config, {**OURS[method], **own})
+                if config.takes_ratings and config.mllm not in [known.mllm for known in configs]:
+                    configs.append(config)
+        return configs
+
     def _rate(self, force: bool) -> None:
-        Pipeline(self.base, self.say).run(goals=["transition"])
+        for config in self._rated:
+            if config.mllm == self.base.config.mllm and self.base.config.takes_ratings:
+                Pipeline(self.base, self.say).run(goals=["transition"])
+            elif config.mllm.rater.asks:  # the rows find the answers
+                inputs = self.base.sibling(config).inputs
+                inputs.rater.rate(inputs.asked)
+                inputs.free_rater()
 
     def _cell(self, cells: Cells, arena: Arena, label: str, tune: bool, force: bool) -> Artifact:
         """Return the figures of a row for one seed."""

@@ -204,6 +204,11 @@ class RunInputs:
         return questions(self.data, self.request, settings)
 
     @property
+    def asked(self) -> list[Question]:
+        """The questions with more than one candidate: otherwise the transition is certain."""
+        return [question for question in self.questions if len(question.candidates) > 1]
+
+    @property
     def rater(self) -> Backend:
         """The similarity backend."""
         return self._rater.backend
@@ -243,7 +248,7 @@ class RunInputs:
 
     def rating_cost(self) -> Cost:
         """Return what the similarity ratings would take; nothing is sent."""
-        return self.rater.cost([question for question in self.questions if len(question.candidates) > 1])
+        return self.rater.cost(self.asked)
 
     # -- the model -------------------------------------------------------------------------------------------------
 

@@ -689,14 +689,25 @@ def test_a_comparison_pays_once_for_all_methods_and_seeds(
         noise={"steps": 2},
         compare={"methods": ["megu", "megu-paper"], "seeds": 2},
     )
+
+    def answer(asked: Asked) -> Reply:
+        if "True or False" not in asked.text:
+            return proper(asked)
+        assert not (tmp_path / "run" / "original.safetensors").exists()  # before anything is trained
+        return Reply(completion("True" if candidate(asked) in "03" else "False"))
+
+    server.answer = answer
     code, _, err = megu("compare", "-c", file)
     assert code == 0, err
-    assert len(server.asked) == 4
+    # megu rates from 4 images, and megu-paper asks True or False of each and the nine other classes.
+    assert len(server.asked) == 4 + 4 * 9
     assert err.index("similarity: running") < err.index("train: running")
     assert len(list((tmp_path / "run").rglob("similarity.answers.jsonl"))) == 1
+    found = [json.loads(f.read_text())["scores"]["8"] for f in (tmp_path / "run").rglob("megu-paper/similarity.json")]
+    assert found == [{name: 10.0 if name in "03" else 0.0 for name in "012345679"}] * 2
     code, _, err = megu("run", "-c", file)
     assert code == 0, err
-    assert len(server.asked) == 4
+    assert len(server.asked) == 4 + 4 * 9
 
 
 def test_with_a_single_candidate_nothing_is_asked(megu: Any, write_config: Any, server: Server, tmp_path: Path) -> None:

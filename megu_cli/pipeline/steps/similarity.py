@@ -18,8 +18,7 @@ from megu_cli.run.artifacts import Artifact
 
 def similarity(context: RunContext, inputs: Inputs) -> Product:
     """Ratings of how similar the forgotten concepts are to the retained ones."""
-    # With a single candidate there is nothing to ask: the transition is certain.
-    asked = [question for question in context.inputs.questions if len(question.candidates) > 1]
+    asked = context.inputs.asked
     ratings = (
         context.inputs.rater.rate(asked) if asked else Ratings("nobody: a single candidate needs no rating", {}, {})
     )
