@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from conftest import listing, write_config
 
 from megu_cli.compare.methods import OURS
@@ -26,27 +27,35 @@ def test_a_noise_alone_changes_the_key_of_the_noise_and_the_default_none(tmp_pat
     assert "noise.input" not in added["noise"]  # artifacts of earlier versions stay fresh
 
 
-def test_ratings_that_are_not_needed_are_asked_of_nobody(megu, config, monkeypatch):
+def test_ratings_that_are_not_needed_are_asked_of_nobody(megu, finished, monkeypatch):
     from megu_cli.mllm import http
 
     monkeypatch.setattr(http, "post", lambda *_: pytest.fail("a server was asked"))
     # The rater that is configured could not answer, and all images that it might be shown are to be forgotten.
-    rater = {"backend": "endpoint", "model": "m", "base_url": "https://example.com/v1", "images": "retain-only"}
-    config = write_config(config.parent, mllm=rater, transition={"from": "confusions"})
-    answer = megu("similarity", "-c", config)
-    assert answer.code == 2
-    assert "megu train" in answer.err  # the transition is made from the original model
-    assert megu("train", "-c", config).code == 0
-    answer = megu("similarity", "-c", config)
+    config = yaml.safe_load(finished.read_text())
+    config["mllm"] = {
+        "backend": "endpoint",
+        "model": "m",
+        "base_url": "https://example.com/v1",
+        "images": "retain-only",
+    }
+    config["transition"] = {"from": "confusions"}
+    finished.write_text(yaml.safe_dump(config))
+    (finished.parent / "run" / "similarity.json").unlink()
+    answer = megu("similarity", "-c", finished)
     assert answer.code == 0, answer.err
-    assert listing(config.parent / "run") == {"original.safetensors", "transition.safetensors", "runs.jsonl"}
+    assert not [name for name in listing(finished.parent / "run") if "similarity" in name]
     for option in (("--show",), ("--against", "other.json")):
-        answer = megu("similarity", "-c", config, *option)
+        answer = megu("similarity", "-c", finished, *option)
         assert (answer.code, "transition.from: confusions takes no ratings" in answer.err) == (2, True)
     # Another source makes the transition anew.
-    stages = megu("status", "-c", config, "--set", "transition.from=embeddings", "--json").json["stages"]
+    stages = megu("status", "-c", finished, "--set", "transition.from=embeddings", "--json").json["stages"]
     assert "similarity" not in stages
     assert stages["transition"]["reason"] == 'changed: transition.from "confusions" -> "embeddings"'
+    # It is made from the original model.
+    (finished.parent / "run" / "original.safetensors").unlink()
+    answer = megu("similarity", "-c", finished, "--force")
+    assert (answer.code, "megu train" in answer.err) == (2, True)
 
 
 def test_default_ratings_have_the_keys_of_earlier_versions(tmp_path):
