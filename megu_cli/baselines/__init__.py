@@ -106,7 +106,7 @@ _BUILTIN = {
         _builtin("svd", alpha_r=(1000.0, 100.0), alpha_f=(3.0, 30.0)),
         _builtin("amun", lr=(0.0001, 0.001, 0.01, 0.05)),
         _builtin("lotus", alpha=(0.0, 8.0), lr=(0.00001, 0.0001)),
-        _builtin("sfron", alpha=(1.0, 25.0), lr=(0.001, 0.01)),
+        _builtin("sfron", alpha=(0.0, 5.0), lr=(0.001, 0.01)),
         _builtin("mask", "mask_classes"),
         _builtin("new_head", lr=(0.001, 0.01, 0.1, 0.5)),
         _builtin("bias_shift", share=(0.9, 0.5, 0.1, 0.0)),

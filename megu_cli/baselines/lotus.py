@@ -44,7 +44,7 @@ def lotus(
         task: The request.
         epochs: Passes, at most: the training ends when the accuracy on D_f is below its target.
         lr: AdamW learning rate at the start.
-        alpha: The temperature is exp(alpha (accuracy on D_f - target)); 0 is 32 for whole classes, else 2.
+        alpha: The temperature is exp(alpha (accuracy on D_f - target)); 0 means 32 for whole classes, else 2.
         subset: Fraction of D_R that takes part.
 
     Raises:

@@ -3,9 +3,10 @@
 Paper: Huang et al., 2024, Unified Gradient-Based Machine Unlearning with Remain Geometry Enhancement,
 arXiv:2409.19732.
 Reference: https://github.com/K1nght/Unified-Unlearning-w-Remain-Geometry, Classification/unlearn/sfron.py
-Notes: The order of the steps, the optimizer and all settings are those of the reference for 10% of CIFAR-10, but for
-the length of the training, there 1,500 steps. Its moving average of weights is left out, since its rate there, 1, keeps
-the current ones. The learning rate falls at every step of both kinds.
+Notes: The order of the steps, the optimizer and the settings are those of the reference for 10% of CIFAR-10, but for
+the length, there 1,500 steps. The reference has no example of whole classes: its weight of the ascent, 25, is 1 for
+them here, since it drives losses far above a retrained model's. The moving average of weights is left out: its rate
+there, 1, keeps the current weights. The learning rate falls at every step of both kinds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def sfron(
     *,
     epochs: int = 5,
     lr: float = 0.01,
-    alpha: float = 25.0,
+    alpha: float = 0.0,
     every: int = 5,
     gamma: float = 1.0,
     clip: float = 7.0,
@@ -44,11 +45,13 @@ def sfron(
         task: The request.
         epochs: Passes over retained samples.
         lr: SGD learning rate at the start.
-        alpha: Weight of the ascent at the start; it falls to 0 as a cosine.
+        alpha: Weight of the ascent at the start, from which it falls to 0 as a cosine; 0 means 1 for whole
+            classes, else 25.
         every: Steps on D_r for each step on D_f.
         gamma: The ascent moves weights whose importance to D_f is at least gamma times that to D_r.
         clip: Largest norm of the ascent's gradient.
     """
+    alpha = alpha or (1.0 if task.forgotten else 25.0)
     lost, kept = importance(model, task, task.forget, "forget"), importance(model, task, task.retain, "retain")
     masks = {key: (lost[key] + _TINY) / (kept[key] + _TINY) >= gamma for key in lost}
     total, ascents = epochs * task.steps, math.ceil(task.steps / every)
@@ -73,7 +76,7 @@ def sfron(
 
 
 def focused(losses: Tensor, power: float) -> Tensor:
-    """Mean of the losses with weights 1 / loss^power, which are constants (eq. 11 of the paper).
+    """Mean of the losses with weights 1 / loss^power, which are constants.
 
     Args:
         losses: (B,).

@@ -40,9 +40,9 @@ def svd(model: nn.Module, task: Task, *, alpha_r: float = 100.0, alpha_f: float 
     kept = second_moments(model, task, retained, "retain")
     lost = second_moments(model, task, _some(task.forget, samples, draw), "forget")
     with torch.no_grad():
-        for name, layer in layers(model).items():
-            matrix = projection(important(kept[name], alpha_r), important(lost[name], alpha_f))
-            weight = layer.weight
+        for name, moments in kept.items():
+            matrix = projection(important(moments, alpha_r), important(lost[name], alpha_f))
+            weight = layers(model)[name].weight
             weight.copy_((weight.flatten(1).to(matrix) @ matrix.T).view_as(weight))
     model.eval()
 
@@ -99,7 +99,7 @@ def patches(layer: nn.Module, x: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def important(moments: Tensor, alpha: float) -> Tensor:
-    """(D, D) matrix U diag(alpha s / ((alpha - 1) s + 1)) U^T, with s each direction's share of the variance (eq. 3).
+    """(D, D) matrix U diag(alpha s / ((alpha - 1) s + 1)) U^T, with s each direction's share of the variance.
 
     Args:
         moments: (D, D) sum of a a^T.

@@ -196,6 +196,15 @@ def test_delete_keeps_the_proportions_of_the_other_classes():
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
 
 
+def test_svd_leaves_a_layer_alone_that_is_not_called(trained, task):
+    trained.spare = nn.Identity()
+    trained.spare.head = nn.Linear(4, 2)
+    before = state(trained)
+    svd.svd(trained, task)
+    assert "spare.head.weight" in same(trained, before)
+    assert "5.weight" not in same(trained, before)
+
+
 def test_trew_tilts_the_output_towards_similar_classes():
     logits, scores = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.0, 0.75, 0.25]])
     # 0.3 * 2^1.5 to 0.2 * 2^0.5 is three to one.
