@@ -21,6 +21,9 @@ from megu_cli.pipeline.inputs import INPUTS
 from megu_cli.pipeline.stages import STAGES, Stage, of_config
 from megu_cli.run import artifacts, files, ownership
 
+# Settings that choose among the rows of a stage, with what they are where a key does not name them.
+_CHOOSING = {"method": "megu", "transition.from": "ratings"}
+
 Status = Literal["fresh", "absent", "stale", "missing", "corrupt", "blocked"]
 
 
@@ -269,9 +272,10 @@ def _difference(recorded: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     if recorded["version"] != parts["version"]:
         changes.append(f"the stage's version ({recorded['version']} -> {parts['version']})")
     old, new = flat(recorded["settings"]), flat(parts["settings"])
-    made, asked = (settings.get("method", "megu") for settings in (old, new))
-    if made != asked:  # other rows of the table: nothing else can be compared
-        return f"changed: method {made} -> {asked}"
+    for key, default in _CHOOSING.items():
+        made, asked = (settings.get(key, default) for settings in (old, new))
+        if made != asked:  # other rows of the table: nothing else can be compared
+            return f"changed: {key} {made} -> {asked}"
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             changes.append(f"{key} {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -26,6 +27,7 @@ from PIL import Image
 from server import Asked, Reply, Server
 
 from megu_cli.mllm.base import parse
+from megu_cli.mllm.chat import CHATS
 
 pytestmark = pytest.mark.llm
 NAMES = ["red ball", "orange ball", "green leaf", "blue sky", "grey stone", "yellow sun"]
@@ -175,6 +177,21 @@ def test_a_server_that_keeps_to_the_schema(megu: Any, config: Path, relay: Serve
     content = json.loads(json.loads(relay.bodies[0])["choices"][0]["message"]["content"])
     assert content.keys() == set(NAMES) - {"red ball"}
     assert all(isinstance(value, int) and 0 <= value <= 10 for value in content.values())
+
+
+@pytest.mark.parametrize("real", ["llama.cpp"], indirect=True)
+def test_true_or_false_by_a_real_server_s_probabilities(megu: Any, config: Path, relay: Server, tmp_path: Path) -> None:
+    asked = ("--set", "mllm.question=true_false", "--set", "mllm.images_per_class=1")
+    code, _, err = megu("similarity", "-c", config, *asked)
+    assert len(relay.asked) == len(relay.bodies) >= 5  # none was refused
+    assert all(asked.payload["logprobs"] for asked in relay.asked)
+    first = json.loads(relay.bodies[0])["choices"][0]
+    (rating,) = CHATS["true_false"].read(relay.bodies[0], ["orange ball"], NAMES).values()
+    likely = {entry["token"]: math.exp(entry["logprob"]) for entry in first["logprobs"]["content"][0]["top_logprobs"]}
+    assert first["message"]["content"].startswith(("True", "False"))
+    assert rating == pytest.approx(10 * likely["True"] / (likely["True"] + likely["False"]), abs=0.5)  # other spellings
+    # So small a model may say the same of all classes; then the row is refused.
+    assert code == 0 or "red ball: all ratings lie between" in err
 
 
 @pytest.mark.parametrize("real", ["transformers serve"], indirect=True)

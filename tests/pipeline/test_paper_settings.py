@@ -44,6 +44,7 @@ def test_ratings_that_are_not_needed_are_asked_of_nobody(megu, finished, monkeyp
     (finished.parent / "run" / "similarity.json").unlink()
     answer = megu("similarity", "-c", finished)
     assert answer.code == 0, answer.err
+    assert "transition: running (stale: changed: transition.from ratings -> confusions)" in answer.err
     assert not [name for name in listing(finished.parent / "run") if "similarity" in name]
     for option in (("--show",), ("--against", "other.json")):
         answer = megu("similarity", "-c", finished, *option)
@@ -51,7 +52,7 @@ def test_ratings_that_are_not_needed_are_asked_of_nobody(megu, finished, monkeyp
     # Another source makes the transition anew.
     stages = megu("status", "-c", finished, "--set", "transition.from=embeddings", "--json").json["stages"]
     assert "similarity" not in stages
-    assert stages["transition"]["reason"] == 'changed: transition.from "confusions" -> "embeddings"'
+    assert stages["transition"]["reason"] == "changed: transition.from confusions -> embeddings"
     # It is made from the original model.
     (finished.parent / "run" / "original.safetensors").unlink()
     answer = megu("similarity", "-c", finished, "--force")
