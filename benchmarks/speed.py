@@ -1,14 +1,15 @@
 """What the method costs beside its arithmetic, in figures that docs/benchmarks.md shows.
 
-    python benchmarks/speed.py [--run DIR] [--small]
+    python benchmarks/speed.py [--run DIR] [--small] [--only PART ...]
 
 Measures how fast the training loop is against a bare one, whether the cost of the noise is independent of the number of
 forgotten images and that of the finetuning linear in its retained images, and what each stage's process costs beside
-the stage. From a run directory in which the oracle was trained, --run takes the method's share of retraining.
+the stage; the evaluation beside the finetuning; finetuning and retraining on few images; and a folder of a million
+images (large.py). From a run directory in which the oracle was trained, --run takes the method's share of retraining.
 
-Everything is Fashion-MNIST, `small_resnet`, forget Shirt, but for the sizes of D_f, which are of random requests. What
-is compared is measured in turn, in one process. Run it on an idle machine. Writes benchmarks/speed.json and
-docs/figures/speed.svg; --small is a try that writes both into DIR.
+Everything but that folder is Fashion-MNIST, `small_resnet`, forget Shirt, but for the sizes of D_f, which are of random
+requests. What is compared is measured in turn, in one process. Run it on an idle machine. Writes benchmarks/speed.json
+and docs/figures/speed.svg; --small is a try that writes both into DIR. With --only, the other parts stay as they were.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import large
 import results
 import torch
 from tables import pyplot, save
@@ -48,6 +50,8 @@ from megu_cli.run import artifacts, writing
 
 HERE = Path(__file__).parent
 PACKAGES = ("megu-cli", "torch", "numpy")
+PARTS = ("loops", "judged", "few", "large")
+SIZES = ("limit", "samples", "forgotten", "retained", "judged", "few", "files", "decoded", "repeat")
 # The least that a process pays that learns anything: torch, and what it imports when an optimizer is made.
 _BARE = "import torch; torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1).zero_grad()"
 
@@ -64,25 +68,43 @@ def main(words: list[str] | None = None) -> None:
                         help="retained images per epoch of the finetuning")  # fmt: skip
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="measurements of each")
     parser.add_argument("--small", action="store_true", help="small sizes, twice: a try")
+    parser.add_argument("--judged", type=int, default=10_000, metavar="N", help="training images of the evaluation")
+    parser.add_argument("--few", type=int, default=1200, metavar="N", help="training images of the small data")
+    parser.add_argument("--files", type=int, default=1_000_000, metavar="N", help="files of the large folder")
+    parser.add_argument("--decoded", type=int, default=5000, metavar="N", help="images of a pass that decodes")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     arguments = parser.parse_args(words)
     if arguments.small:
-        small = {"limit": 2000, "samples": 640, "forgotten": [20, 100, 400], "retained": [256, 512, 1024], "repeat": 2}
+        small = {"limit": 2000, "samples": 640, "forgotten": [20, 100, 400], "retained": [256, 512, 1024], "repeat": 2,
+                 "judged": 500, "few": 300, "files": 5000, "decoded": 100}  # fmt: skip
         vars(arguments).update(small)
 
-    work = prepared(arguments)
-    result: dict[str, Any] = {
+    target = (arguments.out if arguments.small else HERE) / "speed.json"
+    result: dict[str, Any] = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    result |= {
         "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "versions": {package: version(package) for package in PACKAGES},
-        "sizes": {key: getattr(arguments, key) for key in ("limit", "samples", "forgotten", "retained", "repeat")},
-        "overhead": overheads(work.config.out, arguments.repeat),
-        "bare_process": [timed(subprocess.run, [sys.executable, "-c", _BARE]) for _ in range(arguments.repeat)],
-        "loop": loop(work, arguments.samples, arguments.repeat),
-        "noise": noise(work, arguments.forgotten, arguments.repeat),
-        "finetune": finetune(work, arguments.retained, arguments.repeat),
-        "share": share(arguments.run) if arguments.run else None,
+        "sizes": {key: getattr(arguments, key) for key in SIZES},
     }
-    target = (arguments.out if arguments.small else HERE) / "speed.json"
+    out, repeat, wanted = arguments.out.resolve(), arguments.repeat, arguments.only
+    if "loops" in wanted:
+        work = prepared(arguments)
+        result |= {
+            "overhead": overheads(work.config.out, repeat),
+            "bare_process": [timed(subprocess.run, [sys.executable, "-c", _BARE]) for _ in range(repeat)],
+            "loop": loop(work, arguments.samples, repeat),
+            "noise": noise(work, arguments.forgotten, repeat),
+            "finetune": finetune(work, arguments.retained, repeat),
+        }
+    if "judged" in wanted:
+        result["judged"] = judged(out / "judged", arguments.judged, repeat)
+    if "few" in wanted:
+        result["few"] = few(out / "few", arguments.few)
+    if "large" in wanted:
+        result["large"] = large.measured(out / "large", arguments.files, arguments.decoded, repeat)
+    if arguments.run:
+        result["share"] = share(arguments.run)
     results.write(target, result)
     drawing = (arguments.out if arguments.small else HERE.parent / "docs") / "figures" / "speed.svg"
     draw(result, drawing)
@@ -205,6 +227,55 @@ def finetune(work: RunContext, budgets: list[int], repeat: int) -> dict[int, lis
     return seconds
 
 
+def beside_an_oracle(out: Path, images: int) -> Path:
+    """Config of a finished run on so many images, with an oracle."""
+    out.mkdir(parents=True, exist_ok=True)
+    config = {
+        "out": str(out / "run"),
+        "data": {"name": "fashion_mnist", "limit": images},
+        "model": {"name": "small_resnet"},
+        "forget": {"classes": ["Shirt"]},
+        "eval": {"oracle": True},
+    }
+    file = out / "megu.yaml"
+    file.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+    megu("run", file)
+    return file
+
+
+def megu(command: str, file: Path, *words: str) -> str:
+    """What a command prints."""
+    call = [sys.executable, "-m", "megu_cli", command, "-c", str(file), *words]
+    return subprocess.run(call, check=True, capture_output=True, text=True).stdout
+
+
+def seconds_of(run: Path) -> dict[str, float]:
+    """Stage -> its seconds, the last time that it ran."""
+    lines = (run / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    return {entry["stage"]: entry["seconds"] for entry in map(json.loads, lines) if "seconds" in entry}
+
+
+def judged(out: Path, images: int, repeat: int) -> dict[str, list[float]]:
+    """Seconds of the stages of the method, and of the evaluation beside an oracle, in turn."""
+    file = beside_an_oracle(out, images)
+    found: dict[str, list[float]] = {name: [] for name in (*in_group("method"), "eval")}
+    for _ in range(repeat):
+        for name in found:
+            megu(name, file, "--force", "--quiet")
+        latest = seconds_of(out / "run")
+        for name, own in found.items():
+            own.append(latest[name])
+    return found
+
+
+def few(out: Path, images: int) -> dict[str, Any]:
+    """Steps and seconds of the method and of retraining where there are few images."""
+    file = beside_an_oracle(out, images)
+    planned = json.loads(megu("run", file, "--dry-run", "--force", "--json"))
+    steps = {stage["stage"]: stage["steps"] for stage in planned["plan"] if stage["steps"]}
+    return {"steps": steps, "seconds": seconds_of(out / "run")}
+
+
 def timed(work: Callable[..., object], *given: object) -> float:
     """Seconds that a call takes."""
     started = time.perf_counter()
@@ -239,9 +310,39 @@ def told(result: dict[str, Any]) -> str:
     for name in ("noise", "finetune"):
         medians = ", ".join(f"{n}: {statistics.median(own):.2f} s" for n, own in result[name].items())
         lines.append(f"{name}, by {'forgotten' if name == 'noise' else 'retained'} images: {medians}")
-    if result["share"]:
+    if result.get("share"):
         lines.append(f"labels, noise and finetune: {result['share']['time_ratio']:.1%} of retraining")
+    if "judged" in result:
+        medians = {name: statistics.median(own) for name, own in result["judged"].items()}
+        whole = sum(medians[name] for name in in_group("method"))
+        lines.append(
+            f"eval beside an oracle, {result['sizes']['judged']:,} training images: {medians['eval']:.1f} s, "
+            f"{medians['eval'] / medians['finetune']:.1f} times the finetuning ({medians['finetune']:.1f} s), "
+            f"{medians['eval'] / whole:.1f} times labels, noise and finetune"
+        )
+    if "few" in result:
+        steps, took = result["few"]["steps"], result["few"]["seconds"]
+        whole = sum(took[name] for name in in_group("method"))
+        lines.append(
+            f"{result['sizes']['few']:,} images: {steps['finetune']} steps of finetuning, {steps['oracle']} of "
+            f"retraining; {took['finetune']:.1f} s, with labels and noise {whole:.1f} s, and {took['oracle']:.1f} s"
+        )
+    if "large" in result:
+        lines += told_of_large(result["large"])
     return "\n".join(lines)
+
+
+def told_of_large(found: dict[str, Any]) -> list[str]:
+    """The figures of the large folder in words."""
+    ours, theirs = found["decoding"]["megu"], found["decoding"]["torchvision"]
+    ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
+    return [
+        f"`megu status`, {found['images']:,} files in 1,000 classes, nothing changed: {found['status']:.1f} s, "
+        f"{found['status_mib']:.0f} MiB; the first time, which reads every file: {found['first_status']:.0f} s "
+        f"(reading and hashing them with all cores, and nothing else: {found['reading']:.0f} s)",
+        f"decoding: {statistics.median(ours):.0f} images a second, {statistics.median(ratios):.2f} of torchvision's "
+        "ImageFolder and DataLoader with the same workers",
+    ]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -132,7 +132,9 @@ class FinetuneConfig(Section):
     added: ClassVar = ("accumulate", "distillation")
     epochs: Count = Field(1, description="passes; each draws the noises anew")
     retain_fraction: Literal["auto"] | Positive = Field(
-        "auto", description="retained samples per epoch, as a share of all; auto: 12,000 images, but at most 20 passes"
+        "auto",
+        description="retained samples per epoch, as a share of all; auto: 12,000 images, but at most 3.75 passes, a "
+        "quarter of what retraining takes by default",
     )
     max_steps: Count | None = Field(
         None, description="optimiser steps at most, where epochs would take more; the schedule fits; null: no limit"

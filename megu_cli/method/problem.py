@@ -13,10 +13,10 @@ from megu_cli.data import Dataset
 from megu_cli.execution import LOCAL, Execution
 from megu_cli.request.resolve import Request
 
-# Sizes of the finetuning where they are ``auto``: retained samples per epoch, but at most this many passes over D_r;
-# passes over D_f in all.
+# Sizes of the finetuning where they are ``auto``: retained samples per epoch, but at most this many passes over D_r, a
+# quarter of those that retraining takes by default; passes over D_f in all.
 _RETAINED = 12_000
-_PASSES = 20
+_PASSES = 3.75
 _FORGET_PASSES = 3
 # Learning rates of the finetuning where it is ``auto``, in the order in which they are tried.
 _RATES = (0.02, 0.005, 0.00125)
@@ -62,7 +62,7 @@ class UnlearningProblem:
         """Retained samples per epoch of the finetuning."""
         settings = self.finetune
         if settings.retain_fraction == "auto":
-            return min(_RETAINED, _PASSES * len(self.request.retain))
+            return min(_RETAINED, round(_PASSES * len(self.request.retain)))
         return max(settings.batch, round(settings.retain_fraction * len(self.request.retain)))
 
     @property

@@ -283,7 +283,7 @@ _ROWS = (
         also_writes=_unlearned,
         goal=True,
         group="method",
-        version=14,
+        version=15,
         shared=True,
         method="megu",
     ),
