@@ -107,9 +107,10 @@ def main(words: list[str] | None = None) -> None:
         result["share"] = share(arguments.run)
     results.write(target, result)
     drawing = (arguments.out if arguments.small else HERE.parent / "docs") / "figures" / "speed.svg"
-    draw(result, drawing)
+    if "loop" in result:
+        draw(result, drawing)
     print(told(result))
-    print(f"wrote {target} and {drawing}")
+    print(f"wrote {target}")
 
 
 def prepared(arguments: argparse.Namespace) -> RunContext:
@@ -303,13 +304,9 @@ def slope(seconds: dict[int, list[float]]) -> tuple[float, float]:
 
 def told(result: dict[str, Any]) -> str:
     """The figures in words."""
-    lines = [f"training loop: {result['loop']['median']:.1%} of a bare loop's throughput"]
-    for name, own in result["overhead"].items():
-        lines.append(f"{name}: {statistics.median(own['overhead']):.1f} s beside the stage's own")
-    lines.append(f"torch with an optimizer, and nothing else: {statistics.median(result['bare_process']):.1f} s")
-    for name in ("noise", "finetune"):
-        medians = ", ".join(f"{n}: {statistics.median(own):.2f} s" for n, own in result[name].items())
-        lines.append(f"{name}, by {'forgotten' if name == 'noise' else 'retained'} images: {medians}")
+    lines = []
+    if "loop" in result:
+        lines += told_of_loops(result)
     if result.get("share"):
         lines.append(f"labels, noise and finetune: {result['share']['time_ratio']:.1%} of retraining")
     if "judged" in result:
@@ -330,6 +327,18 @@ def told(result: dict[str, Any]) -> str:
     if "large" in result:
         lines += told_of_large(result["large"])
     return "\n".join(lines)
+
+
+def told_of_loops(result: dict[str, Any]) -> list[str]:
+    """The figures of the loops and the stages' processes in words."""
+    lines = [f"training loop: {result['loop']['median']:.1%} of a bare loop's throughput"]
+    for name, own in result["overhead"].items():
+        lines.append(f"{name}: {statistics.median(own['overhead']):.1f} s beside the stage's own")
+    lines.append(f"torch with an optimizer, and nothing else: {statistics.median(result['bare_process']):.1f} s")
+    for name in ("noise", "finetune"):
+        medians = ", ".join(f"{n}: {statistics.median(own):.2f} s" for n, own in result[name].items())
+        lines.append(f"{name}, by {'forgotten' if name == 'noise' else 'retained'} images: {medians}")
+    return lines
 
 
 def told_of_large(found: dict[str, Any]) -> list[str]:
