@@ -14,9 +14,10 @@ from megu_cli.execution import LOCAL, Execution
 from megu_cli.request.resolve import Request
 
 # Sizes of the finetuning where they are ``auto``: retained samples per epoch, but at most this many passes over D_r, a
-# quarter of those that retraining takes by default; passes over D_f in all.
-_RETAINED = 12_000
-_PASSES = 3.75
+# quarter of those that retraining takes by default. Of very few images these are too few steps to forget anything: at
+# least so many samples then, in at most so many passes. Passes over D_f in all.
+_RETAINED, _PASSES = 12_000, 3.75
+_FEWEST, _MOST_PASSES = 3000, 20
 _FORGET_PASSES = 3
 # Learning rates of the finetuning where it is ``auto``, in the order in which they are tried.
 _RATES = (0.02, 0.005, 0.00125)
@@ -62,7 +63,8 @@ class UnlearningProblem:
         """Retained samples per epoch of the finetuning."""
         settings = self.finetune
         if settings.retain_fraction == "auto":
-            return min(_RETAINED, round(_PASSES * len(self.request.retain)))
+            images = len(self.request.retain)
+            return min(_RETAINED, max(round(_PASSES * images), min(_FEWEST, _MOST_PASSES * images)))
         return max(settings.batch, round(settings.retain_fraction * len(self.request.retain)))
 
     @property

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from megu_cli.config import FinetuneConfig, NoiseConfig
+from megu_cli.config import FinetuneConfig, LabelsConfig, NoiseConfig, TrainConfig, TransitionConfig
 from megu_cli.data import MemoryImages, Split
 from megu_cli.execution import LOCAL, Execution
 from megu_cli.execution.processes import SINGLE, Processes
@@ -19,6 +20,7 @@ from megu_cli.method.discriminant import Discriminant, thumbnails
 from megu_cli.method.finetune import Forgotten, GroupedNoise, finetune
 from megu_cli.method.labels import draw_labels, hard_labels, label_scores
 from megu_cli.method.noise import train_noise
+from megu_cli.method.problem import UnlearningProblem
 from megu_cli.method.transition import transition_matrix
 from megu_cli.method.unseen import as_unseen, by_concept, ranks, soft_labels
 from megu_cli.run.artifacts import state_digest
@@ -495,3 +497,13 @@ def test_the_adversary_takes_away_what_looks_do_not_show(hidden):
         share[adversary] = told.found.item()
     assert share[0.0] > 0.9
     assert share[3.0] == share[0.0] if not hidden else share[3.0] < share[0.0] - 0.15
+
+
+@pytest.mark.parametrize(("images", "samples"), [(100, 2000), (500, 3000), (1200, 4500), (50_000, 12_000)])
+def test_few_images_are_seen_a_quarter_as_often_as_in_retraining_but_for_very_few(images, samples):
+    problem = UnlearningProblem(
+        None, SimpleNamespace(retain=range(images)), TransitionConfig(), LabelsConfig(), NoiseConfig(), FinetuneConfig()
+    )
+    assert problem.retain_samples == samples
+    if images > 1000:
+        assert samples <= TrainConfig().epochs / 4 * images
