@@ -298,7 +298,7 @@ def share(run: Path) -> dict[str, Any]:
 
 def slope(seconds: dict[int, list[float]]) -> tuple[float, float]:
     """(a, b) of the straight line a + b n through the medians, by least squares."""
-    line = statistics.linear_regression(list(seconds), [statistics.median(own) for own in seconds.values()])
+    line = statistics.linear_regression([int(n) for n in seconds], [statistics.median(own) for own in seconds.values()])
     return line.intercept, line.slope
 
 
@@ -347,7 +347,7 @@ def told_of_large(found: dict[str, Any]) -> list[str]:
     ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
     return [
         f"`megu status`, {found['images']:,} files in 1,000 classes, nothing changed: {found['status']:.1f} s, "
-        f"{found['status_mib']:.0f} MiB; the first time, which reads every file: {found['first_status']:.0f} s "
+        f"{found['status_mib']:.0f} MiB; the first command, which reads every file: {found['first']:.0f} s "
         f"(reading and hashing them with all cores, and nothing else: {found['reading']:.0f} s)",
         f"decoding: {statistics.median(ours):.0f} images a second, {statistics.median(ratios):.2f} of torchvision's "
         "ImageFolder and DataLoader with the same workers",
@@ -360,9 +360,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axis, name, word in zip(axes, ("noise", "finetune"), ("forgotten", "retained"), strict=False):
         found = result[name]
         for n, own in found.items():
-            axis.plot([n] * len(own), own, "o", color="tab:blue", markersize=3)
+            axis.plot([int(n)] * len(own), own, "o", color="tab:blue", markersize=3)
         start, rise = slope(found)
-        axis.plot([0, max(found)], [start, start + rise * max(found)], color="black", linewidth=0.6)
+        last = max(map(int, found))
+        axis.plot([0, last], [start, start + rise * last], color="black", linewidth=0.6)
         axis.set_xlabel(f"{word} images", fontsize=8)
         axis.set_title(name, fontsize=9)
         axis.set_xlim(left=0)

@@ -108,8 +108,8 @@ class Decode:
             raise DataError(f"{name} cannot be decoded: {error.message}") from None
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
             raise _undecodable(name, error) from None
-        array = np.asarray(square, dtype=np.uint8).copy()
-        return torch.from_numpy(array.reshape(self.resizing.size, self.resizing.size, -1)).permute(2, 0, 1)
+        array = np.asarray(square, dtype=np.uint8).reshape(self.resizing.size, self.resizing.size, -1)
+        return torch.from_numpy(array.transpose(2, 0, 1).copy())  # torch takes twice as long to move the axes
 
 
 def picture(name: str, content: bytes, side: int | None = None) -> Image.Image:

@@ -250,14 +250,13 @@ def _all_decoded(images: Images, workers: int) -> MemoryImages:
     faults = Faults("files cannot be decoded")
     pixels: Tensor | None = None
     order = list(torch.arange(len(images)).split(64))
-    for index, block in zip(order, _attempts(images, order, workers), strict=True):
-        for position, found in zip(index.tolist(), block, strict=True):
-            if isinstance(found, Tensor):
-                # Filled in place: gathered and then joined, the images would be in memory twice.
-                pixels = torch.empty((len(images), *found.shape), dtype=torch.uint8) if pixels is None else pixels
-                pixels[position] = found
-            else:
-                faults.add(found)
+    for index, (block, messages) in zip(order, _attempts(images, order, workers), strict=True):
+        for message in messages:
+            faults.add(message)
+        if not messages:
+            # Filled in place: gathered and then joined, the images would be in memory twice.
+            pixels = torch.empty((len(images), *block.shape[1:]), dtype=torch.uint8) if pixels is None else pixels
+            pixels[index] = block
     faults.check("Repair them or take them out of the data.")
     assert pixels is not None  # no split is empty
     return MemoryImages(pixels)
@@ -269,36 +268,39 @@ def _decoded(images: Images, order: Sequence[Tensor], workers: int) -> Iterator[
     Raises:
         DataError: A file cannot be decoded.
     """
-    for block in _attempts(images, order, workers):
+    for block, messages in _attempts(images, order, workers):
         faults = Faults("files cannot be decoded")
-        for found in block:
-            if isinstance(found, str):
-                faults.add(found)
+        for message in messages:
+            faults.add(message)
         faults.check("Repair them or take them out of the data.")
-        yield torch.stack([found for found in block if isinstance(found, Tensor)])
+        yield block
 
 
-class _Attempts(torch.utils.data.Dataset[list["Tensor | str"]]):
-    """Batches of images, with a message in place of one that cannot be decoded: errors do not travel well."""
+# The images that can be decoded, (B, C, H, W), and messages of those that cannot: errors do not travel well.
+_Block = tuple[Tensor, list[str]]
+
+
+class _Attempts(torch.utils.data.Dataset[_Block]):
+    """Batches of images. A batch is put together where it is decoded: a tensor for each image travels slowly."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
 
-    def __getitem__(self, index: Tensor) -> list[Tensor | str]:
-        return [self._attempt(position) for position in index.tolist()]
+    def __getitem__(self, index: Tensor) -> _Block:
+        images, messages = [], []
+        for position in index.tolist():
+            try:
+                images.append(self.images[position])
+            except DataError as error:
+                messages.append(error.message)
+        return torch.stack(images) if images else torch.empty(0), messages
 
-    def _attempt(self, position: int) -> Tensor | str:
-        try:
-            return self.images[position]
-        except DataError as error:
-            return error.message
 
-
-def _attempts(images: Images, order: Sequence[Tensor], workers: int) -> Iterator[list[Tensor | str]]:
+def _attempts(images: Images, order: Sequence[Tensor], workers: int) -> Iterator[_Block]:
     attempts = _Attempts(images)
     if not workers:
         return (attempts[index] for index in order)
-    loader: torch.utils.data.DataLoader[list[Tensor | str]] = torch.utils.data.DataLoader(
+    loader: torch.utils.data.DataLoader[_Block] = torch.utils.data.DataLoader(
         attempts,
         batch_size=None,
         sampler=order,
@@ -310,7 +312,7 @@ def _attempts(images: Images, order: Sequence[Tensor], workers: int) -> Iterator
     return iter(loader)
 
 
-def _unchanged(block: list[Tensor | str]) -> list[Tensor | str]:
+def _unchanged(block: Any) -> Any:
     return block
 
 
