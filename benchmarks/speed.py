@@ -50,8 +50,13 @@ from megu_cli.run import artifacts, writing
 
 HERE = Path(__file__).parent
 PACKAGES = ("megu-cli", "torch", "numpy")
-PARTS = ("loops", "judged", "few", "large")
-SIZES = ("limit", "samples", "forgotten", "retained", "judged", "few", "files", "decoded", "repeat")
+# Part -> the arguments that size it.
+SIZES = {
+    "loops": ("limit", "samples", "forgotten", "retained", "repeat"),
+    "judged": ("judged",),
+    "few": ("few",),
+    "large": ("files", "decoded"),
+}
 # The least that a process pays that learns anything: torch, and what it imports when an optimizer is made.
 _BARE = "import torch; torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1).zero_grad()"
 
@@ -72,7 +77,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--few", type=int, default=1200, metavar="N", help="training images of the small data")
     parser.add_argument("--files", type=int, default=1_000_000, metavar="N", help="files of the large folder")
     parser.add_argument("--decoded", type=int, default=5000, metavar="N", help="images of a pass that decodes")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--only", nargs="+", choices=SIZES, default=list(SIZES), metavar="PART", help=", ".join(SIZES))
     arguments = parser.parse_args(words)
     if arguments.small:
         small = {"limit": 2000, "samples": 640, "forgotten": [20, 100, 400], "retained": [256, 512, 1024], "repeat": 2,
@@ -85,7 +90,11 @@ def main(words: list[str] | None = None) -> None:
         "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "versions": {package: version(package) for package in PACKAGES},
-        "sizes": {key: getattr(arguments, key) for key in SIZES},
+        # Of a part that is not measured now, they stay.
+        "sizes": {
+            **result.get("sizes", {}),
+            **{key: getattr(arguments, key) for part in arguments.only for key in SIZES[part]},
+        },
     }
     out, repeat, wanted = arguments.out.resolve(), arguments.repeat, arguments.only
     if "loops" in wanted:

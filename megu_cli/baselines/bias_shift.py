@@ -43,8 +43,10 @@ def bias_shift(model: nn.Module, task: Task, *, share: float = 0.0) -> None:
     ).logits
     with torch.no_grad():
         for own in task.forgotten:
-            keep = int(share * int((task.labels == own).sum()))
-            bias[own] -= least_shift(logits, own, task.forgotten, keep)
+            images = task.labels == own
+            if images.any():  # else it was forgotten by an earlier request
+                keep = int(share * int(images.sum()))
+                bias[own] -= least_shift(logits[images] if keep else logits, own, task.forgotten, keep)
     model.eval()
 
 

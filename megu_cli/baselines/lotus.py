@@ -37,7 +37,7 @@ def lotus(
     alpha: float = 0.0,
     subset: float = 0.3,
 ) -> None:
-    """Minimise the cross-entropy to `smoothed` outputs of the original on D_f and to drawn classes on a part of D_R.
+    """Minimise the cross-entropy to smoothed outputs of the original on D_f and to drawn classes on a part of D_R.
 
     Args:
         model: Changed in place.
@@ -51,7 +51,7 @@ def lotus(
         MeguError: There are no held-out images to take the target from.
     """
     original, aim = teacher(model), target_accuracy(model, task)
-    alpha = alpha or (32.0 if task.forgotten else 2.0)
+    alpha = alpha or (32.0 if task.of_classes else 2.0)
     order = torch.randperm(len(task.retain), generator=generator(task.seed, "lotus", "subset"))
     both = torch.cat([task.retain[order[: max(1, min(round(subset * len(order)), task.samples))]], task.forget])
     gone = torch.zeros(len(task.split), dtype=torch.bool)

@@ -51,7 +51,7 @@ def sfron(
         gamma: The ascent moves weights whose importance to D_f is at least gamma times that to D_r.
         clip: Largest norm of the ascent's gradient.
     """
-    alpha = alpha or (1.0 if task.forgotten else 25.0)
+    alpha = alpha or (1.0 if task.of_classes else 25.0)
     lost, kept = importance(model, task, task.forget, "forget"), importance(model, task, task.retain, "retain")
     masks = {key: (lost[key] + _TINY) / (kept[key] + _TINY) >= gamma for key in lost}
     total, ascents = epochs * task.steps, math.ceil(task.steps / every)

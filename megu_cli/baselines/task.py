@@ -92,6 +92,11 @@ class Task:
         """Accuracy on the retained validation images."""
         return accuracy(model, self.validation, torch.arange(len(self.validation)), self.execution.unshared)
 
+    @property
+    def of_classes(self) -> bool:
+        """True if all of D_f is of wholly forgotten classes, which may also be those of an earlier request."""
+        return bool(torch.isin(self.labels, torch.tensor(self.forgotten, dtype=torch.int64)).all())
+
     def retained(self, *path: object) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of the `steps` batches of one epoch over D_r, in an order that ``path`` draws."""
         order = shuffled(self.retain, self.samples, self.batch, self.seed, *path, "retain")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megu_cli.baselines.task import BASELINE_EPOCHS, Task, teacher, together
-from megu_cli.errors import MeguError
 from megu_cli.models.features import classifier
 
 
@@ -39,11 +38,10 @@ def trew(
         temperature: Of the softmax over similarities; a lower one leaves the tilt to the most similar class.
 
     Raises:
-        MeguError: The classifier has no weight to compare classes by.
+        CheckpointError: The model has no classifier whose rows could be compared.
     """
     weight = classifier(model, task.classes).weight
-    if not isinstance(weight, Tensor):
-        raise MeguError("trew: the classifier has no weight, so its classes cannot be compared")
+    assert isinstance(weight, Tensor)
     original, labels = teacher(model), task.labels
     scores = similarity(weight.detach().flatten(1).float(), task.forgotten, temperature)
 

@@ -13,8 +13,12 @@ from megu_cli.config import Config, changed, get, preset_settings
 from megu_cli.errors import ConfigError, brief
 from megu_cli.pipeline.stages import STAGES
 
-# MeGU runs through its own stages: its settings are the config's.
-OURS: dict[str, dict[str, Any]] = {"megu": {}, "megu-paper": preset_settings("paper")}
+# MeGU runs through its own stages: its settings are the config's. Both rows share the ratings, by the question of the
+# config: another would multiply the calls.
+OURS: dict[str, dict[str, Any]] = {
+    "megu": {},
+    "megu-paper": {key: value for key, value in preset_settings("paper").items() if not key.startswith("mllm.")},
+}
 # Sections of which a variant may change settings: the others decide what all rows share.
 _VARIED = ("mllm", "transition", "labels", "noise", "finetune")
 # Names of other files and cells in the folder of a seed.

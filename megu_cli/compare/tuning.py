@@ -44,8 +44,8 @@ def grid(name: str, kind: str) -> Sequence[Mapping[str, Any]]:
     """The settings that are tried for a method and a kind of request; see `megu_cli.request.resolve.Kind`."""
     if name in OURS:
         # The score sees no features, so the adversary is not among them.
-        weights = ("auto", 0.4)
-        return [{"finetune.weight": weight, "finetune.lr": lr} for weight in weights for lr in ("auto", 0.05)]
+        weights, rates = ("auto", 0.4), (OURS[name].get("finetune.lr", "auto"), 0.05)
+        return [{"finetune.weight": weight, "finetune.lr": lr} for weight in weights for lr in rates]
     return methods()[name].grid
 
 

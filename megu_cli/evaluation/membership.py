@@ -47,8 +47,8 @@ def mia_confidence_svc(retain: Tensor, test: Tensor, forget: Tensor) -> float | 
     training images (1) as test images (0). Source: Fan et al., 2024, arXiv:2310.12508.
 
     Probabilities are rounded to four places, and equal ones of a side become one with their number as its weight, which
-    is the same problem. The kernel changes by less than the solver's tolerance, and the fit takes a thirtieth of the
-    time, since it is quadratic in its samples.
+    is the same problem. The kernel changes by less than the solver's tolerance. The fit is quadratic in the different
+    probabilities, and a model is sure of most images: its probabilities are few.
 
     Args:
         retain: (N,) true-class probabilities on retained training images.

@@ -46,7 +46,7 @@ def _damaged(evaluation: Mapping[str, Any]) -> str:
         return ""
     return (
         f"the unlearned model is damaged: it classifies {100 * after:.1f}% of the retained test images right, the "
-        f"original {100 * before:.1f}%. Lower finetune.lr"
+        f"original {100 * before:.1f}%. Set finetune.lr to a rate below the one in finetune.json"
     )
 
 

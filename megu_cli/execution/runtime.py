@@ -109,9 +109,9 @@ def deterministic() -> None:
 
 def available_cores() -> int:
     """Return the number of cores that this process may use: by its affinity and by the limit of its container."""
-    import joblib
+    from joblib.externals import loky  # joblib's own count is 1 wherever it cannot start processes
 
-    return int(joblib.cpu_count())
+    return int(loky.cpu_count())
 
 
 def limit_threads() -> None:

@@ -39,12 +39,13 @@ class Alignment:
     Attributes:
         history: Of the finetuning that made the model.
         lr: Its learning rate at the start.
-        lowered: Higher rates that were tried before, each with the accuracy on held-out retained images that it left.
+        lowered: Higher rates that were tried before, each with the accuracy on held-out retained images that it left;
+            ``None``: its loss was no longer finite.
     """
 
     history: History
     lr: float
-    lowered: list[tuple[float, float]]
+    lowered: list[tuple[float, float | None]]
 
 
 def transition(
@@ -182,7 +183,7 @@ def align(
     several = len(rates) > 1
     start = {name: value.clone() for name, value in model.state_dict().items()} if several else {}
     least = _least(validate(model), validated) if several else 0.0
-    lowered: list[tuple[float, float]] = []
+    lowered: list[tuple[float, float | None]] = []
     for rate in rates:
         last = rate == rates[-1]
         try:
@@ -201,12 +202,12 @@ def align(
                 # A resume point holds one training: a killed repetition starts over.
                 execution=replace(problem.execution, resume=None) if lowered else problem.execution,
             )
-            accuracy = history.validation[-1] if validated else 1.0
+            accuracy: float | None = history.validation[-1] if validated else 1.0
         except DivergedError:
             if last:
                 raise
-            accuracy = 0.0
-        if last or accuracy >= least:
+            accuracy = None
+        if last or (accuracy is not None and accuracy >= least):
             break
         lowered.append((rate, accuracy))
         model.load_state_dict(start)

@@ -18,6 +18,8 @@ SCALE = (0.0, 10.0)
 PROMPT_VERSION = 1
 # A row whose ratings lie closer together than this says nothing about which concept is near.
 FLAT = 0.5
+# What ends the thoughts of a model that writes them into its answer.
+END_OF_THOUGHTS = "</think>"
 
 # Gives the picture at a position of the training split, as it may be shown.
 Show = Callable[[int], "Image.Image"]
@@ -156,11 +158,13 @@ class Form:
         name: The value.
         prompt: (concept, candidate, whether an image is shown) -> the question.
         answers: Answer -> the rating that it stands for.
+        flat: Ratings of a row that differ by less carry no information.
     """
 
     name: str
     prompt: Callable[[str, str, bool], str]
     answers: Mapping[str, float]
+    flat: float
 
     @property
     def key(self) -> dict[str, str]:
@@ -171,8 +175,9 @@ class Form:
 FORMS = {
     form.name: form
     for form in (
-        Form("rating", single_prompt, {str(v): float(v) for v in range(int(SCALE[0]), int(SCALE[1]) + 1)}),
-        Form("true_false", true_false_prompt, {"True": SCALE[1], "False": SCALE[0]}),
+        Form("rating", single_prompt, {str(v): float(v) for v in range(int(SCALE[0]), int(SCALE[1]) + 1)}, FLAT),
+        # A likelihood of True that is small for all classes still says which is nearest.
+        Form("true_false", true_false_prompt, {"True": SCALE[1], "False": SCALE[0]}, 0.01),
     )
 }
 
@@ -244,7 +249,7 @@ def _loaded(text: str) -> Any:
 
 def without_thoughts(text: str) -> str:
     """What follows the last end of thoughts; nothing where thoughts begin and do not end."""
-    rest = text.rpartition("</think>")[2].strip()
+    rest = text.rpartition(END_OF_THOUGHTS)[2].strip()
     return "" if rest.startswith("<think>") else rest
 
 
@@ -314,6 +319,7 @@ def averaged(
     questions: Iterable[Question],
     given: Mapping[str, Sequence[Mapping[str, float]]],
     said: Mapping[str, str],
+    form: Form,
 ) -> dict[str, dict[str, float]]:
     """Mean ratings over the images of each row, refused where a row carries no information.
 
@@ -321,12 +327,13 @@ def averaged(
         questions: The rows.
         given: concept -> for each image (or for the one question by name) candidate -> rating, where there is one.
         said: concept -> something of what the model said, for the message.
+        form: What was asked.
 
     Returns:
         concept -> candidate -> rating; a candidate that no image was rated for is not there.
 
     Raises:
-        MLLMError: Of a row less than half of the ratings were given, or they differ by less than `FLAT`; all such
+        MLLMError: Of a row less than half of the ratings were given, or they differ by less than `Form.flat`; all such
             rows are named.
     """
     scores: dict[str, dict[str, float]] = {}
@@ -344,15 +351,16 @@ def averaged(
         fault = None
         if 2 * count < wanted:
             fault = f"{count} of {wanted} ratings were given"
-        elif max(row.values()) - min(row.values()) < FLAT:
+        elif max(row.values()) - min(row.values()) < form.flat:
             fault = f"all ratings lie between {min(row.values()):.2f} and {max(row.values()):.2f}"
         if fault:
             faults.append(f"  {question.concept}: {fault}; the model said: {excerpt(said.get(question.concept, ''))}")
     if faults:
+        other = "" if form.name == "rating" else "mllm.question to rating, "
         raise MLLMError(
             f"{len(faults)} of {len(scores)} rows of ratings carry no information\n" + "\n".join(faults),
-            "Its answers are in similarity.answers.jsonl. Set mllm.model to a more capable model, or mllm.backend to "
-            "recorded; to have the same model asked again, delete that file.",
+            f"Its answers are in similarity.answers.jsonl. Set mllm.model to a more capable model, {other}or "
+            "mllm.backend to recorded; to have the same model asked again, delete that file.",
         )
     return scores
 

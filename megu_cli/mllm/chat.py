@@ -64,8 +64,9 @@ class AsRatings:
 class AsTrueFalse:
     """True or False for one candidate: its rating is 10 P(True) / (P(True) + P(False)).
 
-    The probabilities are those of the token that is the answer, its spellings taken together. Where a server does not
-    give them, True is 10 and False 0, and the mean over images is the share of True.
+    The probabilities are those of the token that is the answer, after the thoughts of a model that has them, its
+    spellings taken together. Where a server does not give them, True is 10 and False 0, and the mean over images is the
+    share of True.
     """
 
     chunk = 1
@@ -80,7 +81,7 @@ class AsTrueFalse:
 
     def length(self, candidates: Sequence[str]) -> int:
         """See `Chat.length`."""
-        return 16
+        return 512  # for the thoughts of a model that has them; another stops after the word
 
     def read(self, body: bytes, candidates: Sequence[str], names: Sequence[str]) -> dict[str, float]:
         """See `Chat.read`."""
@@ -89,12 +90,12 @@ class AsTrueFalse:
             return {}
         word = said[1].lower()
         likely = {"true": float(word == "true"), "false": float(word == "false")}
-        for place in completion.probabilities(body):
+        for said_token, place in completion.after_thoughts(completion.probabilities(body)):
             found = dict.fromkeys(likely, 0.0)
             for token, probability in place.items():
                 if (spelt := token.strip().lower()) in found:
                     found[spelt] += probability
-            if found[word]:
+            if said_token.strip().lower() == word and found[word]:
                 likely = found
                 break
         return {candidates[0]: SCALE[1] * likely["true"] / (likely["true"] + likely["false"])}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 from typing import Any
+
+from megu_cli.mllm.base import END_OF_THOUGHTS
 
 
 def unpacked(entry: dict[str, Any]) -> bytes:
@@ -28,8 +31,11 @@ def text(body: bytes) -> str:
     return content if isinstance(content, str) else ""
 
 
-def probabilities(body: bytes) -> list[dict[str, float]]:
-    """For each token of the answer, how probable it and its alternatives were; empty where a server does not say."""
+Place = tuple[str, dict[str, float]]
+
+
+def probabilities(body: bytes) -> list[Place]:
+    """Tokens of the answer, each with the probabilities of itself and its alternatives; none if a server is silent."""
     found = []
     try:
         for place in _decoded(body)["choices"][0]["logprobs"]["content"]:
@@ -38,10 +44,18 @@ def probabilities(body: bytes) -> list[dict[str, float]]:
                 token, value = entry["token"], entry["logprob"]
                 if isinstance(token, str) and type(value) in (int, float) and value <= 0:
                     likely[token] = math.exp(value)
-            found.append(likely)
+            found.append((str(place["token"]), likely))
     except (LookupError, TypeError, AttributeError):
         return []
     return found
+
+
+def after_thoughts(places: list[Place]) -> list[Place]:
+    """The tokens after the last end of thoughts; all of them where there is none."""
+    said = "".join(token for token, _ in places)
+    start = said.rfind(END_OF_THOUGHTS) + len(END_OF_THOUGHTS) if END_OF_THOUGHTS in said else 0
+    ends = itertools.accumulate(len(token) for token, _ in places)
+    return [place for place, end in zip(places, ends, strict=True) if end > start]
 
 
 def tokens(body: bytes) -> dict[str, int | None] | None:

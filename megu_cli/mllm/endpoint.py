@@ -170,7 +170,7 @@ class Endpoint:
                     rows.setdefault(call.position, {}).update(ratings)
                     said.setdefault(call.concept, text)
             given[question.concept] = list(rows.values())
-        scores = averaged(questions, given, said)
+        scores = averaged(questions, given, said, self.form)
         shown = len({call.image for call in calls if call.image})
         low, high = SCALE
         graded = any(low < rating < high for ratings, _ in found for rating in ratings.values())

@@ -73,7 +73,7 @@ class Local:
             concept: ", ".join(f"{name} {rating:.2f}" for name, rating in rows[0].items())
             for concept, rows in given.items()
         }
-        scores = averaged(questions, given, said)
+        scores = averaged(questions, given, said, self.form)
         entropy = {
             q.concept: {
                 name: round(sum(e["entropy"][name] for e in found[q.concept]) / len(found[q.concept]), 6)

@@ -31,7 +31,9 @@ def notes(inputs: RunInputs) -> list[str]:
 
     lines = resolve.notes(inputs.data, inputs.request, inputs.config.forget.duplicates)
     if preset := inputs.config.preset:
-        lines.append(f"preset: {preset}, version {PRESETS[preset].version}: {PRESETS[preset].text}")
+        question, alone = inputs.config.mllm.question, inputs.config.noise.input
+        asked = f"mllm.question: {question}, " if inputs.config.takes_ratings else ""
+        lines.append(f"preset: {preset}, version {PRESETS[preset].version} ({asked}noise.input: {alone})")
     if inputs.config.retrains:
         lines.append(
             "method: retrain: the model is trained from scratch on the retained images alone, and no label is made; "

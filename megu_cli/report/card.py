@@ -139,7 +139,9 @@ def _how(context: RunContext, sources: Sources) -> list[tuple[str, str]]:
         rows.append(("PyTorch", str(artifacts.read_body(context.directory.out / files.FINGERPRINTS)["torch"])))
     finetune = sources.artifacts.get("finetune")
     settings = finetune.meta["settings"] if finetune else {}
-    used = settings.get("finetune", {})
+    used = dict(settings.get("finetune", {}))
+    if finetune and "lr" in finetune.body:  # the setting may be auto
+        used["lr"] = finetune.body["lr"]
     if "labels.source" in settings:
         rows.append(("labels.source", str(settings["labels.source"])))
     rows += [(f"finetune.{key}", str(used[key])) for key in _SETTINGS if used.get(key) is not None]

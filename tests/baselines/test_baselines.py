@@ -381,8 +381,24 @@ def test_a_bias_shift_is_the_least_that_hides_the_class(trained, task):
 def test_a_bias_shift_leaves_a_share_of_the_images_their_class(trained, task):
     bias_shift.bias_shift(trained, task, share=0.5)
     assert accuracy(trained, task.split, task.forget) == 0.5
+    # Each of several classes keeps the share of its own images.
+    both = dataclasses.replace(task, forgotten=[0, 1], forget=torch.where(task.split.labels < 2)[0])
+    bias_shift.bias_shift(trained, both, share=0.25)
+    logits = trained(next(both.split.batches([both.forget])))
+    above = logits[range(len(both.labels)), both.labels] > logits[:, 2:].max(1).values
+    assert [above[both.labels == c].float().mean().item() for c in (0, 1)] == [0.25, 0.25]
     with pytest.raises(MeguError, match="no bias"):
         bias_shift.bias_shift(nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)), task)
+
+
+def test_the_classes_of_an_earlier_request_do_not_make_a_request_one_of_classes(trained, task):
+    assert task.of_classes
+    assert not dataclasses.replace(task, forgotten=[]).of_classes
+    later = dataclasses.replace(task, forget=task.retain[:8])
+    assert not later.of_classes
+    before = state(trained)
+    bias_shift.bias_shift(trained, later)
+    assert same(trained, before) == list(before)
 
 
 # -- what all share ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-import joblib
 import pytest
 from conftest import refused, subprocess_environment, write_config
+from joblib.externals import loky
 from test_cells import compared
 from test_jobs import die, fail, opened, work
 from test_jobs_killed import COMPARE, gone, soon
@@ -81,7 +81,7 @@ def test_a_task_has_as_many_threads_as_cores(tmp_path, monkeypatch, options, thr
 
 def test_on_this_machine_there_is_a_task_for_each_core_that_the_process_may_use(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
+    monkeypatch.setattr(loky, "cpu_count", lambda: 3)
     workers = ClusterWorkers(opened(tmp_path, [], print), print, print, False, cluster="local", options={})
     workers.close()
     assert workers.number == 3

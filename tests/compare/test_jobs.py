@@ -14,7 +14,7 @@ from megu_cli.compare.cells import Cell, Cells
 from megu_cli.compare.jobs import Jobs
 from megu_cli.compare.local import LocalWorkers
 from megu_cli.errors import MeguError, MLLMError
-from megu_cli.execution.runtime import silent
+from megu_cli.execution.runtime import available_cores, silent
 
 
 def note(folder, name, what=""):
@@ -69,7 +69,7 @@ def test_a_cell_runs_after_those_it_needs_and_a_failure_costs_only_itself(tmp_pa
     assert {*left} == {"a@0", "c@0", "d@0"}
     assert left["a@0"][1] < min(left["c@0"][1], left["d@0"][1])
     # The processes share the cores.
-    assert {entry[2] for entry in left.values()} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    assert {entry[2] for entry in left.values()} == {str(max(1, available_cores() // 2))}
 
 
 def test_a_killed_process_costs_nothing_but_its_cell(tmp_path):

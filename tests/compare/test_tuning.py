@@ -77,7 +77,8 @@ def test_a_grid_has_four_points_and_the_defaults_are_one_of_them(kind):
             assert name in ("original", "retrain", "mask")
             continue
         assert len({tuple(point.values()) for point in points}) == 4
-        own = {f"finetune.{key}": value for key, value in default} if name in OURS else methods()[name].settings({})
+        ours = {**{f"finetune.{key}": value for key, value in default}, **OURS.get(name, {})}
+        own = ours if name in OURS else methods()[name].settings({})
         assert any(all(own[key] == value for key, value in point.items()) for point in points), name
 
 

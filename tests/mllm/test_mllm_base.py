@@ -8,7 +8,7 @@ import torch
 from megu_cli.errors import MLLMError
 from megu_cli.mllm import pictures
 from megu_cli.mllm.answers import Answers
-from megu_cli.mllm.base import Question, averaged, chat_prompt, parse, schema, single_prompt
+from megu_cli.mllm.base import FORMS, Question, averaged, chat_prompt, parse, schema, single_prompt
 
 NAMES = ["Coat", "Bag", "T-shirt/top"]
 
@@ -61,7 +61,7 @@ def test_the_schema_asks_for_each_name() -> None:
 def test_means_are_over_the_ratings_that_were_given() -> None:
     question = Question("Shirt", NAMES, [1, 2])
     given = {"Shirt": [{"Coat": 7.0, "Bag": 1.0}, {"Coat": 8.0, "T-shirt/top": 9.0}]}
-    assert averaged([question], given, {}) == {"Shirt": {"Coat": 7.5, "Bag": 1.0, "T-shirt/top": 9.0}}
+    assert averaged([question], given, {}, FORMS["rating"]) == {"Shirt": {"Coat": 7.5, "Bag": 1.0, "T-shirt/top": 9.0}}
 
 
 def test_rows_without_information_are_refused_by_name_and_all_together() -> None:
@@ -73,7 +73,7 @@ def test_rows_without_information_are_refused_by_name_and_all_together() -> None
         "silent": [{}],
     }
     with pytest.raises(MLLMError) as caught:
-        averaged(questions, given, {"flat": "all\x1b[31m 5", "sparse": "dunno"})
+        averaged(questions, given, {"flat": "all\x1b[31m 5", "sparse": "dunno"}, FORMS["rating"])
     message = str(caught.value)
     assert "3 of 4" in message
     assert "flat: all ratings lie between 5.00 and 5.40; the model said: all [31m 5" in message

@@ -217,6 +217,31 @@ def test_what_is_neither_true_nor_false_is_asked_once_more_and_is_then_missing(
 
 
 @pytest.mark.parametrize(
+    "tokens",
+    [
+        [("<think>", {"True": 0.2, "False": 0.01}), ("</think>", {}), ("False", {"False": 0.99, "True": 0.01})],
+        [("**", {"True": 0.25, "False": 0.03}), ("False", {"False": 0.99, "True": 0.01}), ("**", {})],
+        [
+            ("<think>", {}), ("It is", {}), (" false", {" false": 0.4, " true": 0.6}), ("</", {}), ("think>", {}),
+            ("False", {"False": 0.99, "True": 0.01}),
+        ],
+    ],
+)  # fmt: skip
+def test_probabilities_are_those_of_the_token_that_is_the_answer(tokens: list[tuple[str, dict[str, float]]]) -> None:
+    content = [
+        {
+            "token": token,
+            "logprob": math.log(likely.get(token, 0.9)),
+            "top_logprobs": [{"token": other, "logprob": math.log(p)} for other, p in likely.items() if other != token],
+        }
+        for token, likely in tokens
+    ]
+    message = {"content": "".join(token for token, _ in tokens)}
+    body = {"choices": [{"message": message, "logprobs": {"content": content}}]}
+    assert CHATS["true_false"].read(json.dumps(body).encode(), ["c1"], ["c1"]) == {"c1": pytest.approx(0.1)}
+
+
+@pytest.mark.parametrize(
     "logprobs",
     [
         "none",

@@ -31,7 +31,9 @@ def test_a_rate_that_damages_the_model_gives_way_to_a_lower_one(finished, monkey
     monkeypatch.setattr(problems, "_RATES", (bad, 0.002))
     body, weights = finetuned(finished, said, lr="auto")
     assert body["lr"] == 0.002
-    assert any("finetuned once more at a lower one" in line for line in said)
+    (line,) = [line for line in said if "finetuned once more at a lower one" in line]
+    assert ("loss was no longer finite" in line) == (bad > 1)
+    assert ("accuracy on held-out images was" in line) == (bad <= 1)
     assert all(torch.equal(expected[name], value) for name, value in weights.items())
 
 

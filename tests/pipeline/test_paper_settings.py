@@ -7,7 +7,7 @@ import yaml
 from conftest import listing, write_config
 
 from megu_cli.compare.methods import OURS
-from megu_cli.config import PRESETS, changed, load_config, preset_settings
+from megu_cli.config import PRESETS, changed, load_config
 from megu_cli.errors import ConfigError
 from megu_cli.pipeline.context import RunContext
 from megu_cli.pipeline.freshness import Freshness
@@ -134,12 +134,16 @@ def test_the_preset_follows_the_paper_where_the_rater_can_and_keeps_its_first_ve
     assert second.model_copy(update=same) == first  # and nothing else differs
     assert load("paper").mllm.question == "rating"  # recorded ratings stay ratings
     assert load("paper", mllm={**ENDPOINT, "question": "rating"}).mllm.question == "rating"
-    assert OURS["megu-paper"] == preset_settings("paper")
+    # In a comparison its row takes the ratings of the others.
+    given = load_config(write_config(tmp_path, mllm=ENDPOINT))
+    expected = second.model_copy(update={"mllm": given.mllm, "preset": None})
+    assert changed(given, OURS["megu-paper"]).model_dump() == expected.model_dump()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_run_says_which_version_of_a_preset_it_has(tmp_path, preset):
     context = RunContext.open(load_config(write_config(tmp_path, preset=preset)))
     (line,) = [note for note in context.inputs.notes if note.startswith("preset: ")]
-    assert line.startswith(f"preset: {preset}, version {PRESETS[preset].version}: ")
+    alone = {"paper": "alone", "paper-added": "added"}[preset]
+    assert line == f"preset: {preset}, version {PRESETS[preset].version} (mllm.question: rating, noise.input: {alone})"
     assert not [n for n in RunContext.open(load_config(write_config(tmp_path))).inputs.notes if "preset" in n]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import joblib
 import pytest
 import torch
 from conftest import data_set
+from joblib.externals import loky
 from torch import nn
 
 from megu_cli import data, training
@@ -199,7 +199,7 @@ def test_settings_that_came_later_stay_out_of_the_key_at_their_default():
 
 def test_torch_takes_no_more_threads_than_the_container_may_use_cores(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(loky, "cpu_count", lambda: 2)
     try:
         torch.set_num_threads(3)
         monkeypatch.setenv("OMP_NUM_THREADS", "3")

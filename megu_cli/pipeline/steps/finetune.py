@@ -45,8 +45,9 @@ def finetune(context: RunContext, inputs: Inputs) -> Product:
     }
     state, notes = _without_idle(context, model, body)
     notes += [
-        f"at a learning rate of {rate:g} the accuracy on held-out retained images was {accuracy:.1%}: "
-        "finetuned once more at a lower one"
+        f"at a learning rate of {rate:g} the "
+        + ("loss was no longer finite" if accuracy is None else f"accuracy on held-out images was {accuracy:.1%}")
+        + ": finetuned once more at a lower one"
         for rate, accuracy in aligned.lowered
     ]
     if calibrated is not None:
