@@ -134,7 +134,7 @@ class FinetuneConfig(Section):
     retain_fraction: Literal["auto"] | Positive = Field(
         "auto",
         description="retained samples per epoch, as a share of all; auto: 12,000 images, but at most 3.75 passes, a "
-        "quarter of what retraining takes by default; of fewer than 800 images 3,000, in at most 20 passes",
+        "quarter of what retraining takes by default; of fewer than 1,100 images 4,000, in at most 20 passes",
     )
     max_steps: Count | None = Field(
         None, description="optimiser steps at most, where epochs would take more; the schedule fits; null: no limit"

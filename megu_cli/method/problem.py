@@ -17,7 +17,7 @@ from megu_cli.request.resolve import Request
 # quarter of those that retraining takes by default. Of very few images these are too few steps to forget anything: at
 # least so many samples then, in at most so many passes. Passes over D_f in all.
 _RETAINED, _PASSES = 12_000, 3.75
-_FEWEST, _MOST_PASSES = 3000, 20
+_FEWEST, _MOST_PASSES = 4000, 20
 _FORGET_PASSES = 3
 # Learning rates of the finetuning where it is ``auto``, in the order in which they are tried.
 _RATES = (0.02, 0.005, 0.00125)
