@@ -712,7 +712,11 @@ def test_a_comparison_pays_once_for_all_methods_and_seeds(
         train={"epochs": 1, "batch": 32},
         finetune={"epochs": 1, "retain_fraction": 0.5},
         noise={"steps": 2},
-        compare={"methods": ["megu", "megu-paper"], "seeds": 2},
+        compare={
+            "methods": ["megu", "megu-paper"],
+            "seeds": 2,
+            "variants": {"asked": {"method": "megu-paper", "mllm.question": "true_false"}},
+        },
     )
 
     def answer(asked: Asked) -> Reply:
@@ -724,11 +728,11 @@ def test_a_comparison_pays_once_for_all_methods_and_seeds(
     server.answer = answer
     code, _, err = megu("compare", "-c", file)
     assert code == 0, err
-    # megu rates from 4 images, and megu-paper asks True or False of each and the nine other classes.
+    # Both methods share ratings from 4 images; the variant asks True or False of each and the nine other classes.
     assert len(server.asked) == 4 + 4 * 9
     assert err.index("similarity: running") < err.index("train: running")
     assert len(list((tmp_path / "run").rglob("similarity.answers.jsonl"))) == 1
-    found = [json.loads(f.read_text())["scores"]["8"] for f in (tmp_path / "run").rglob("megu-paper/similarity.json")]
+    found = [json.loads(f.read_text())["scores"]["8"] for f in (tmp_path / "run").rglob("asked/similarity.json")]
     assert found == [{name: 10.0 if name in "03" else 0.0 for name in "012345679"}] * 2
     code, _, err = megu("run", "-c", file)
     assert code == 0, err
