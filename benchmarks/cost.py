@@ -19,7 +19,7 @@ from tables import filled, row
 from megu_cli.config import Config
 from megu_cli.method import proxy
 from megu_cli.method.problem import UnlearningProblem
-from megu_cli.mllm.endpoint import CHUNK
+from megu_cli.mllm.chat import CHUNK
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 # Assumed: images a second that a GPU trains on. A pass without gradients takes a third of one with them.

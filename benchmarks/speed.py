@@ -371,8 +371,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for n, own in found.items():
             axis.plot([int(n)] * len(own), own, "o", color="tab:blue", markersize=3)
         start, rise = slope(found)
-        last = max(map(int, found))
-        axis.plot([0, last], [start, start + rise * last], color="black", linewidth=0.6)
+        largest = max(map(int, found))
+        axis.plot([0, largest], [start, start + rise * largest], color="black", linewidth=0.6)
         axis.set_xlabel(f"{word} images", fontsize=8)
         axis.set_title(name, fontsize=9)
         axis.set_xlim(left=0)

@@ -16,11 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megu_cli.compare import distances, figures, nearest
+from megu_cli.compare import REFERENCES, distances, figures, nearest
 
 HERE = Path(__file__).parent
-# Neither is a way of forgetting: the starting point, the goal, and the cheat. None of them is ever the best.
-REFERENCES = ("original", "retrain", "mask")
 OURS = ("megu", "megu-paper")
 
 

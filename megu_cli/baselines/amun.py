@@ -38,7 +38,7 @@ def amun(model: nn.Module, task: Task, *, epochs: int = BASELINE_EPOCHS, lr: flo
     """
     moved, wrong = adversarial_set(model, task, steps)
     number, labels = len(task.split), torch.cat([task.split.labels, wrong])
-    staying = task.forget[~torch.isin(task.labels, torch.tensor(task.forgotten, dtype=torch.int64))]
+    staying = task.forget[~task.of_forgotten_classes]
     whole = torch.cat([task.retain, staying, number + torch.arange(len(wrong))])
     samples = round(task.samples * len(whole) / len(task.retain))
 

@@ -92,7 +92,7 @@ def target_accuracy(model: nn.Module, task: Task) -> float:
     Raises:
         MeguError: There are none.
     """
-    staying = ~torch.isin(task.labels, torch.tensor(task.forgotten, dtype=torch.int64))
+    staying = ~task.of_forgotten_classes
     if not staying.any():
         return 0.0
     if not len(task.validation):

@@ -93,9 +93,14 @@ class Task:
         return accuracy(model, self.validation, torch.arange(len(self.validation)), self.execution.unshared)
 
     @property
+    def of_forgotten_classes(self) -> Tensor:
+        """(N_f,) bool: images of wholly forgotten classes, which may also be those of an earlier request."""
+        return torch.isin(self.labels, torch.tensor(self.forgotten, dtype=torch.int64))
+
+    @property
     def of_classes(self) -> bool:
-        """True if all of D_f is of wholly forgotten classes, which may also be those of an earlier request."""
-        return bool(torch.isin(self.labels, torch.tensor(self.forgotten, dtype=torch.int64)).all())
+        """True if all of D_f is of wholly forgotten classes."""
+        return bool(self.of_forgotten_classes.all())
 
     def retained(self, *path: object) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of the `steps` batches of one epoch over D_r, in an order that ``path`` draws."""

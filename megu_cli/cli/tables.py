@@ -113,17 +113,13 @@ def evaluation(result: dict[str, Any]) -> None:
         console.print(Text.assemble(f"{outcome['requirement']}: ", (mark, colour), f" ({outcome['measured']})"))
 
 
-# What nothing is to be better than: the starting point, the goal, and the cheats.
-_REFERENCES = ("original", "retrain", "mask", "new_head", "bias_shift")
-
-
 def comparison(result: dict[str, Any]) -> None:
     """Methods as rows: mean ± 95% interval over seeds, the best of each column in bold."""
-    from megu_cli.compare import figures, nearest
+    from megu_cli.compare import REFERENCES, figures, nearest
 
     rows, seeds = result["methods"], result["seeds"]
     shown = [m for m in metrics() if m.column and any(row["mean"].get(m.name) is not None for row in rows.values())]
-    bold = {metric.name: nearest(rows, metric.name, _REFERENCES) for metric in shown}
+    bold = {metric.name: nearest(rows, metric.name, REFERENCES) for metric in shown}
     # An interval of two seeds says nothing: it is wider than any figure.
     ranges = len(seeds) < 3
     over = {1: "one seed", 2: "the range of two seeds"}.get(len(seeds), f"mean ± 95% interval over {len(seeds)} seeds")
@@ -141,7 +137,7 @@ def comparison(result: dict[str, Any]) -> None:
                 half = row["interval"].get(metric.name) if metric.group != "time" else None
                 text = _interval(row["mean"].get(metric.name), half, plain)
             cells.append(Text(text, "bold" if bold[metric.name] == name else ""))
-        table.add_row(name, *cells, style="dim" if name in _REFERENCES else "", end_section=name == "retrain")
+        table.add_row(name, *cells, style="dim" if name in REFERENCES else "", end_section=name == "retrain")
     console = _console()
     console.print(table)
     floor = result["noise_floor"]

@@ -2,7 +2,8 @@
 
 from megu_cli.compare.arena import Arena
 from megu_cli.compare.comparison import Comparison
+from megu_cli.compare.methods import REFERENCES
 from megu_cli.compare.statistics import distances, figures, nearest, paired, summary
 from megu_cli.compare.tuning import score
 
-__all__ = ["Arena", "Comparison", "distances", "figures", "nearest", "paired", "score", "summary"]
+__all__ = ["REFERENCES", "Arena", "Comparison", "distances", "figures", "nearest", "paired", "score", "summary"]

@@ -19,6 +19,8 @@ OURS: dict[str, dict[str, Any]] = {
     "megu": {},
     "megu-paper": {key: value for key, value in preset_settings("paper").items() if not key.startswith("mllm.")},
 }
+# What nothing is to be better than: the starting point, the goal, and the cheats.
+REFERENCES = ("original", "retrain", "mask", "new_head", "bias_shift")
 # Sections of which a variant may change settings: the others decide what all rows share.
 _VARIED = ("mllm", "transition", "labels", "noise", "finetune")
 # Names of other files and cells in the folder of a seed.

@@ -29,11 +29,14 @@ class Section(BaseModel):
     added: ClassVar[tuple[str, ...]] = ()
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @property
+    def unset(self) -> set[str]:
+        """Those of `added` that are at their default."""
+        return {name for name in self.added if getattr(self, name) == type(self).model_fields[name].default}
+
     def keyed(self) -> dict[str, Any]:
         """All settings as plain JSON data, as they enter the key of a stage."""
-        fields = type(self).model_fields
-        unset = {name for name in self.added if getattr(self, name) == fields[name].default}
-        return self.model_dump(mode="json", exclude=unset)
+        return self.model_dump(mode="json", exclude=self.unset)
 
 
 def checked_path(path: Path, key: str) -> Path:

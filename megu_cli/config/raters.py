@@ -42,18 +42,16 @@ class RaterKind:
     settings: Names = ()
     inputs: Names = ()
 
-    def depends_on(self, images: str, question: str = "rating") -> tuple[Names, Names]:
+    def depends_on(self, images: str) -> tuple[Names, Names]:
         """Return all settings and inputs that the ratings depend on.
 
         Args:
             images: The setting ``mllm.images``.
-            question: The setting ``mllm.question``. At its default it does not enter a key, as before there was one.
         """
         if not self.asks:
             return self.settings, self.inputs
         settings, inputs = _SHOWING if images != "none" else ((), ())
-        asked = ("mllm.question",) if question != "rating" else ()
-        return (*self.settings, "mllm.images", *asked, *settings), (*self.inputs, *inputs)
+        return (*self.settings, "mllm.images", "mllm.question", *settings), (*self.inputs, *inputs)
 
 
 _BOTH = ("rating", "true_false")

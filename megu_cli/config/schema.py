@@ -102,6 +102,7 @@ class LabelsConfig(Section):
 class NoiseConfig(Section):
     """The positive-negative feature noise pair."""
 
+    added: ClassVar = ("input",)
     use: Literal["auto", "both", "positive", "negative", "none"] = Field(
         "auto",
         description="auto (none; negative for hard labels of wholly forgotten classes) | both | positive | negative | "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -194,6 +194,7 @@ _SERVED = ", ".join(rater.name for rater in RATERS.values() if "base_url" in rat
 class MLLMConfig(Section):
     """Where the similarity ratings come from."""
 
+    added: ClassVar = ("question",)
     backend: RaterName = Field(
         "auto",
         description=f"auto (recorded where mllm.ratings is set, and for {_RATED}; else none) | "

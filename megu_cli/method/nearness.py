@@ -15,7 +15,7 @@ from megu_cli.config import TransitionConfig
 from megu_cli.data import Dataset, sampled
 from megu_cli.errors import CheckpointError
 from megu_cli.method.problem import UnlearningProblem
-from megu_cli.method.transition import transition_matrix
+from megu_cli.method.transition import matrix_of
 from megu_cli.mllm.base import SCALE
 from megu_cli.models.features import has_head
 from megu_cli.request.resolve import Request
@@ -122,12 +122,4 @@ def _embeddings(problem: UnlearningProblem, model: nn.Module, places: dict[int, 
         low = cosine[compared].min()
         scaled = SCALE[1] * (cosine - low) / (1 - low).clamp_min(1e-12)
         ratings[row, torch.tensor(known)[compared]] = scaled[compared]
-    return transition_matrix(
-        ratings,
-        request.asked,
-        data.concept_class,
-        classes=len(data.classes),
-        forgotten=request.concepts,
-        own_class=request.kind == "subclasses",
-        temperature=problem.transition.temperature,
-    )
+    return matrix_of(problem, ratings)

@@ -5,6 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megu_cli.method.problem import UnlearningProblem
+
+
+def matrix_of(problem: UnlearningProblem, ratings: Tensor) -> Tensor:
+    """The `transition_matrix` of a request, from (len(asked), F) ratings of its concepts."""
+    data, request = problem.data, problem.request
+    return transition_matrix(
+        ratings,
+        request.asked,
+        data.concept_class,
+        classes=len(data.classes),
+        forgotten=request.concepts,
+        own_class=request.kind == "subclasses",
+        temperature=problem.transition.temperature,
+    )
+
 
 def transition_matrix(
     ratings: Tensor,

@@ -21,7 +21,7 @@ from megu_cli.method.finetune import Forgotten, GroupedNoise, finetune
 from megu_cli.method.labels import Labels, perturb, unseen_by_both
 from megu_cli.method.noise import train_noise
 from megu_cli.method.problem import UnlearningProblem
-from megu_cli.method.transition import transition_matrix
+from megu_cli.method.transition import matrix_of
 from megu_cli.models.features import has_head
 from megu_cli.training import History
 
@@ -77,15 +77,7 @@ def transition(
             rating = 0.0 if len(compared) == 1 else scores[concept].get(candidate)
             if rating is not None:
                 ratings[row, place[candidate]] = rating
-    return transition_matrix(
-        ratings,
-        request.asked,
-        data.concept_class,
-        classes=len(data.classes),
-        forgotten=request.concepts,
-        own_class=request.kind == "subclasses",
-        temperature=problem.transition.temperature,
-    )
+    return matrix_of(problem, ratings)
 
 
 def noise_pair(problem: UnlearningProblem, model: nn.Module, labels: Labels) -> dict[str, Tensor]:

@@ -109,8 +109,7 @@ def chat_prompt(concept: str, candidates: Sequence[str], shown: bool, again: boo
         shown: Whether an image goes with it.
         again: Whether a first answer was not usable.
     """
-    opening = f"The image shows an example of the class {_quoted(concept)}. " if shown else ""
-    concept_shown = "the concept shown" if shown else f"the class {_quoted(concept)}"
+    opening, concept_shown = _presented(concept, shown)
     return (
         f"{opening}How similar is {concept_shown} to each of the classes listed below? Rate each from 0 (nothing in "
         "common) to 10 (hardly distinguishable), by what the two look like.\n"
@@ -125,8 +124,7 @@ def single_prompt(concept: str, candidate: str, shown: bool) -> str:
 
     The candidate comes as late as possible: what stands before it is computed once for all of them.
     """
-    opening = f"The image shows an example of the class {_quoted(concept)}. " if shown else ""
-    concept_shown = "the concept shown" if shown else f"the class {_quoted(concept)}"
+    opening, concept_shown = _presented(concept, shown)
     return (
         f"{opening}On a scale from 0 (nothing in common) to 10 (hardly distinguishable), by what the two look like, "
         f"answer with one whole number: how similar is {concept_shown} to the class {_quoted(candidate)}?"
@@ -142,8 +140,7 @@ def true_false_prompt(concept: str, candidate: str, shown: bool, again: bool = F
         shown: Whether an image goes with it.
         again: Whether a first answer was not usable.
     """
-    opening = f"The image shows an example of the class {_quoted(concept)}. " if shown else ""
-    concept_shown = "the concept shown" if shown else f"the class {_quoted(concept)}"
+    opening, concept_shown = _presented(concept, shown)
     return (
         f"{opening}True or False: by what the two look like, {concept_shown} is similar to the class "
         f"{_quoted(candidate)}. Answer with one word, True or False" + (", and write nothing else." if again else ".")
@@ -180,6 +177,13 @@ FORMS = {
         Form("true_false", true_false_prompt, {"True": SCALE[1], "False": SCALE[0]}, 0.01),
     )
 }
+
+
+def _presented(concept: str, shown: bool) -> tuple[str, str]:
+    """How a question begins, and what it calls the concept."""
+    if shown:
+        return f"The image shows an example of the class {_quoted(concept)}. ", "the concept shown"
+    return "", f"the class {_quoted(concept)}"
 
 
 def _quoted(name: str) -> str:

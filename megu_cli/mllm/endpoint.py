@@ -34,7 +34,6 @@ from megu_cli.mllm.base import (
     unrated,
 )
 from megu_cli.mllm.chat import CHATS
-from megu_cli.mllm.chat import CHUNK as CHUNK
 from megu_cli.mllm.masking import Key, masked
 
 if TYPE_CHECKING:

@@ -307,11 +307,15 @@ class RunInputs:
         return self._digests[name]
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Return resolved settings by dotted key."""
+        """Return resolved settings by dotted key, without those that came later and are at their default."""
+
+        def unset(key: str) -> bool:
+            section, _, name = key.partition(".")
+            return bool(name) and name in getattr(self.config, section).unset
 
         def value(key: str) -> Any:
             if key == "model.name":
                 return self.directory.input_memory.fact("architecture", lambda: self.user_model.architecture)
             return get(self.config, key)
 
-        return {key: value(key) for key in keys}
+        return {key: value(key) for key in keys if not unset(key)}

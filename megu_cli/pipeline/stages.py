@@ -118,17 +118,12 @@ def _step(place: str) -> Any:
 
 def _rating(config: Config) -> tuple[Names, Names]:
     """Settings and inputs that determine the ratings of a config."""
-    return config.mllm.rater.depends_on(config.mllm.images, config.mllm.question)
+    return config.mllm.rater.depends_on(config.mllm.images)
 
 
 def _judge(config: Config) -> tuple[Names, Names]:
     """The user's own retrained model is an input of the evaluation; one that megu trains is a stage."""
     return (), ("retrained",) if config.eval.own_oracle else ()
-
-
-def _noise_input(config: Config) -> tuple[Names, Names]:
-    """A setting that came after the first artifacts: at its default it does not enter a key."""
-    return (("noise.input",) if config.noise.input != "added" else ()), ()
 
 
 def _answers(inputs: RunInputs) -> Sequence[str]:
@@ -140,8 +135,8 @@ def _unlearned(inputs: RunInputs) -> Sequence[str]:
 
 
 _TRAIN = ("seed", "model.name", "train")
-# All of config.noise except the strength, which the finetuning uses, and what `_noise_input` adds.
-_NOISE = tuple(f"noise.{key}" for key in ("use", "negative", "batch", "steps", "lr", "penalty"))
+# All of config.noise except the strength, which the finetuning uses.
+_NOISE = tuple(f"noise.{key}" for key in ("use", "negative", "input", "batch", "steps", "lr", "penalty"))
 _REQUEST = ("train_data", "forget")
 # Parts of the bodies' forms.
 _NUMBER = (int, float)
@@ -263,7 +258,6 @@ _ROWS = (
         body={"use": str, "classes": [str]},
         traces={files.NOISE: "noises that were trained on images, or made to carry a forgotten class"},
         needs=("checkpoint", "labels"),
-        by_config=_noise_input,
         group="method",
         version=2,
         shared=True,
